@@ -1,0 +1,3 @@
+pub mod filter;
+pub mod name;
+pub mod options;
