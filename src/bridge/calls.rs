@@ -1,0 +1,194 @@
+//! Calls to the bus: what is to be sent, what is waited for, and until when.
+//!
+//! The ID of a call is the serial number of its message, so the bus side needs no table of its own.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::time::Duration;
+
+use super::items::{Change, ServiceId};
+use super::limits;
+use super::name::ServiceName;
+use super::time::Time;
+use super::value::Value;
+
+/// A method call to be sent.
+#[derive(Clone, PartialEq, Debug)]
+pub struct BusCall {
+    pub id: u32,
+    pub destination: Box<str>,
+    pub path: Box<str>,
+    pub method: Method,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub enum Method {
+    ListNames,
+    GetNameOwner(Box<str>),
+    GetItems,
+    GetValue,
+    SetValue(Value),
+    Introspect,
+}
+
+/// What came back, by its signature.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Reply {
+    Names(Vec<String>),
+    Text(String),
+    Items(Vec<(String, Change)>),
+    Value(Value),
+    Code(i64),
+    Error {
+        name: String,
+        text: String,
+    },
+    /// A body of a kind no call of ours is answered with.
+    Unreadable(String),
+}
+
+impl Reply {
+    /// The bus answers in the place of a connection that is gone.
+    pub fn is_from_nobody(&self) -> bool {
+        let Self::Error { name, .. } = self else { return false };
+        matches!(
+            name.strip_prefix("org.freedesktop.DBus.Error."),
+            Some("NoReply" | "ServiceUnknown" | "NameHasNoOwner" | "Disconnected")
+        )
+    }
+
+    /// Why this is not the answer that was hoped for.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Error { name, text } => format!("{name}: {text}"),
+            Self::Unreadable(why) => why.clone(),
+            _ => "an answer of the wrong kind".into(),
+        }
+    }
+}
+
+/// What a call is for.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Purpose {
+    Names,
+    Owner(ServiceName),
+    ScanItems,
+    ScanRoot,
+    WalkNode(Box<str>),
+    WalkValue(Box<str>),
+    Read(Box<str>),
+    Write(Box<str>),
+}
+
+/// The bus itself.
+pub const BUS: &str = "org.freedesktop.DBus";
+
+#[derive(Debug)]
+pub struct Calls {
+    next: u32,
+    out: VecDeque<BusCall>,
+    waiting: HashMap<u32, Call>,
+    deadlines: BTreeSet<(Time, u32)>,
+}
+
+#[derive(Debug)]
+struct Call {
+    service: Option<ServiceId>,
+    purpose: Purpose,
+    deadline: Time,
+}
+
+impl Default for Calls {
+    fn default() -> Self {
+        // the first serials belong to the connection's own hello
+        Self {
+            next: 1000,
+            out: VecDeque::new(),
+            waiting: HashMap::new(),
+            deadlines: BTreeSet::new(),
+        }
+    }
+}
+
+impl Calls {
+    /// A call to the bus itself.
+    pub fn ask_bus(&mut self, now: Time, method: Method, purpose: Purpose) {
+        self.start(now, None, BUS, "/org/freedesktop/DBus", method, purpose);
+    }
+
+    /// A call to the connection of a service.
+    pub fn ask(&mut self, now: Time, service: ServiceId, owner: &str, path: &str, method: Method, purpose: Purpose) {
+        self.start(now, Some(service), owner, path, method, purpose);
+    }
+
+    fn start(&mut self, now: Time, service: Option<ServiceId>, owner: &str, path: &str, method: Method, purpose: Purpose) {
+        let (id, deadline) = (self.next, deadline(now, &purpose));
+        self.next = self.next.checked_add(1).unwrap_or(1000);
+        self.out.push_back(BusCall {
+            id,
+            destination: owner.into(),
+            path: path.into(),
+            method,
+        });
+        self.waiting.insert(
+            id,
+            Call {
+                service,
+                purpose,
+                deadline,
+            },
+        );
+        self.deadlines.insert((deadline, id));
+    }
+
+    pub fn poll(&mut self) -> Option<BusCall> {
+        self.out.pop_front()
+    }
+
+    pub fn expects(&self, id: u32) -> bool {
+        self.waiting.contains_key(&id)
+    }
+
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// The call that is answered.
+    pub fn take(&mut self, id: u32) -> Option<(Option<ServiceId>, Purpose)> {
+        let call = self.waiting.remove(&id)?;
+        self.deadlines.remove(&(call.deadline, id));
+        Some((call.service, call.purpose))
+    }
+
+    /// A call whose time is up.
+    pub fn expired(&mut self, now: Time) -> Option<(Option<ServiceId>, Purpose)> {
+        let (deadline, id) = *self.deadlines.first()?;
+        if deadline > now { None } else { self.take(id) }
+    }
+
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.deadlines.first().map(|(deadline, _)| *deadline)
+    }
+
+    /// Nobody waits for this service any more.
+    pub fn forget(&mut self, service: ServiceId) {
+        self.waiting.retain(|_, call| call.service != Some(service));
+        let waiting = &self.waiting;
+        self.deadlines.retain(|(_, id)| waiting.contains_key(id));
+    }
+
+    pub fn waits_for_owner(&self) -> bool {
+        self.waiting
+            .values()
+            .any(|call| matches!(call.purpose, Purpose::Names | Purpose::Owner(_)))
+    }
+}
+
+/// How long after `now` a call of this kind is given up.
+fn deadline(now: Time, purpose: &Purpose) -> Time {
+    let span: Duration = match purpose {
+        Purpose::Names | Purpose::Owner(_) => limits::BUS_DEADLINE,
+        Purpose::ScanItems | Purpose::ScanRoot | Purpose::WalkNode(_) | Purpose::WalkValue(_) => limits::SCAN_DEADLINE,
+        Purpose::Read(_) | Purpose::Write(_) => limits::CALL_DEADLINE,
+    };
+    now + span
+}

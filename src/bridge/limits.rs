@@ -1,0 +1,54 @@
+//! Every time-out, cap and rate of the bridge, each with its reason.
+
+use std::time::Duration;
+
+/// GetItems, GetValue on `/`, Introspect. velib's scanners wait two minutes, blocking; nobody waits for ours, and thirty seconds
+/// is what a change that comes before the scan has ended is kept.
+pub const SCAN_DEADLINE: Duration = Duration::from_secs(30);
+/// A service that did not answer is asked again after this, doubling.
+pub const SCAN_RETRY_FIRST: Duration = Duration::from_secs(30);
+pub const SCAN_RETRY_LAST: Duration = Duration::from_secs(600);
+/// Requests wait for the services that were there at the start no longer than this, should one of them hang.
+pub const FIRST_SCAN: Duration = Duration::from_secs(2);
+/// A read or a write; the default of D-Bus clients is 25 s, which a person at a switch does not wait.
+pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// ListNames and GetNameOwner, which the bus itself answers.
+pub const BUS_DEADLINE: Duration = Duration::from_secs(25);
+
+/// How often a heartbeat goes out while awake (dbus-flashmq's own period).
+pub const HEARTBEAT: Duration = Duration::from_secs(3);
+/// Republishes in one second; those beyond are joined to the next one.
+pub const REPUBLISHES: usize = 3;
+pub const REPUBLISH_WINDOW: Duration = Duration::from_secs(1);
+/// How long the auto mode listens for another bridge: its heartbeat period and some.
+pub const DETECTION: Duration = Duration::from_millis(3500);
+/// A pass of the sweep in which the broker falls silent without the marker having come back.
+pub const SWEEP_QUIET: Duration = Duration::from_secs(2);
+/// Passes of the sweep on one connection: a broker drops what does not fit its queue, so one may not see everything.
+pub const SWEEP_PASSES: u32 = 32;
+
+/// Services at once; a bus takes 256 connections per user.
+pub const SERVICES: usize = 1024;
+/// Items of all services together: ten times a large system.
+pub const ITEMS: usize = 65_536;
+/// Distinct filters of keep-alives at once.
+pub const FILTERS: usize = 1024;
+/// Longest echo of a keep-alive, in bytes (the contract's).
+pub const ECHO: usize = 256;
+/// Echoes waiting to be answered.
+pub const COMPLETIONS: usize = 4096;
+/// Calls waiting for their reply, scans not counted.
+pub const CALLS: usize = 1024;
+/// Nodes, and calls at once, of a walk through introspection data.
+pub const WALK_NODES: usize = 4096;
+pub const WALK_AT_ONCE: usize = 16;
+/// Largest payload of a write, in bytes (the contract's).
+pub const WRITE_PAYLOAD: usize = 64 * 1024;
+/// Requests, and their bytes, that wait for the first scan and the auto mode.
+pub const WAITING: usize = 1024;
+pub const WAITING_BYTES: usize = 1024 * 1024;
+/// Stale topics known and not yet cleared; the next pass of the sweep finds the rest.
+pub const STALE: usize = 8192;
+/// Log lines waiting for the loop, and lines of one kind a minute before they go to debug.
+pub const NOTES: usize = 512;
+pub const NOTES_A_MINUTE: u32 = 10;

@@ -1,0 +1,121 @@
+//! What is to be published, in order, and no more than once an item: the payload is made when the link has room, from the latest
+//! value, so that a slow broker costs intermediate values and nothing else.
+
+use std::collections::VecDeque;
+
+use super::items::ServiceId;
+
+/// One entry of the queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Entry {
+    /// Whatever the item's state wants when its turn comes: its value, or an empty payload.
+    Item(ServiceId, usize),
+    /// The next of the stale topics is cleared.
+    Stale,
+    /// The next of the completions is sent: everything queued before it has been.
+    Completion,
+}
+
+/// Topics that belong to no item.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Special {
+    Status,
+    Mode,
+    Serial,
+    KeepAlive,
+    Heartbeat,
+    Probe,
+}
+
+/// What goes out before everything that is queued.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Express {
+    Special(Special),
+    /// The answer to a read.
+    Answer(ServiceId, usize),
+}
+
+#[derive(Debug, Default)]
+pub struct Outbox {
+    express: VecDeque<Express>,
+    queue: VecDeque<Entry>,
+    stale: VecDeque<String>,
+    completions: VecDeque<Option<Box<str>>>,
+    /// Express entries since the last one of the queue.
+    overtaken: u32,
+}
+
+/// So many answers may overtake one queued value.
+const OVERTAKE: u32 = 8;
+
+impl Outbox {
+    pub fn push(&mut self, id: ServiceId, index: usize) {
+        self.queue.push_back(Entry::Item(id, index));
+    }
+
+    pub fn push_stale(&mut self, topic: String) {
+        self.stale.push_back(topic);
+        self.queue.push_back(Entry::Stale);
+    }
+
+    pub fn push_completion(&mut self, echo: Option<Box<str>>) {
+        self.completions.push_back(echo);
+        self.queue.push_back(Entry::Completion);
+    }
+
+    pub fn push_answer(&mut self, id: ServiceId, index: usize) {
+        self.express.push_back(Express::Answer(id, index));
+    }
+
+    /// Once, however often it is asked for.
+    pub fn push_special(&mut self, special: Special) {
+        let entry = Express::Special(special);
+        if !self.express.contains(&entry) {
+            self.express.push_back(entry);
+        }
+    }
+
+    pub fn pop_express(&mut self) -> Option<Express> {
+        if self.overtaken >= OVERTAKE && !self.queue.is_empty() {
+            return None;
+        }
+        let entry = self.express.pop_front()?;
+        self.overtaken += 1;
+        Some(entry)
+    }
+
+    pub fn pop(&mut self) -> Option<Entry> {
+        self.overtaken = 0;
+        self.queue.pop_front()
+    }
+
+    pub fn pop_stale(&mut self) -> Option<String> {
+        self.stale.pop_front()
+    }
+
+    pub fn pop_completion(&mut self) -> Option<Option<Box<str>>> {
+        self.completions.pop_front()
+    }
+
+    /// Forgets everything but the completions, which are answered after the next link is up.
+    pub fn clear(&mut self) -> Vec<Option<Box<str>>> {
+        self.express.clear();
+        self.queue.clear();
+        self.stale.clear();
+        // a long outage leaves no large buffers behind
+        self.queue.shrink_to(1024);
+        std::mem::take(&mut self.completions).into()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.express.is_empty() && self.queue.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.express.len() + self.queue.len()
+    }
+
+    pub fn stale(&self) -> usize {
+        self.stale.len()
+    }
+}

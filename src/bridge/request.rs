@@ -1,0 +1,201 @@
+//! Requests from clients: reads, answered with a fresh value, and writes, one at a time for each item.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use log::Level;
+
+use super::Bridge;
+use super::calls::{Method, Purpose, Reply};
+use super::items::{Change, Secrecy, ServiceId};
+use super::limits;
+use super::name::is_item_path;
+use super::notes::Kind;
+use super::time::Time;
+use super::topic::Address;
+use super::value::{Value, parse_payload};
+use crate::text::escape;
+
+/// Reads and writes that are under way, by service and path.
+#[derive(Debug, Default)]
+pub struct Pending {
+    reads: BTreeSet<(ServiceId, Box<str>)>,
+    /// What is written next, if anything came meanwhile.
+    writes: BTreeMap<(ServiceId, Box<str>), Option<Value>>,
+}
+
+impl Pending {
+    pub fn forget(&mut self, service: ServiceId) -> usize {
+        let before = self.writes.len();
+        self.reads.retain(|(id, _)| *id != service);
+        self.writes.retain(|(id, _), _| *id != service);
+        before - self.writes.len()
+    }
+}
+
+impl Bridge {
+    pub(super) fn read(&mut self, now: Time, address: Address<'_>) {
+        let Some(id) = self.services.by_topic(address.service_type, address.instance) else {
+            return self.ignore_read(now, address, "no such service");
+        };
+        let Some(service) = self.services.get(id) else { return };
+        if service.items.get(address.path).is_some_and(|item| item.secrecy == Secrecy::Blocked) {
+            return self.ignore_read(now, address, "this item is never published");
+        }
+        if address.path != "/" && !is_item_path(address.path) {
+            return self.ignore_read(now, address, "not a D-Bus path");
+        }
+        self.begin_read(now, id, address.path);
+    }
+
+    fn begin_read(&mut self, now: Time, id: ServiceId, path: &str) {
+        let key = (id, Box::from(path));
+        // the answer on its way is fresh enough for both
+        if self.pending.reads.contains(&key) {
+            return;
+        }
+        let Some(service) = self.services.get(id) else { return };
+        if self.calls.len() >= limits::CALLS {
+            let (topic, most) = (service.topic.clone(), limits::CALLS);
+            return self.notes.add_caused(now, Level::Warn, Kind::ReadIgnored, || {
+                format!(
+                    "a read of {} is ignored: {most} calls are waiting for their answers",
+                    escape(&format!("{topic}{path}"))
+                )
+            });
+        }
+        self.calls
+            .ask(now, id, &service.owner, path, Method::GetValue, Purpose::Read(path.into()));
+        self.pending.reads.insert(key);
+    }
+
+    pub(super) fn take_read(&mut self, now: Time, id: ServiceId, path: Box<str>, reply: Option<Reply>) {
+        self.pending.reads.remove(&(id, path.clone()));
+        let known = self.services.get(id).is_some_and(|service| service.items.contains_key(&path));
+        match reply {
+            Some(Reply::Value(Value::Dict(items))) if !known => {
+                for (key, value) in items {
+                    let below = format!("{}/{}", path.trim_end_matches('/'), key.trim_start_matches('/'));
+                    self.answer(now, id, &below, value);
+                }
+                self.take_instance_change(now, id);
+            }
+            Some(Reply::Value(value)) => {
+                self.answer(now, id, &path, value);
+                self.take_instance_change(now, id);
+            }
+            Some(other) => {
+                // a service that knows its items one by one only
+                let below: Vec<Box<str>> = self.services.get(id).map_or_else(Vec::new, |service| {
+                    let paths = service.items_below(&path).filter_map(|index| service.items.get_index(index));
+                    paths.map(|(path, _)| path.clone()).collect()
+                });
+                if known || below.is_empty() {
+                    self.read_failed(now, id, &path, &other);
+                }
+                if !known {
+                    below.iter().for_each(|path| self.begin_read(now, id, path));
+                }
+            }
+            None => self.read_failed(now, id, &path, &Reply::Unreadable("no answer in time".into())),
+        }
+    }
+
+    /// A fresh value, which goes out whether or not anybody keeps it awake.
+    fn answer(&mut self, now: Time, id: ServiceId, path: &str, value: Value) {
+        let Some((index, _)) = self.item_at(now, id, path) else { return };
+        let Some(service) = self.services.get_mut(id) else { return };
+        let Some((_, item)) = service.items.get_index_mut(index) else {
+            return;
+        };
+        item.apply(Change::of(value));
+        if item.secrecy != Secrecy::Blocked && !item.answering && service.holder {
+            item.answering = true;
+            self.outbox.push_answer(id, index);
+        }
+    }
+
+    fn read_failed(&mut self, now: Time, id: ServiceId, path: &str, reply: &Reply) {
+        if let Some(service) = self.services.get(id) {
+            let (name, why) = (service.name.clone(), reply.reason());
+            self.notes.add_caused(now, Level::Warn, Kind::ReadIgnored, || {
+                format!("{name} does not give {}: {}", escape(path), escape(&why))
+            });
+        }
+    }
+
+    fn ignore_read(&mut self, now: Time, address: Address<'_>, why: &str) {
+        self.notes.add_caused(now, Level::Warn, Kind::ReadIgnored, || {
+            format!(
+                "a read of {} is ignored: {why}",
+                escape(&format!("{}/{}{}", address.service_type, address.instance, address.path))
+            )
+        });
+    }
+
+    pub(super) fn write(&mut self, now: Time, address: Address<'_>, payload: &[u8]) {
+        if !self.rules.may_write(&address) {
+            return self.ignore_write(now, address, "the access rules deny it");
+        }
+        if payload.len() > limits::WRITE_PAYLOAD {
+            return self.ignore_write(now, address, &format!("its payload of {} bytes is over 64 KiB", payload.len()));
+        }
+        let value = match parse_payload(payload) {
+            Ok(value) => value,
+            Err(error) => return self.ignore_write(now, address, &error.to_string()),
+        };
+        let Some(id) = self.services.by_topic(address.service_type, address.instance) else {
+            return self.ignore_write(now, address, "no such service");
+        };
+        if !is_item_path(address.path) {
+            return self.ignore_write(now, address, "not the path of an item");
+        }
+        if let Some(next) = self.pending.writes.get_mut(&(id, address.path.into())) {
+            *next = Some(value);
+        } else if self.calls.len() >= limits::CALLS {
+            self.ignore_write(now, address, &format!("{} calls are waiting for their answers", limits::CALLS));
+        } else {
+            self.begin_write(now, id, address.path, value);
+        }
+    }
+
+    fn begin_write(&mut self, now: Time, id: ServiceId, path: &str, value: Value) {
+        if let Some(service) = self.services.get(id) {
+            self.notes
+                .add(Level::Debug, || format!("{}{path} is set to a {}", service.name, value.signature()));
+            self.calls
+                .ask(now, id, &service.owner, path, Method::SetValue(value), Purpose::Write(path.into()));
+            self.pending.writes.insert((id, path.into()), None);
+            self.counters.writes += 1;
+        }
+    }
+
+    pub(super) fn take_write(&mut self, now: Time, id: ServiceId, path: Box<str>, reply: Option<Reply>) {
+        let next = self.pending.writes.remove(&(id, path.clone())).flatten();
+        let failure = match reply {
+            Some(Reply::Code(0)) => None,
+            Some(Reply::Code(code)) => Some(format!("refuses it (SetValue gives {code})")),
+            Some(other) => Some(format!("did not take it: {}", other.reason())),
+            None => Some("did not answer in time".into()),
+        };
+        if let (Some(failure), Some(service)) = (failure, self.services.get(id)) {
+            let name = service.name.clone();
+            self.notes.add_caused(now, Level::Warn, Kind::WriteFailed, || {
+                format!("a write of {} to {name}: it {}", escape(&path), escape(&failure))
+            });
+        }
+        if let Some(value) = next {
+            self.begin_write(now, id, &path, value);
+        }
+    }
+
+    pub(super) fn ignore_write(&mut self, now: Time, address: Address<'_>, why: &str) {
+        self.counters.writes_ignored += 1;
+        self.notes.add_caused(now, Level::Warn, Kind::WriteIgnored, || {
+            format!(
+                "a write of {} is ignored: {}",
+                escape(&format!("{}/{}{}", address.service_type, address.instance, address.path)),
+                escape(why)
+            )
+        });
+    }
+}
