@@ -1,0 +1,199 @@
+//! The scenario's side of `fake-venus`: orders over the bus, and the scenario's own view of the bus.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::runtime::Runtime;
+use zbus::{Connection, DynamicType, OwnedVariant, Type, Variant, connection};
+
+use crate::{DEADLINE, eventually, items::Items};
+
+const NAME: &str = "org.venusmqtt.Fake";
+const BUS: &str = "org.freedesktop.DBus";
+
+/// Gives orders to the fake services of one rig. An order that fails ends the test with the reason.
+pub struct Fake {
+    runtime: Runtime,
+    connection: Connection,
+}
+
+/// A call a fake service received.
+#[derive(Debug)]
+pub struct Call {
+    pub path: String,
+    /// empty when the call had no interface header
+    pub interface: String,
+    pub member: String,
+    /// of a SetValue: the value, with the type it had on the wire
+    pub value: OwnedVariant,
+}
+
+impl Call {
+    /// `SetValue /Mode i 3`
+    pub fn show(&self) -> String {
+        if self.member == "SetValue" {
+            let value = Variant::from(self.value.try_clone().expect("no file descriptors"));
+            format!("SetValue {} {} {value}", self.path, value.value_signature())
+        } else {
+            format!("{} {}", self.member, self.path)
+        }
+    }
+}
+
+impl Fake {
+    /// Connects to the bus, and waits for the fakes to be there.
+    pub fn connect(address: &str) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let connection = runtime
+            .block_on(async { connection::Builder::address(address).method_timeout(DEADLINE).build().await })
+            .with_context(|| format!("connecting to the bus at {address}"))?;
+        let fake = Self { runtime, connection };
+        eventually("the fake services' own name on the bus", DEADLINE, || {
+            fake.names().contains(&NAME.to_owned()).then_some(())
+        });
+        Ok(fake)
+    }
+
+    /// A service of the style `normal`: it answers everything.
+    pub fn add(&self, handle: &str, items: Items) {
+        self.add_styled(handle, "normal", items);
+    }
+
+    /// Styles: `normal`, `older`, `leaves`, `mute`, `dies`, `late`.
+    pub fn add_styled(&self, handle: &str, style: &str, items: Items) {
+        self.order::<()>("AddService", &(handle, style, items));
+    }
+
+    /// Items only `GetValue` knows.
+    pub fn add_hidden(&self, handle: &str, items: Items) {
+        self.order::<()>("AddHidden", &(handle, items));
+    }
+
+    pub fn remove(&self, handle: &str) {
+        self.order::<()>("RemoveService", &handle);
+    }
+
+    /// Takes one more name on the service's connection.
+    pub fn take_name(&self, handle: &str, name: &str) {
+        self.order::<()>("Rename", &(handle, name, true));
+    }
+
+    pub fn drop_name(&self, handle: &str, name: &str) {
+        self.order::<()>("Rename", &(handle, name, false));
+    }
+
+    /// One ItemsChanged with these entries, exactly as they are.
+    pub fn items_changed(&self, handle: &str, entries: Items) {
+        self.order::<()>("Change", &(handle, "items", entries));
+    }
+
+    /// One PropertiesChanged for each entry, exactly as it is.
+    pub fn properties_changed(&self, handle: &str, entries: Items) {
+        self.order::<()>("Change", &(handle, "properties", entries));
+    }
+
+    /// A change without a signal.
+    pub fn store(&self, handle: &str, entries: Items) {
+        self.order::<()>("Change", &(handle, "store", entries));
+    }
+
+    /// A signal without a change.
+    pub fn signal_only(&self, handle: &str, entries: Items) {
+        self.order::<()>("Change", &(handle, "signal", entries));
+    }
+
+    /// Any signal of the item interface, with any argument (a struct: several).
+    pub fn raw_signal(&self, handle: &str, path: &str, member: &str, body: impl Into<Variant<'static>>) {
+        self.order::<()>("Raw", &(handle, path, member, body.into()));
+    }
+
+    /// `signals` ItemsChanged, one each `every`, in which every path counts up by one. Does not wait for them.
+    pub fn flood(&self, handle: &str, paths: &[String], signals: u32, every: Duration) {
+        let every = u32::try_from(every.as_micros()).expect("less than an hour");
+        self.order::<()>("Flood", &(handle, paths, signals, every));
+    }
+
+    /// What a service does when it is called: see `fake-venus/service.rs`.
+    pub fn behave(&self, handle: &str, what: &str, mode: &str) {
+        self.order::<()>("Behave", &(handle, what, mode));
+    }
+
+    /// Answers what was held; says how many calls that were.
+    pub fn release(&self, handle: &str) -> u32 {
+        self.order("Release", &handle)
+    }
+
+    pub fn calls(&self, handle: &str) -> Vec<Call> {
+        let calls: Vec<(String, String, String, OwnedVariant)> = self.order("Calls", &handle);
+        calls
+            .into_iter()
+            .map(|(path, interface, member, value)| Call {
+                path,
+                interface,
+                member,
+                value,
+            })
+            .collect()
+    }
+
+    /// The calls of one kind, as text: `SetValue /Mode i 3`.
+    pub fn calls_of(&self, handle: &str, member: &str) -> Vec<String> {
+        self.calls(handle)
+            .iter()
+            .filter(|call| call.member == member)
+            .map(Call::show)
+            .collect()
+    }
+
+    /// Waits until a call is logged that shows as `wanted`.
+    pub fn await_call(&self, handle: &str, wanted: &str) {
+        eventually(&format!("the call {wanted} to {handle}"), DEADLINE, || {
+            self.calls(handle).iter().any(|call| call.show() == wanted).then_some(())
+        });
+    }
+
+    /// The unique name of a service's connection.
+    pub fn owner(&self, handle: &str) -> String {
+        self.order("Owner", &handle)
+    }
+
+    /// The names on the bus.
+    pub fn names(&self) -> Vec<String> {
+        self.call(BUS, "/org/freedesktop/DBus", BUS, "ListNames", &()).unwrap_or_default()
+    }
+
+    /// `GetValue` of an item, as any other program on the bus would call it.
+    pub fn value(&self, service: &str, path: &str) -> Result<OwnedVariant> {
+        self.call(service, path, "com.victronenergy.BusItem", "GetValue", &())
+    }
+
+    /// `SetValue` of an item, as any other program on the bus would call it.
+    pub fn set_value(&self, service: &str, path: &str, value: impl Into<Variant<'static>>) -> Result<i32> {
+        self.call(service, path, "com.victronenergy.BusItem", "SetValue", &value.into())
+    }
+
+    /// How many connections the bus has, ours included.
+    pub fn connections(&self) -> usize {
+        self.names().iter().filter(|name| name.starts_with(':')).count()
+    }
+
+    /// Any call of any service.
+    pub fn call<T>(&self, service: &str, path: &str, interface: &str, member: &str, body: &(impl Serialize + DynamicType)) -> Result<T>
+    where
+        T: DeserializeOwned + Type,
+    {
+        let reply = self
+            .runtime
+            .block_on(self.connection.call_method(Some(service), path, Some(interface), member, body));
+        let reply = reply.with_context(|| format!("{member} of {service} {path}"))?;
+        Ok(reply.body().deserialize()?)
+    }
+
+    fn order<T: DeserializeOwned + Type>(&self, member: &str, body: &(impl Serialize + DynamicType)) -> T {
+        match self.call(NAME, "/", NAME, member, body) {
+            Ok(answer) => answer,
+            Err(error) => panic!("the fake services refuse {member}: {error:#}"),
+        }
+    }
+}

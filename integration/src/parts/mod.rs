@@ -1,0 +1,73 @@
+//! How parts are started, stopped, killed, paused and cut off: the only place that knows processes from containers.
+
+mod containers;
+mod processes;
+
+use std::{fmt, net::SocketAddr, path::Path, time::Duration};
+
+use anyhow::Result;
+pub use containers::Containers;
+pub use nix::sys::signal::Signal;
+pub use processes::{Processes, binary};
+
+use crate::Setup;
+
+/// One part of a rig.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Part {
+    Bus,
+    Broker,
+    Fake,
+    Bridge,
+}
+
+impl Part {
+    pub const ALL: [Self; 4] = [Self::Bus, Self::Broker, Self::Fake, Self::Bridge];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bus => "bus",
+            Self::Broker => "broker",
+            Self::Fake => "fake",
+            Self::Bridge => "bridge",
+        }
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How a part ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ended {
+    Code(i32),
+    Signal(i32),
+}
+
+/// The parts of one rig. Dropping it ends them all, whatever state they are in.
+pub trait Parts: Send {
+    /// Writes the configuration of the broker and the bridge: it needs to know where they will find each other.
+    fn configure(&mut self, setup: &Setup) -> Result<()>;
+    /// Starts a part that does not run. Returns when it was started, not when it is ready.
+    fn start(&mut self, part: Part) -> Result<()>;
+    fn signal(&mut self, part: Part, signal: Signal) -> Result<()>;
+    /// Stops time for a part, and lets it go on.
+    fn pause(&mut self, part: Part) -> Result<()>;
+    fn resume(&mut self, part: Part) -> Result<()>;
+    /// How the part ended, if it does within this time.
+    fn ended(&mut self, part: Part, within: Duration) -> Result<Option<Ended>>;
+    /// Between the bridge and the broker nothing passes, and nobody is told.
+    fn cut_off(&mut self) -> Result<()>;
+    fn reconnect(&mut self) -> Result<()>;
+    /// Where the scenario's own client finds the broker.
+    fn broker(&self) -> SocketAddr;
+    /// The process ID of a part, as the host sees it.
+    fn pid(&self, part: Part) -> Result<i32>;
+    /// What the part has written so far.
+    fn log(&self, part: Part) -> String;
+    /// The folder of the rig, the same path for every part.
+    fn dir(&self) -> &Path;
+}

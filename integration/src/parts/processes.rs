@@ -1,0 +1,235 @@
+//! The parts as processes of this machine, each ended by its pid.
+
+use std::{
+    collections::BTreeMap,
+    fs::{File, OpenOptions},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    sys::signal::{self, Signal},
+    unistd::Pid,
+};
+use tempfile::TempDir;
+
+use super::{Ended, Part, Parts};
+use crate::{Setup, proxy::Proxy, setup::bus_address};
+
+/// The parts of one rig, as processes.
+pub struct Processes {
+    dir: TempDir,
+    children: BTreeMap<Part, Child>,
+    port: u16,
+    second: Option<u16>,
+    proxy: Option<Proxy>,
+}
+
+impl Processes {
+    pub fn new(setup: &Setup) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("venus-rig-").tempdir()?;
+        setup.write_files(dir.path())?;
+        let port = free_port()?;
+        let second = if setup.has_listener() { Some(free_port()?) } else { None };
+        let proxy = if setup.proxied {
+            Some(Proxy::start(loopback(second.unwrap_or(port)))?)
+        } else {
+            None
+        };
+        let mut parts = Self {
+            dir,
+            children: BTreeMap::new(),
+            port,
+            second,
+            proxy,
+        };
+        parts.configure(setup)?;
+        Ok(parts)
+    }
+
+    fn command(&self, part: Part) -> Result<Command> {
+        let dir = self.dir.path();
+        let (program, arguments): (PathBuf, Vec<String>) = match part {
+            Part::Bus => (
+                "dbus-daemon".into(),
+                vec![
+                    "--nofork".into(),
+                    "--nopidfile".into(),
+                    format!("--config-file={}/bus.conf", dir.display()),
+                ],
+            ),
+            Part::Broker => (mosquitto(), vec!["-c".into(), format!("{}/mosquitto.conf", dir.display())]),
+            Part::Fake => (binary("VENUS_FAKE_BIN", "fake-venus")?, vec!["--dbus".into(), bus_address(dir)]),
+            Part::Bridge => (
+                binary("VENUS_MQTT_BIN", "venus-mqtt")?,
+                vec!["run".into(), "--config".into(), format!("{}/venus-mqtt.toml", dir.display())],
+            ),
+        };
+        // so that nothing is left even when the test itself is killed: the kernel ends the part with the thread that started it
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(arguments);
+        command
+            .env_remove("JOURNAL_STREAM")
+            .env_remove("DBUS_SESSION_BUS_ADDRESS")
+            .stdin(Stdio::null());
+        Ok(command)
+    }
+
+    fn child(&mut self, part: Part) -> Result<&mut Child> {
+        self.children
+            .get_mut(&part)
+            .with_context(|| format!("the {part} was never started"))
+    }
+
+    fn log_path(&self, part: Part) -> PathBuf {
+        self.dir.path().join(format!("{part}.log"))
+    }
+}
+
+impl Parts for Processes {
+    fn configure(&mut self, setup: &Setup) -> Result<()> {
+        let dir = self.dir.path();
+        std::fs::write(
+            dir.join("mosquitto.conf"),
+            setup.mosquitto_conf(dir, "127.0.0.1", self.port, self.second),
+        )?;
+        let port = self
+            .proxy
+            .as_ref()
+            .map_or(self.second.unwrap_or(self.port), |proxy| proxy.address().port());
+        std::fs::write(dir.join("venus-mqtt.toml"), setup.bridge_toml(dir, &setup.host, port))?;
+        Ok(())
+    }
+
+    fn start(&mut self, part: Part) -> Result<()> {
+        if let Some(child) = self.children.get_mut(&part)
+            && child.try_wait()?.is_none()
+        {
+            bail!("the {part} runs already");
+        }
+        let log: File = OpenOptions::new().create(true).append(true).open(self.log_path(part))?;
+        let mut command = self.command(part)?;
+        command.stdout(log.try_clone()?).stderr(log);
+        let child = command
+            .spawn()
+            .with_context(|| format!("starting the {part}: is setpriv (util-linux) there?"))?;
+        self.children.insert(part, child);
+        Ok(())
+    }
+
+    fn signal(&mut self, part: Part, signal: Signal) -> Result<()> {
+        let child = self.child(part)?;
+        // one that was waited for is gone: its number may be somebody else's by now
+        if child.try_wait()?.is_some() {
+            bail!("the {part} has ended");
+        }
+        Ok(signal::kill(pid_of(child), signal)?)
+    }
+
+    fn pause(&mut self, part: Part) -> Result<()> {
+        self.signal(part, Signal::SIGSTOP)
+    }
+
+    fn resume(&mut self, part: Part) -> Result<()> {
+        self.signal(part, Signal::SIGCONT)
+    }
+
+    fn ended(&mut self, part: Part, within: Duration) -> Result<Option<Ended>> {
+        let end = Instant::now() + within;
+        loop {
+            if let Some(status) = self.child(part)?.try_wait()? {
+                return Ok(Some(how(status)));
+            }
+            if Instant::now() >= end {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn cut_off(&mut self) -> Result<()> {
+        self.proxy.as_ref().context("only a Setup::proxied can be cut off")?.cut_off();
+        Ok(())
+    }
+
+    fn reconnect(&mut self) -> Result<()> {
+        self.proxy.as_ref().context("only a Setup::proxied can be cut off")?.reconnect();
+        Ok(())
+    }
+
+    fn broker(&self) -> SocketAddr {
+        loopback(self.port)
+    }
+
+    fn pid(&self, part: Part) -> Result<i32> {
+        Ok(pid_of(self.children.get(&part).with_context(|| format!("the {part} was never started"))?).as_raw())
+    }
+
+    fn log(&self, part: Part) -> String {
+        std::fs::read(self.log_path(part))
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
+    fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        for (_, mut child) in std::mem::take(&mut self.children) {
+            // kills a stopped process as well; one that was waited for is left alone
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A program of this workspace: from the environment, else beside the test's own folder in the build directory.
+pub fn binary(variable: &str, name: &str) -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(variable) {
+        return Ok(path.into());
+    }
+    let test = std::env::current_exe()?;
+    let places = test.ancestors().skip(1).take(2).map(|dir| dir.join(name));
+    for place in places {
+        if place.is_file() {
+            return Ok(place);
+        }
+    }
+    bail!(
+        "no {name} beside {}: run `cargo build --workspace` first, or name it in {variable}",
+        test.display()
+    )
+}
+
+/// Debian keeps it where a user's PATH does not look.
+fn mosquitto() -> PathBuf {
+    let sbin = Path::new("/usr/sbin/mosquitto");
+    if sbin.is_file() { sbin.into() } else { "mosquitto".into() }
+}
+
+/// A port nobody listens on at this moment.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+fn pid_of(child: &Child) -> Pid {
+    Pid::from_raw(i32::try_from(child.id()).expect("Linux' process IDs fit"))
+}
+
+fn how(status: ExitStatus) -> Ended {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Ended::Code(code),
+        (None, signal) => Ended::Signal(signal.unwrap_or_default()),
+    }
+}

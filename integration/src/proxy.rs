@@ -1,0 +1,104 @@
+//! A TCP proxy on loopback that can be cut off: connections stay open, bytes stop, and nobody is told. What a pulled cable looks like.
+
+use std::{
+    io::{self, Read, Write},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, Condvar, Mutex},
+};
+
+/// Forwards to one address until it is dropped.
+pub struct Proxy {
+    address: SocketAddr,
+    state: Arc<(Mutex<State>, Condvar)>,
+}
+
+#[derive(Default)]
+struct State {
+    cut: bool,
+    over: bool,
+    streams: Vec<TcpStream>,
+}
+
+impl Proxy {
+    pub fn start(target: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let address = listener.local_addr()?;
+        let state = Arc::new((Mutex::new(State::default()), Condvar::new()));
+        let shared = Arc::clone(&state);
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                if wait_while_cut(&shared) {
+                    return;
+                }
+                let Ok(server) = TcpStream::connect(target) else { continue };
+                // a connection that fails here is the same as one that is closed at once
+                let _ = forward(&shared, client, server);
+            }
+        });
+        Ok(Self { address, state })
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn cut_off(&self) {
+        if let Ok(mut state) = self.state.0.lock() {
+            state.cut = true;
+        }
+    }
+
+    pub fn reconnect(&self) {
+        if let Ok(mut state) = self.state.0.lock() {
+            state.cut = false;
+        }
+        self.state.1.notify_all();
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if let Ok(mut state) = self.state.0.lock() {
+            state.over = true;
+            for stream in state.streams.drain(..) {
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+        }
+        self.state.1.notify_all();
+        // wakes the listener's thread, which then ends
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+fn forward(shared: &Arc<(Mutex<State>, Condvar)>, client: TcpStream, server: TcpStream) -> io::Result<()> {
+    for stream in [&client, &server] {
+        stream.set_nodelay(true)?;
+        if let Ok(mut state) = shared.0.lock() {
+            state.streams.push(stream.try_clone()?);
+        }
+    }
+    for (mut from, mut to) in [(client.try_clone()?, server.try_clone()?), (server, client)] {
+        let shared = Arc::clone(shared);
+        std::thread::spawn(move || {
+            let mut buffer = vec![0; 64 * 1024];
+            loop {
+                let read = from.read(&mut buffer).unwrap_or_default();
+                if wait_while_cut(&shared) || read == 0 || to.write_all(buffer.get(..read).unwrap_or_default()).is_err() {
+                    let _ = from.shutdown(Shutdown::Both);
+                    let _ = to.shutdown(Shutdown::Both);
+                    return;
+                }
+            }
+        });
+    }
+    Ok(())
+}
+
+/// Whether the proxy is over.
+fn wait_while_cut(shared: &(Mutex<State>, Condvar)) -> bool {
+    let Ok(state) = shared.0.lock() else { return true };
+    shared
+        .1
+        .wait_while(state, |state| state.cut && !state.over)
+        .map_or(true, |state| state.over)
+}

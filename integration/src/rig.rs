@@ -1,0 +1,278 @@
+//! One rig: the parts of a scenario, wired to each other.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    Client, DEADLINE, Fake, PORTAL, Setup, eventually,
+    mqtt::Options,
+    parts::{Containers, Ended, Part, Parts, Processes, Signal},
+    setup::bus_address,
+};
+
+/// A bus, a broker and the fake services run; the bridge when it is told to. Everything ends with it; when its test fails, the logs
+/// are printed.
+pub struct Rig {
+    fake: Option<Fake>,
+    parts: Box<dyn Parts>,
+    setup: Setup,
+}
+
+impl Rig {
+    /// As processes.
+    pub fn new(setup: Setup) -> Self {
+        let mut last = None;
+        // a port that was free can be taken by somebody else before Mosquitto has it: then another one
+        for _ in 0..5 {
+            match Processes::new(&setup).and_then(|parts| Self::bring_up(Box::new(parts), setup.clone())) {
+                Ok(rig) => return rig,
+                Err(error) => last = Some(error),
+            }
+        }
+        panic!(
+            "the rig does not come up: {:#}",
+            last.unwrap_or_else(|| anyhow::anyhow!("no reason"))
+        );
+    }
+
+    /// As containers.
+    pub fn in_containers(setup: Setup) -> Self {
+        match Containers::new(&setup).and_then(|parts| Self::bring_up(Box::new(parts), setup)) {
+            Ok(rig) => rig,
+            Err(error) => panic!("the containers do not come up: {error:#}"),
+        }
+    }
+
+    fn bring_up(parts: Box<dyn Parts>, setup: Setup) -> Result<Self> {
+        let mut rig = Self { fake: None, parts, setup };
+        rig.start(Part::Bus);
+        let socket = rig.dir().join("bus");
+        eventually("the bus listens", DEADLINE, || {
+            std::os::unix::net::UnixStream::connect(&socket).ok()
+        });
+        rig.start(Part::Broker);
+        rig.start(Part::Fake);
+        rig.fake = Some(Fake::connect(&bus_address(rig.dir()))?);
+        let end = std::time::Instant::now() + DEADLINE;
+        loop {
+            match Client::connect(rig.parts.broker(), &Options::default()) {
+                Ok(_) => return Ok(rig),
+                Err(error) if std::time::Instant::now() > end => return Err(error).context(rig.parts.log(Part::Broker)),
+                Err(error) => {
+                    if rig.parts.ended(Part::Broker, Duration::from_millis(10))?.is_some() {
+                        return Err(error).context(rig.parts.log(Part::Broker));
+                    }
+                }
+            }
+        }
+    }
+
+    pub fn fake(&self) -> &Fake {
+        self.fake.as_ref().expect("there since bring_up")
+    }
+
+    /// A client that has subscribed to nothing yet.
+    pub fn client(&self) -> Client {
+        let options = Options {
+            client_id: String::new(),
+            credentials: self.setup.credentials.clone(),
+        };
+        Client::connect(self.parts.broker(), &options)
+            .expect("the broker takes the test's client")
+            .with_prefix(&self.setup.prefix)
+    }
+
+    /// A client that has subscribed to everything.
+    pub fn listener(&self) -> Client {
+        let client = self.client();
+        client.subscribe("#");
+        client
+    }
+
+    /// Starts the bridge and waits until it says that it is there.
+    pub fn start_bridge(&mut self) {
+        let watcher = self.client();
+        watcher.subscribe(&self.status_topic());
+        watcher.barrier();
+        watcher.mark();
+        self.start(Part::Bridge);
+        self.await_online(&watcher);
+    }
+
+    /// Waits for `online` on a client that is subscribed to the status, and fails at once when the bridge ends instead.
+    pub fn await_online(&mut self, watcher: &Client) {
+        let topic = self.status_topic();
+        eventually("the bridge is online", DEADLINE, || {
+            let ended = self.parts.ended(Part::Bridge, Duration::ZERO).ok().flatten();
+            assert!(ended.is_none(), "the bridge ended with {ended:?} instead of coming online");
+            watcher.on(&topic).iter().any(|message| message.payload == b"online").then_some(())
+        });
+    }
+
+    /// `venus-mqtt/<portal>/status`, with the prefix if there is one.
+    pub fn status_topic(&self) -> String {
+        format!("{}venus-mqtt/{PORTAL}/status", self.setup.prefix)
+    }
+
+    pub fn start(&mut self, part: Part) {
+        self.parts
+            .start(part)
+            .unwrap_or_else(|error| panic!("starting the {part}: {error:#}"));
+    }
+
+    pub fn signal(&mut self, part: Part, signal: Signal) {
+        self.parts
+            .signal(part, signal)
+            .unwrap_or_else(|error| panic!("{signal} to the {part}: {error:#}"));
+    }
+
+    /// SIGTERM, and how it ended.
+    pub fn stop(&mut self, part: Part) -> Ended {
+        self.signal(part, Signal::SIGTERM);
+        self.ended(part)
+    }
+
+    /// SIGKILL, as a crash or a power cut would.
+    pub fn kill(&mut self, part: Part) {
+        self.signal(part, Signal::SIGKILL);
+        self.ended(part);
+    }
+
+    /// How the part ended; it has to.
+    pub fn ended(&mut self, part: Part) -> Ended {
+        self.parts
+            .ended(part, DEADLINE)
+            .unwrap_or_else(|error| panic!("waiting for the end of the {part}: {error:#}"))
+            .unwrap_or_else(|| panic!("the {part} does not end"))
+    }
+
+    /// Whether the part runs.
+    pub fn runs(&mut self, part: Part) -> bool {
+        self.parts.ended(part, Duration::ZERO).is_ok_and(|ended| ended.is_none())
+    }
+
+    pub fn pause(&mut self, part: Part) {
+        self.parts
+            .pause(part)
+            .unwrap_or_else(|error| panic!("pausing the {part}: {error:#}"));
+    }
+
+    pub fn resume(&mut self, part: Part) {
+        self.parts
+            .resume(part)
+            .unwrap_or_else(|error| panic!("resuming the {part}: {error:#}"));
+    }
+
+    /// Nothing passes between the bridge and the broker, and nobody is told.
+    pub fn cut_off(&mut self) {
+        self.parts.cut_off().unwrap_or_else(|error| panic!("cutting off: {error:#}"));
+    }
+
+    pub fn reconnect(&mut self) {
+        self.parts.reconnect().unwrap_or_else(|error| panic!("reconnecting: {error:#}"));
+    }
+
+    /// Another setup, for parts that are started (or told to read it) after this.
+    pub fn configure(&mut self, setup: Setup) {
+        setup
+            .write_files(self.dir())
+            .and_then(|()| self.parts.configure(&setup).map_err(std::io::Error::other))
+            .expect("the rig's folder takes files");
+        self.setup = setup;
+    }
+
+    pub fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.parts.dir()
+    }
+
+    /// The bridge's configuration.
+    pub fn config(&self) -> PathBuf {
+        self.dir().join("venus-mqtt.toml")
+    }
+
+    pub fn bus_address(&self) -> String {
+        bus_address(self.dir())
+    }
+
+    pub fn broker_address(&self) -> std::net::SocketAddr {
+        self.parts.broker()
+    }
+
+    pub fn log(&self, part: Part) -> String {
+        self.parts.log(part)
+    }
+
+    /// Waits until the part has logged a line that contains `text`.
+    pub fn await_log(&self, part: Part, text: &str) -> String {
+        eventually(&format!("a line with {text:?} in the log of the {part}"), DEADLINE, || {
+            self.log(part).lines().find(|line| line.contains(text)).map(ToOwned::to_owned)
+        })
+    }
+
+    /// Resident memory of a part, in KiB.
+    pub fn rss(&self, part: Part) -> u64 {
+        let pid = self.parts.pid(part).expect("the part runs");
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the part runs");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .expect("a process has VmRSS");
+        line.trim().trim_end_matches(" kB").parse().expect("VmRSS is a number")
+    }
+
+    /// Everything retained at the broker below `filter`, as a fresh subscriber sees it.
+    pub fn retained(&self, filter: &str) -> BTreeMap<String, String> {
+        self.client().retained(filter)
+    }
+
+    /// Waits until exactly these topics of items are retained, by what stands behind the portal ID.
+    pub fn await_retained_items(&self, wanted: &[&str]) {
+        let prefix = format!("{}N/{PORTAL}/", self.setup.prefix);
+        let mut last = Vec::new();
+        let wanted: Vec<String> = wanted.iter().map(|&rest| rest.to_owned()).collect();
+        let end = std::time::Instant::now() + DEADLINE;
+        loop {
+            let all = self.retained("#");
+            let items = all.keys().filter_map(|topic| topic.strip_prefix(&prefix));
+            let mut now: Vec<String> = items
+                .filter(|rest| !["system/0/Serial", "keepalive"].contains(rest))
+                .map(ToOwned::to_owned)
+                .collect();
+            now.sort();
+            let mut sorted = wanted.clone();
+            sorted.sort();
+            if now == sorted {
+                return;
+            }
+            if now != last {
+                last = now;
+            }
+            assert!(std::time::Instant::now() < end, "retained should be {sorted:?}, but is {last:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for part in Part::ALL {
+                let log = self.parts.log(part);
+                let skipped = log.lines().count().saturating_sub(80);
+                eprintln!("--- {part} ({skipped} lines before) ---");
+                for line in log.lines().skip(skipped) {
+                    eprintln!("{line}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! What a scenario wants of its parts, and the configuration files that follow from it.
+
+use std::{fmt::Write as _, path::Path};
+
+use crate::PORTAL;
+
+/// How the parts of a rig are set up. The default: a broker open to all, the bridge switched on with the real keep-alive interval.
+#[derive(Clone)]
+pub struct Setup {
+    top: Vec<String>,
+    mqtt: Vec<String>,
+    bridge: Vec<String>,
+    broker: Vec<String>,
+    files: Vec<(String, Vec<u8>)>,
+    /// lines of a second listener that the bridge uses instead (TLS, authentication)
+    listener: Vec<String>,
+    pub host: String,
+    /// the bridge reaches the broker through a proxy that can be cut off
+    pub proxied: bool,
+    pub prefix: String,
+    /// whether [`crate::Rig::start_bridge`] waits for its status
+    pub portal: Option<String>,
+    pub credentials: Option<(String, String)>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            top: vec!["log_level = \"debug\"".into()],
+            mqtt: Vec::new(),
+            bridge: vec!["enabled = true".into()],
+            broker: Vec::new(),
+            files: Vec::new(),
+            listener: Vec::new(),
+            host: "127.0.0.1".into(),
+            proxied: false,
+            prefix: String::new(),
+            portal: Some(PORTAL.into()),
+            credentials: None,
+        }
+    }
+}
+
+impl Setup {
+    /// Keep-alives last one second, so that a scenario can see them end.
+    pub fn short() -> Self {
+        Self::default().bridge("keepalive_interval = 1")
+    }
+
+    /// A line before all tables; `key = value` replaces what the key was.
+    pub fn top(mut self, line: &str) -> Self {
+        put(&mut self.top, line);
+        self
+    }
+
+    /// A line of `[mqtt]`.
+    pub fn mqtt(mut self, line: &str) -> Self {
+        put(&mut self.mqtt, line);
+        self
+    }
+
+    /// A line of `[bridge]`.
+    pub fn bridge(mut self, line: &str) -> Self {
+        put(&mut self.bridge, line);
+        self
+    }
+
+    /// A line of Mosquitto's configuration.
+    pub fn broker(mut self, line: &str) -> Self {
+        self.broker.push(line.into());
+        self
+    }
+
+    /// A line of the listener that only the bridge uses; `{dir}` is the rig's folder.
+    pub fn listener(mut self, line: &str) -> Self {
+        self.listener.push(line.into());
+        self
+    }
+
+    /// A file in the rig's folder.
+    pub fn file(mut self, name: &str, content: impl Into<Vec<u8>>) -> Self {
+        self.files.push((name.into(), content.into()));
+        self
+    }
+
+    pub fn prefix(mut self, prefix: &str) -> Self {
+        self.prefix = format!("{prefix}/");
+        self.mqtt(&format!("prefix = \"{prefix}\""))
+    }
+
+    pub fn proxied(mut self) -> Self {
+        self.proxied = true;
+        self
+    }
+
+    /// The portal ID is not given: the bridge has to find it.
+    pub fn without_portal(mut self) -> Self {
+        self.portal = None;
+        self
+    }
+
+    /// The name the bridge calls the broker by.
+    pub fn host(mut self, host: &str) -> Self {
+        self.host = host.into();
+        self
+    }
+
+    pub fn has_listener(&self) -> bool {
+        !self.listener.is_empty()
+    }
+
+    /// Writes the bus' configuration, the broker's files, and what the scenario added.
+    pub fn write_files(&self, dir: &Path) -> std::io::Result<()> {
+        std::fs::write(dir.join("bus.conf"), bus_conf(dir))?;
+        for (name, content) in &self.files {
+            std::fs::write(dir.join(name), content)?;
+        }
+        Ok(())
+    }
+
+    /// Mosquitto's configuration. `listen` is the address of its own side; `second` the port of the bridge's own listener.
+    pub fn mosquitto_conf(&self, dir: &Path, listen: &str, port: u16, second: Option<u16>) -> String {
+        let mut text = format!(
+            "per_listener_settings true\npersistence false\nmax_queued_messages 0\nset_tcp_nodelay true\nlog_dest stderr\nlog_type all\nconnection_messages true\nuser root\nlistener {port} {listen}\nallow_anonymous true\n"
+        );
+        for line in &self.broker {
+            let _ = writeln!(text, "{}", line.replace("{dir}", &dir.display().to_string()));
+        }
+        if let Some(second) = second {
+            let _ = writeln!(text, "listener {second} {listen}");
+            for line in &self.listener {
+                let _ = writeln!(text, "{}", line.replace("{dir}", &dir.display().to_string()));
+            }
+        }
+        text
+    }
+
+    /// The bridge's configuration.
+    pub fn bridge_toml(&self, dir: &Path, host: &str, port: u16) -> String {
+        let mut text = String::new();
+        if let Some(portal) = &self.portal {
+            let _ = writeln!(text, "portal_id = \"{portal}\"");
+        }
+        for line in &self.top {
+            let _ = writeln!(text, "{line}");
+        }
+        let _ = writeln!(text, "[dbus]\naddress = \"{}\"", bus_address(dir));
+        let _ = writeln!(text, "[mqtt]\nhost = \"{host}\"\nport = {port}");
+        for line in &self.mqtt {
+            let _ = writeln!(text, "{}", line.replace("{dir}", &dir.display().to_string()));
+        }
+        let _ = writeln!(text, "[bridge]");
+        for line in &self.bridge {
+            let _ = writeln!(text, "{line}");
+        }
+        text
+    }
+}
+
+/// The address of the bus in a rig's folder, the same for the host and for containers.
+pub fn bus_address(dir: &Path) -> String {
+    format!("unix:path={}/bus", dir.display())
+}
+
+/// A bus for everyone, as a session bus is, without services of its own to start.
+fn bus_conf(dir: &Path) -> String {
+    format!(
+        r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN" "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <type>session</type>
+  <listen>{}</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow user="*"/>
+    <allow own="*"/>
+    <allow send_destination="*" eavesdrop="true"/>
+    <allow send_type="method_call"/>
+    <allow receive_sender="*" eavesdrop="true"/>
+  </policy>
+  <limit name="max_incoming_bytes">1000000000</limit>
+  <limit name="max_outgoing_bytes">1000000000</limit>
+  <limit name="max_message_size">134217728</limit>
+  <limit name="reply_timeout">600000</limit>
+</busconfig>
+"#,
+        bus_address(dir)
+    )
+}
+
+fn put(lines: &mut Vec<String>, line: &str) {
+    let key = |line: &str| line.split('=').next().unwrap_or_default().trim().to_owned();
+    lines.retain(|old| key(old) != key(line));
+    lines.push(line.into());
+}
