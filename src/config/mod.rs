@@ -1,0 +1,296 @@
+//! The configuration: a TOML file and the flags, brought to types that cannot hold a wrong value.
+//!
+//! Promises: whatever [`Source::load`] gives is complete and consistent, every file it names could be opened, and neither
+//! `Debug` nor `Display` of any of it shows a secret. Refuses, all mistakes at once and each with its line and what to do:
+//! unknown keys, wrong types, values out of range, options that contradict each other, files that cannot be read.
+//! Called by `cli` at start and again at SIGHUP; it reads files, and nothing else of the outside.
+
+mod given;
+mod parse;
+mod read;
+mod resolve;
+mod show;
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use log::LevelFilter;
+
+use crate::bridge::name::PortalId;
+use crate::bridge::options::Options;
+
+pub use given::{At, Given, Place};
+pub use parse::{bus_address, client_id, enabled, host, keepalive_interval, log_level, portal_id, user};
+
+/// Where the configuration is looked for, in this order, when no file is named.
+pub const DEFAULT_PATHS: [&str; 2] = ["/data/conf/venus-mqtt.toml", "/etc/venus-mqtt/config.toml"];
+
+/// Largest configuration file taken, in bytes: what is larger is some other file.
+const FILE_MAX: u64 = 1 << 20;
+
+/// Largest password file taken, in bytes.
+const PASSWORD_MAX: u64 = 4096;
+
+/// Everything that can be chosen.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Config {
+    /// `None`: to be found out.
+    pub portal_id: Option<PortalId>,
+    pub log_level: LevelFilter,
+    pub dbus: BusAddress,
+    pub mqtt: Mqtt,
+    pub bridge: Options,
+}
+
+/// Which bus.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum BusAddress {
+    /// The session bus if `DBUS_SESSION_BUS_ADDRESS` is set, else the system bus.
+    Auto,
+    System,
+    Session,
+    Address(String),
+}
+
+impl fmt::Display for BusAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::System => "system",
+            Self::Session => "session",
+            Self::Address(address) => address,
+        })
+    }
+}
+
+/// The `[mqtt]` part.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Mqtt {
+    /// A name or an address, IPv6 without brackets.
+    pub host: String,
+    pub port: u16,
+    /// `None`: `venus-mqtt-<portal ID>`.
+    pub client_id: Option<String>,
+    pub user: Option<String>,
+    /// Only with a user.
+    pub password: Option<Secret>,
+    /// What stands before every topic: empty, or ending in a slash.
+    pub prefix: String,
+    pub keep_alive: Duration,
+    pub tls: Option<Tls>,
+}
+
+/// TLS is on; the host name is always checked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Tls {
+    /// `None`: the system's roots.
+    pub ca_file: Option<PathBuf>,
+    pub client: Option<ClientCertificate>,
+}
+
+/// How we show the broker who we are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ClientCertificate {
+    pub cert_file: PathBuf,
+    pub key_file: PathBuf,
+}
+
+/// A password and the file it is from. Only [`Secret::reveal`] shows it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret {
+    text: String,
+    file: PathBuf,
+}
+
+impl Secret {
+    pub fn reveal(&self) -> &str {
+        &self.text
+    }
+
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Where a configuration comes from. It can be loaded again, with the same flags.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The file that was named; it must exist.
+    pub file: Option<PathBuf>,
+    /// Looked at in this order when none was named; they need not exist.
+    pub default_files: Vec<PathBuf>,
+    /// What stands on the command line, and wins.
+    pub flags: Given,
+}
+
+impl Source {
+    /// The named file, or the usual places.
+    pub fn new(file: Option<PathBuf>, flags: Given) -> Self {
+        Self {
+            file,
+            default_files: DEFAULT_PATHS.iter().map(PathBuf::from).collect(),
+            flags,
+        }
+    }
+
+    pub fn load(&self) -> Result<Loaded, ConfigError> {
+        let (file, mut given) = match self.find()? {
+            Some((file, text)) => {
+                let given = read::read(&file, &text).map_err(ConfigError)?;
+                (Some(file), given)
+            }
+            None => (None, Given::default()),
+        };
+        given.override_with(self.flags.clone());
+        let flags = self.flags.places();
+        let (config, warnings) = resolve::resolve(given).map_err(ConfigError)?;
+        Ok(Loaded {
+            config,
+            file,
+            flags,
+            warnings,
+        })
+    }
+
+    fn find(&self) -> Result<Option<(PathBuf, String)>, ConfigError> {
+        if let Some(file) = &self.file {
+            let text = text_of(file).map_err(|error| {
+                mistake(
+                    file,
+                    format!("cannot read the configuration: {}; correct the path after --config", why(&error)),
+                )
+            })?;
+            return Ok(Some((file.clone(), utf8(file, text)?)));
+        }
+        for file in &self.default_files {
+            match text_of(file) {
+                Ok(text) => return Ok(Some((file.clone(), utf8(file, text)?))),
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+                Err(error) => {
+                    let text = format!(
+                        "cannot read the configuration: {}; make it readable, or name another with --config",
+                        why(&error)
+                    );
+                    return Err(mistake(file, text));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// A configuration, where it is from, and what is odd about it.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    pub config: Config,
+    /// `None`: no file, only defaults and flags.
+    pub file: Option<PathBuf>,
+    /// The flags that were given, such as `--port`.
+    pub flags: Vec<&'static str>,
+    pub warnings: Vec<Remark>,
+}
+
+impl Loaded {
+    /// The configuration in effect as TOML that could be fed back, with where it is from; secrets are `***`.
+    pub fn show(&self) -> String {
+        show::show(self)
+    }
+}
+
+/// One thing to tell about the configuration, and where it stands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Remark {
+    pub place: Place,
+    pub text: String,
+}
+
+impl fmt::Display for Remark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.text)
+    }
+}
+
+/// Everything that is wrong with a configuration; never empty.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ConfigError(pub Vec<Remark>);
+
+impl std::error::Error for ConfigError {}
+
+/// One line for each mistake.
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, mistake) in self.0.iter().enumerate() {
+            if i > 0 {
+                f.write_str("\n")?;
+            }
+            write!(f, "{mistake}")?;
+        }
+        Ok(())
+    }
+}
+
+/// An I/O error in the words of a message: lower case, without a number.
+pub(crate) fn why(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "no such file".into(),
+        io::ErrorKind::PermissionDenied => "permission denied".into(),
+        io::ErrorKind::IsADirectory => "it is a directory".into(),
+        _ => {
+            let text = error.to_string();
+            text.split(" (os error").next().unwrap_or_default().to_lowercase()
+        }
+    }
+}
+
+/// What is in `file`, refused when it is more than `max` bytes.
+pub(crate) fn read_bounded(file: &Path, max: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(file)?.take(max + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > max {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("it is larger than {max} bytes"),
+        ));
+    }
+    Ok(bytes)
+}
+
+fn text_of(file: &Path) -> io::Result<Vec<u8>> {
+    read_bounded(file, FILE_MAX)
+}
+
+fn utf8(file: &Path, bytes: Vec<u8>) -> Result<String, ConfigError> {
+    String::from_utf8(bytes).map_err(|error| {
+        let good = error.as_bytes().iter().take(error.utf8_error().valid_up_to());
+        let line = good.filter(|&&b| b == b'\n').count() + 1;
+        ConfigError(vec![Remark {
+            place: Place::Line(file.into(), line),
+            text: "not UTF-8; save the file as UTF-8".into(),
+        }])
+    })
+}
+
+fn mistake(file: &Path, text: String) -> ConfigError {
+    ConfigError(vec![Remark {
+        place: Place::File(file.into()),
+        text,
+    }])
+}
+
+#[cfg(test)]
+mod tests;

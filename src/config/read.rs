@@ -1,0 +1,337 @@
+//! The TOML file to [`Given`]. Walks the table by hand: every mistake is found, not only the first, each with its line.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::bridge::filter::Filter;
+use crate::bridge::options::{Access, AlwaysOn, Enabled};
+use crate::text::{escape, escape_to};
+
+use super::{At, Given, Place, Remark, parse};
+
+/// Every key, by section; the first section is the file's own level.
+const SECTIONS: [(&str, &[&str]); 4] = [
+    ("", &["portal_id", "log_level"]),
+    ("dbus", &["address"]),
+    (
+        "mqtt",
+        &[
+            "host",
+            "port",
+            "client_id",
+            "user",
+            "password_file",
+            "keep_alive",
+            "prefix",
+            "tls",
+            "ca_file",
+            "cert_file",
+            "key_file",
+        ],
+    ),
+    (
+        "bridge",
+        &["enabled", "retain", "keepalive_interval", "always_on", "access", "allow", "deny"],
+    ),
+];
+
+/// Most filters in one list: each is tried on every write.
+const FILTERS_MAX: usize = 256;
+
+pub(super) fn read(file: &Path, text: &str) -> Result<Given, Vec<Remark>> {
+    let mut reader = Reader {
+        file,
+        text,
+        mistakes: Vec::new(),
+    };
+    let root = match DeTable::parse(text) {
+        Ok(root) => root.into_inner(),
+        Err(error) => {
+            let at = error.span().unwrap_or_default();
+            reader.refuse(at, format!("not TOML: {}", escape(error.message())));
+            return Err(reader.mistakes);
+        }
+    };
+    reader.unknown_keys(&root);
+    let given = reader.given(&root);
+    if reader.mistakes.is_empty() {
+        Ok(given)
+    } else {
+        reader.mistakes.sort_by_key(|mistake| match mistake.place {
+            Place::Line(_, line) => line,
+            _ => 0,
+        });
+        Err(reader.mistakes)
+    }
+}
+
+/// A value that is not what it must be; `at` where it is not the whole value.
+struct Wrong {
+    at: Option<Range<usize>>,
+    text: String,
+}
+
+impl From<String> for Wrong {
+    fn from(text: String) -> Self {
+        Self { at: None, text }
+    }
+}
+
+type Parsed<T> = Result<T, Wrong>;
+
+struct Reader<'a> {
+    file: &'a Path,
+    text: &'a str,
+    mistakes: Vec<Remark>,
+}
+
+impl Reader<'_> {
+    fn given(&mut self, root: &DeTable<'_>) -> Given {
+        let section = |name: &str| root.get(name).and_then(|value| value.get_ref().as_table());
+        let (dbus, mqtt, bridge) = (section("dbus"), section("mqtt"), section("bridge"));
+        let file = std::path::absolute(self.file).unwrap_or(self.file.into());
+        let base = file.parent().unwrap_or(Path::new("/"));
+        let path = |value: &DeValue<'_>| path(value, base);
+        let text = |parse: fn(&str) -> _, what| move |value: &DeValue<'_>| checked(value, what, parse);
+        let root = Some(root);
+        Given {
+            portal_id: self.field(root, "portal_id", |v| checked(v, "the portal ID as text", parse::portal_id)),
+            log_level: self.field(root, "log_level", |v| {
+                checked(v, "a level as text, such as \"info\"", parse::log_level)
+            }),
+            address: self.field(dbus, "address", |v| {
+                checked(v, "an address as text, such as \"system\"", parse::bus_address)
+            }),
+            host: self.field(mqtt, "host", text(parse::host, "a host name as text")),
+            port: self.field(mqtt, "port", port),
+            client_id: self.field(mqtt, "client_id", text(parse::client_id, "a client ID as text")),
+            user: self.field(mqtt, "user", text(parse::user, "a user name as text")),
+            password_file: self.field(mqtt, "password_file", path),
+            keep_alive: self.field(mqtt, "keep_alive", keep_alive),
+            prefix: self.field(mqtt, "prefix", text(parse::prefix, "a prefix as text, such as \"boat1\"")),
+            tls: self.field(mqtt, "tls", boolean),
+            ca_file: self.field(mqtt, "ca_file", path),
+            cert_file: self.field(mqtt, "cert_file", path),
+            key_file: self.field(mqtt, "key_file", path),
+            enabled: self.field(bridge, "enabled", enabled),
+            retain: self.field(bridge, "retain", boolean),
+            keepalive_interval: self.field(bridge, "keepalive_interval", interval),
+            always_on: self.field(bridge, "always_on", always_on),
+            access: self.field(bridge, "access", access),
+            allow: self.field(bridge, "allow", |v| filters(v, "a list of filters")),
+            deny: self.field(bridge, "deny", |v| filters(v, "a list of filters")),
+        }
+    }
+
+    fn field<T>(&mut self, table: Option<&DeTable<'_>>, key: &str, parse: impl FnOnce(&DeValue<'_>) -> Parsed<T>) -> Option<At<T>> {
+        let value = table?.get(key)?;
+        match parse(value.get_ref()) {
+            Ok(parsed) => Some(At {
+                value: parsed,
+                place: self.place(value.span()),
+            }),
+            Err(Wrong { at, text }) => {
+                self.refuse(at.unwrap_or(value.span()), format!("`{key}`: {text}"));
+                None
+            }
+        }
+    }
+
+    fn unknown_keys(&mut self, root: &DeTable<'_>) {
+        for (key, value) in root.iter() {
+            let name = key.get_ref().as_ref();
+            match (keys_of(name).filter(|_| !name.is_empty()), value.get_ref()) {
+                (Some(_), DeValue::Table(table)) => self.unknown_in(name, table),
+                (Some(_), _) => {
+                    let text = format!("`{name}` is a section: write [{name}] on a line of its own, and its keys below");
+                    self.refuse(key.span(), text);
+                }
+                (None, DeValue::Table(_)) => {
+                    let sections = || SECTIONS.iter().map(|(section, _)| *section).filter(|section| !section.is_empty());
+                    let text = match nearest(name, sections()) {
+                        Some(near) => format!("unknown section [{}]; did you mean [{near}]?", escape(name)),
+                        None => format!("unknown section [{}]; there are [dbus], [mqtt] and [bridge]", escape(name)),
+                    };
+                    self.refuse(key.span(), text);
+                }
+                (None, _) => self.unknown_key("", key),
+            }
+        }
+    }
+
+    fn unknown_in(&mut self, section: &str, table: &DeTable<'_>) {
+        for key in table.keys() {
+            self.unknown_key(section, key);
+        }
+    }
+
+    fn unknown_key(&mut self, section: &str, key: &Spanned<std::borrow::Cow<'_, str>>) {
+        let name = key.get_ref().as_ref();
+        let keys = keys_of(section).unwrap_or_default();
+        if keys.contains(&name) {
+            return;
+        }
+        let place = |section: &str| {
+            if section.is_empty() {
+                "at the top of the file, before any section".to_owned()
+            } else {
+                format!("in [{section}]")
+            }
+        };
+        let home = SECTIONS.iter().find(|(_, keys)| keys.contains(&name));
+        let text = if let Some((home, _)) = home {
+            format!("`{name}` belongs {}", place(home))
+        } else if section == "mqtt" && name == "password" {
+            "a password does not belong here: write it into a file of its own and name that as `password_file`".into()
+        } else if let Some(near) = nearest(name, keys.iter().copied()) {
+            format!("unknown key `{}` {}; did you mean `{near}`?", escape(name), place(section))
+        } else {
+            format!("unknown key `{}` {}; known: {}", escape(name), place(section), keys.join(", "))
+        };
+        self.refuse(key.span(), text);
+    }
+
+    fn refuse(&mut self, at: Range<usize>, text: String) {
+        let place = self.place(at);
+        self.mistakes.push(Remark { place, text });
+    }
+
+    fn place(&self, at: Range<usize>) -> Place {
+        let before = self.text.bytes().take(at.start);
+        Place::Line(self.file.into(), before.filter(|&b| b == b'\n').count() + 1)
+    }
+}
+
+fn keys_of(section: &str) -> Option<&'static [&'static str]> {
+    SECTIONS.iter().find(|(name, _)| *name == section).map(|(_, keys)| *keys)
+}
+
+/// The word that was probably meant.
+fn nearest<'a>(word: &str, words: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    words
+        .map(|known| (strsim::damerau_levenshtein(word, known), known))
+        .min()
+        .filter(|(distance, known)| *distance <= known.len().div_ceil(3))
+        .map(|(_, known)| known)
+}
+
+fn path(value: &DeValue<'_>, base: &Path) -> Parsed<PathBuf> {
+    checked(value, "a path as text", |text| {
+        if text.is_empty() || text.contains('\0') {
+            return Err("must be the path of a file".into());
+        }
+        Ok(base.join(text))
+    })
+}
+
+fn port(value: &DeValue<'_>) -> Parsed<u16> {
+    integer(value)
+        .and_then(|port| u16::try_from(port).ok())
+        .filter(|port| *port != 0)
+        .ok_or_else(|| must_be("a whole number from 1 to 65535", value))
+}
+
+fn keep_alive(value: &DeValue<'_>) -> Parsed<Duration> {
+    integer(value)
+        .and_then(|seconds| u16::try_from(seconds).ok())
+        .filter(|seconds| *seconds != 0)
+        .map(|seconds| Duration::from_secs(seconds.into()))
+        .ok_or_else(|| must_be("a whole number of seconds from 1 to 65535", value))
+}
+
+fn interval(value: &DeValue<'_>) -> Parsed<Duration> {
+    let seconds = match value {
+        DeValue::Float(float) => float.as_str().parse().ok(),
+        _ => integer(value).map(|seconds| seconds as f64),
+    };
+    seconds
+        .and_then(parse::interval)
+        .ok_or_else(|| format!("{}, not {}", parse::INTERVAL_RANGE, shown(value)).into())
+}
+
+fn boolean(value: &DeValue<'_>) -> Parsed<bool> {
+    value.as_bool().ok_or_else(|| must_be("true or false", value))
+}
+
+fn enabled(value: &DeValue<'_>) -> Parsed<Enabled> {
+    match value {
+        DeValue::Boolean(true) => Ok(Enabled::Yes),
+        DeValue::Boolean(false) => Ok(Enabled::No),
+        DeValue::String(text) if text == "auto" => Ok(Enabled::Auto),
+        _ => Err(must_be("\"auto\", true or false", value)),
+    }
+}
+
+fn always_on(value: &DeValue<'_>) -> Parsed<AlwaysOn> {
+    match value {
+        DeValue::Boolean(true) => Ok(AlwaysOn::Everything),
+        DeValue::Boolean(false) => Ok(AlwaysOn::No),
+        _ => filters(value, "true, false or a list of filters").map(|filters| {
+            if filters.is_empty() {
+                AlwaysOn::No
+            } else {
+                AlwaysOn::Only(filters)
+            }
+        }),
+    }
+}
+
+fn access(value: &DeValue<'_>) -> Parsed<Access> {
+    match value.as_str() {
+        Some("full") => Ok(Access::Full),
+        Some("read-only") => Ok(Access::ReadOnly),
+        _ => Err(must_be("\"full\" or \"read-only\"", value)),
+    }
+}
+
+fn filters(value: &DeValue<'_>, what: &str) -> Parsed<Vec<Filter>> {
+    let list = value
+        .as_array()
+        .ok_or_else(|| must_be(&format!("{what}, such as [\"battery/+/Soc\", \"vebus/#\"]"), value))?;
+    if list.len() > FILTERS_MAX {
+        return Err(format!("has {} filters, the most is {FILTERS_MAX}: use wildcards", list.len()).into());
+    }
+    list.iter()
+        .map(|item| {
+            let parsed = match item.get_ref() {
+                DeValue::String(text) => parse::filter(text).map_err(Wrong::from),
+                other => Err(must_be("a list of filters as text", other)),
+            };
+            parsed.map_err(|wrong| Wrong {
+                at: Some(item.span()),
+                ..wrong
+            })
+        })
+        .collect()
+}
+
+fn checked<T>(value: &DeValue<'_>, what: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Parsed<T> {
+    let text = value.as_str().ok_or_else(|| must_be(what, value))?;
+    Ok(parse(text)?)
+}
+
+fn integer(value: &DeValue<'_>) -> Option<i64> {
+    let integer = value.as_integer()?;
+    i64::from_str_radix(integer.as_str(), integer.radix()).ok()
+}
+
+fn must_be(what: &str, value: &DeValue<'_>) -> Wrong {
+    format!("must be {what}, not {}", shown(value)).into()
+}
+
+/// A value as a message quotes it.
+fn shown(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(text) => format!("\"{}\"", escape(text)),
+        DeValue::Integer(integer) => escape_to(&integer.to_string(), 40).to_string(),
+        DeValue::Float(float) => escape_to(float.as_str(), 40).to_string(),
+        DeValue::Boolean(boolean) => boolean.to_string(),
+        DeValue::Datetime(_) => "a date".into(),
+        DeValue::Array(_) => "a list".into(),
+        DeValue::Table(_) => "a section".into(),
+    }
+}

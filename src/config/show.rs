@@ -1,0 +1,145 @@
+//! The configuration in effect as TOML: every option, defaults included, to be read by people and by [`super::read`].
+
+use std::fmt::{self, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use crate::bridge::filter::Filter;
+use crate::bridge::options::{Access, AlwaysOn, Enabled};
+
+use super::{BusAddress, DEFAULT_PATHS, Loaded, Mqtt};
+
+pub(super) fn show(loaded: &Loaded) -> String {
+    let mut out = String::new();
+    // a String takes everything
+    let _ = write(&mut out, loaded);
+    out
+}
+
+fn write(out: &mut String, loaded: &Loaded) -> fmt::Result {
+    let config = &loaded.config;
+    origin(out, loaded)?;
+    writeln!(out)?;
+    match &config.portal_id {
+        Some(id) => writeln!(out, "portal_id = {}", quoted(id.as_str()))?,
+        None => writeln!(
+            out,
+            "# portal_id is not set: it is found out at start (unique-id file, the bus, MAC address)"
+        )?,
+    }
+    writeln!(out, "log_level = \"{}\"", config.log_level.as_str().to_lowercase())?;
+    writeln!(out, "\n[dbus]")?;
+    write!(out, "address = {}", quoted(&config.dbus.to_string()))?;
+    match (&config.dbus, std::env::var_os("DBUS_SESSION_BUS_ADDRESS")) {
+        (BusAddress::Auto, Some(_)) => writeln!(out, "  # the session bus, as DBUS_SESSION_BUS_ADDRESS is set")?,
+        (BusAddress::Auto, None) => writeln!(out, "  # the system bus, as DBUS_SESSION_BUS_ADDRESS is not set")?,
+        _ => writeln!(out)?,
+    }
+    mqtt(out, &config.mqtt)?;
+    bridge(out, loaded)
+}
+
+fn origin(out: &mut String, loaded: &Loaded) -> fmt::Result {
+    match &loaded.file {
+        Some(file) => writeln!(out, "# from {}", file.display())?,
+        None => writeln!(out, "# from the defaults: there is no {}", DEFAULT_PATHS.join(" and no "))?,
+    }
+    if !loaded.flags.is_empty() {
+        writeln!(out, "# and from the command line: {}", loaded.flags.join(", "))?;
+    }
+    Ok(())
+}
+
+fn mqtt(out: &mut String, mqtt: &Mqtt) -> fmt::Result {
+    writeln!(out, "\n[mqtt]")?;
+    writeln!(out, "host = {}", quoted(&mqtt.host))?;
+    writeln!(out, "port = {}", mqtt.port)?;
+    match &mqtt.client_id {
+        Some(id) => writeln!(out, "client_id = {}", quoted(id))?,
+        None => writeln!(out, "# client_id is not set: it is venus-mqtt-<portal ID>")?,
+    }
+    match &mqtt.user {
+        Some(user) => writeln!(out, "user = {}", quoted(user))?,
+        None => writeln!(out, "# user is not set: no name and no password are sent")?,
+    }
+    if let Some(password) = &mqtt.password {
+        writeln!(out, "password_file = {}  # the password: {password}", quoted_path(password.file()))?;
+    }
+    writeln!(out, "keep_alive = {}", mqtt.keep_alive.as_secs())?;
+    writeln!(out, "prefix = {}", quoted(&mqtt.prefix))?;
+    writeln!(out, "tls = {}", mqtt.tls.is_some())?;
+    let Some(tls) = &mqtt.tls else { return Ok(()) };
+    match &tls.ca_file {
+        Some(file) => writeln!(out, "ca_file = {}", quoted_path(file))?,
+        None => writeln!(out, "# ca_file is not set: the system's roots are trusted")?,
+    }
+    if let Some(client) = &tls.client {
+        writeln!(out, "cert_file = {}", quoted_path(&client.cert_file))?;
+        writeln!(out, "key_file = {}", quoted_path(&client.key_file))?;
+    }
+    Ok(())
+}
+
+fn bridge(out: &mut String, loaded: &Loaded) -> fmt::Result {
+    let options = &loaded.config.bridge;
+    writeln!(out, "\n[bridge]")?;
+    writeln!(
+        out,
+        "enabled = {}",
+        match options.enabled {
+            Enabled::Auto => "\"auto\"",
+            Enabled::Yes => "true",
+            Enabled::No => "false",
+        }
+    )?;
+    writeln!(out, "retain = {}", options.retain)?;
+    writeln!(out, "keepalive_interval = {}", seconds(options.keepalive_interval))?;
+    match &options.always_on {
+        AlwaysOn::No => writeln!(out, "always_on = false")?,
+        AlwaysOn::Everything => writeln!(out, "always_on = true")?,
+        AlwaysOn::Only(filters) => writeln!(out, "always_on = {}", list(filters))?,
+    }
+    writeln!(
+        out,
+        "access = {}",
+        match options.access {
+            Access::Full => "\"full\"",
+            Access::ReadOnly => "\"read-only\"",
+        }
+    )?;
+    writeln!(out, "allow = {}", list(&options.allow))?;
+    writeln!(out, "deny = {}", list(&options.deny))
+}
+
+fn seconds(duration: Duration) -> String {
+    if duration.subsec_nanos() == 0 {
+        duration.as_secs().to_string()
+    } else {
+        duration.as_secs_f64().to_string()
+    }
+}
+
+fn list(filters: &[Filter]) -> String {
+    let quoted: Vec<_> = filters.iter().map(|filter| quoted(filter.as_str())).collect();
+    format!("[{}]", quoted.join(", "))
+}
+
+fn quoted_path(path: &Path) -> String {
+    quoted(&path.to_string_lossy())
+}
+
+/// A TOML basic string.
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            c if c.is_control() => {
+                let _ = write!(out, "\\u{:04X}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
