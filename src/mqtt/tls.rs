@@ -149,16 +149,13 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 
 fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     let bytes = read(file)?;
-    match PrivateKeyDer::from_pem_slice(&bytes) {
-        Ok(key) if is_encrypted(&bytes) => {
-            drop(key);
-            Err(TlsError::EncryptedKey { file: file.into() })
-        }
-        Ok(key) => Ok(key),
-        Err(pem::Error::NoItemsFound) if is_encrypted(&bytes) => Err(TlsError::EncryptedKey { file: file.into() }),
-        Err(pem::Error::NoItemsFound) => Err(TlsError::NoKey { file: file.into() }),
-        Err(error) => Err(broken_pem(file, error)),
+    if is_encrypted(&bytes) {
+        return Err(TlsError::EncryptedKey { file: file.into() });
     }
+    PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| match error {
+        pem::Error::NoItemsFound => TlsError::NoKey { file: file.into() },
+        error => broken_pem(file, error),
+    })
 }
 
 /// PKCS #8 says so in its label, the older forms in a header.
