@@ -82,7 +82,6 @@ impl Bridge {
     /// Connected, without a session.
     pub fn link_up(&mut self, now: Time) {
         self.outbox.clear();
-        let mut wanted = Vec::new();
         self.mode = match self.options.enabled {
             Enabled::Yes => Mode::Bridge,
             Enabled::Auto => Mode::Undecided {
@@ -90,27 +89,29 @@ impl Bridge {
             },
             Enabled::No => Mode::Off,
         };
-        if self.mode != Mode::Off {
-            wanted.extend([self.topics.request('R', "#"), self.topics.request('W', "#")]);
-        }
+        let requests = vec![self.topics.request('R', "#"), self.topics.request('W', "#")];
         match self.mode {
-            Mode::Bridge => wanted.push(self.topics.notification("#")),
-            Mode::Undecided { .. } => wanted.push(self.topics.notification(HEARTBEAT)),
-            _ => {}
-        }
-        self.outbox.push_special(Special::Status);
-        if !wanted.is_empty() {
-            self.link_commands.push_back(LinkCommand::Subscribe(wanted));
-        }
-        match self.mode {
-            Mode::Bridge => self.become_bridge(now),
-            Mode::Undecided { .. } => self.outbox.push_special(Special::Probe),
-            _ => self.outbox.push_special(Special::Mode),
+            Mode::Bridge => {
+                self.link_commands.push_back(LinkCommand::Subscribe(requests));
+                self.become_bridge(now);
+            }
+            Mode::Undecided { .. } => {
+                // the heartbeat first: the answer to the probe must not be missed
+                self.link_commands
+                    .push_back(LinkCommand::Subscribe(vec![self.topics.notification(HEARTBEAT)]));
+                self.link_commands.push_back(LinkCommand::Subscribe(requests));
+            }
+            _ => {
+                self.outbox.push_special(Special::Status);
+                self.outbox.push_special(Special::Mode);
+            }
         }
     }
 
-    /// The connection is gone, with everything that was on its way.
-    pub fn link_down(&mut self) {
+    /// The connection is gone, with everything that was on its way; `oversized` when a packet of the broker was the reason.
+    pub fn link_down(&mut self, oversized: bool) {
+        // it would come with every sweep
+        self.sweep_allowed &= !(oversized && self.sweep.is_some());
         self.mode = Mode::Down;
         self.sweep = None;
         self.link_commands.clear();
@@ -137,6 +138,13 @@ impl Bridge {
                 )
             });
         }
+        if filter == self.topics.request('R', "#") {
+            // from now on requests are heard
+            self.outbox.push_special(Special::Status);
+            if matches!(self.mode, Mode::Undecided { .. }) {
+                self.outbox.push_special(Special::Probe);
+            }
+        }
         if filter == self.topics.notification("#") {
             match &mut self.sweep {
                 Some(sweep) if accepted => {
@@ -146,9 +154,14 @@ impl Bridge {
                 _ => self.sweep = None,
             }
             // comes back to us behind all that is retained
-            self.outbox.push_special(Special::Serial);
-            self.outbox.push_special(Special::KeepAlive);
+            self.push_constants();
         }
+    }
+
+    /// What is there for good, so that a system can be found.
+    fn push_constants(&mut self) {
+        self.outbox.push_special(Special::Serial);
+        self.outbox.push_special(Special::KeepAlive);
     }
 
     /// A message from the broker.

@@ -23,7 +23,6 @@ pub enum Value {
     UInt(u64),
     Double(f64),
     Str(Box<str>),
-    Bytes(Box<[u8]>),
     Array(Box<[Value]>),
     Dict(Box<[(Box<str>, Value)]>),
 }
@@ -56,7 +55,6 @@ impl Value {
             // serde_json prints what is not finite as null
             Self::Double(d) => json(out, d),
             Self::Str(s) => json(out, s),
-            Self::Bytes(bytes) => list(out, b'[', b']', bytes, json),
             Self::Array(values) => list(out, b'[', b']', values, |out, value| value.write_json(out)),
             Self::Dict(entries) => list(out, b'{', b'}', entries, |out, (key, value)| {
                 json(out, key);
@@ -71,7 +69,6 @@ impl Value {
         match self {
             Self::Invalid | Self::Bool(_) | Self::Int(_) | Self::UInt(_) | Self::Double(_) => 8,
             Self::Str(s) => s.len().saturating_add(2),
-            Self::Bytes(bytes) => bytes.len().saturating_mul(4),
             Self::Array(values) => values.iter().fold(2, |sum: usize, v| sum.saturating_add(v.weight())),
             Self::Dict(entries) => entries
                 .iter()
@@ -89,7 +86,6 @@ impl Value {
             Self::UInt(_) => "t".into(),
             Self::Double(_) => "d".into(),
             Self::Str(_) => "s".into(),
-            Self::Bytes(_) => "ay".into(),
             Self::Array(values) => {
                 let mut signatures = values.iter().map(Value::signature);
                 match signatures.next() {
@@ -280,7 +276,6 @@ mod tests {
             (Value::Double(f64::NAN), "null"),
             (Value::Double(f64::NEG_INFINITY), "null"),
             (Value::Str("a \"b\"\n\u{1}ä".into()), "\"a \\\"b\\\"\\n\\u0001ä\""),
-            (Value::Bytes([1, 255].into()), "[1,255]"),
             (Value::Array([Value::Int(1), Value::Invalid].into()), "[1,null]"),
             (Value::Dict([("k".into(), Value::Double(1.5))].into()), "{\"k\":1.5}"),
         ] {

@@ -1,0 +1,198 @@
+//! The watcher: one connection to the bus, which sees every change of every service, in the bus's own order.
+//!
+//! Calls are sent and never waited for; their replies come back in the same stream as the signals, so that the order of a reply
+//! and a change is known. The loop must take what comes without waiting for anyone.
+
+mod wire;
+
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_core::Stream;
+use tokio::sync::mpsc::{Sender, channel};
+use zbus::message::{Header, Type};
+use zbus::{Connection, Message, MessageStream};
+
+use crate::bridge::value::Value;
+use crate::bridge::{Bridge, BusCall, Method, Reply, Time};
+use crate::text::escape;
+
+const BUS: &str = "org.freedesktop.DBus";
+const BUS_PATH: &str = "/org/freedesktop/DBus";
+const ITEM: &str = "com.victronenergy.BusItem";
+
+/// What is listened to, before anybody is asked anything.
+const RULES: [&str; 3] = [
+    "type='signal',sender='org.freedesktop.DBus',interface='org.freedesktop.DBus',member='NameOwnerChanged',arg0namespace='com.victronenergy'",
+    "type='signal',interface='com.victronenergy.BusItem',member='ItemsChanged'",
+    "type='signal',interface='com.victronenergy.BusItem',member='PropertiesChanged'",
+];
+/// The one question that is waited for, before anything is served.
+const SERIAL: Duration = Duration::from_secs(2);
+/// Messages read ahead of the loop.
+const QUEUE: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+/// A bus that does not even let us in.
+const CONNECT: Duration = Duration::from_secs(10);
+/// Calls waiting to be written. What finds no room is lost, and found missing at its deadline.
+const CALLS: usize = 8192;
+/// Calls written to the socket at once.
+const BATCH: usize = 64;
+
+/// The connection of the watcher.
+#[derive(Debug)]
+pub struct Watcher {
+    stream: MessageStream,
+    calls: Sender<Message>,
+}
+
+impl Watcher {
+    /// Connects to `address` and listens.
+    pub async fn connect(address: &str) -> zbus::Result<Self> {
+        let connecting = async {
+            let connection = zbus::connection::Builder::address(address)
+                .max_queued(QUEUE)
+                .method_timeout(CONNECT)
+                .build()
+                .await?;
+            let stream = MessageStream::from(&connection);
+            for rule in RULES {
+                connection.call_method(Some(BUS), BUS_PATH, Some(BUS), "AddMatch", &rule).await?;
+            }
+            Ok(Self {
+                stream,
+                calls: spawn_sender(connection),
+            })
+        };
+        tokio::time::timeout(CONNECT, connecting).await.unwrap_or_else(|_| {
+            Err(zbus::Error::Failure(format!(
+                "no answer from the bus within {} s",
+                CONNECT.as_secs()
+            )))
+        })
+    }
+
+    /// `/Serial` of `com.victronenergy.system`, which is the portal ID.
+    pub async fn system_serial(&self) -> Result<String, String> {
+        let connection = Connection::from(&self.stream);
+        let call = connection.call_method(Some("com.victronenergy.system"), "/Serial", Some(ITEM), "GetValue", &());
+        let reply = tokio::time::timeout(SERIAL, call)
+            .await
+            .map_err(|_| "no answer".to_owned())?
+            .map_err(|error| error.to_string())?;
+        match wire::read_reply(&reply.body()) {
+            Reply::Value(Value::Str(serial)) => Ok(serial.into()),
+            _ => Err("it is no text".into()),
+        }
+    }
+
+    /// Sends a call; its answer comes with the stream.
+    pub fn call(&self, call: &BusCall) {
+        match build_call(call) {
+            Ok(message) => drop(self.calls.try_send(message)),
+            Err(error) => log::warn!("cannot call {} on {}: {error}", call.path, call.destination),
+        }
+    }
+
+    /// The next message; an error is the end of the bus.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<zbus::Result<Message>> {
+        let ended = || Err(zbus::Error::Failure("the bus has closed the connection".into()));
+        Pin::new(&mut self.stream)
+            .poll_next(context)
+            .map(|message| message.unwrap_or_else(ended))
+    }
+
+    /// Gives a message to the core.
+    pub fn dispatch(&self, bridge: &mut Bridge, now: Time, message: &Message) {
+        let header = message.header();
+        match message.message_type() {
+            Type::Signal => dispatch_signal(bridge, now, message, &header),
+            Type::MethodReturn | Type::Error => {
+                if let Some(serial) = header.reply_serial().map(NonZeroU32::get)
+                    && bridge.expects(serial)
+                {
+                    let body = message.body();
+                    let reply = match message.message_type() {
+                        Type::Error => wire::read_error(header.error_name().map(|name| name.as_str()), &body),
+                        _ => wire::read_reply(&body),
+                    };
+                    bridge.reply(now, serial, reply);
+                }
+            }
+            Type::MethodCall => self.refuse(&header),
+        }
+    }
+
+    /// The watcher has nothing that could be called, but nobody shall wait for it either.
+    fn refuse(&self, header: &Header<'_>) {
+        let wants_reply = !header.primary().flags().contains(zbus::message::Flags::NO_REPLY_EXPECTED);
+        if wants_reply
+            && let Ok(message) = Message::error(header, "org.freedesktop.DBus.Error.UnknownMethod").build(&"venus-mqtt has no objects here")
+        {
+            drop(self.calls.try_send(message));
+        }
+    }
+}
+
+fn dispatch_signal(bridge: &mut Bridge, now: Time, message: &Message, header: &Header<'_>) {
+    let Some(sender) = header.sender() else { return };
+    let read = match (
+        header.interface().map(|name| name.as_str()),
+        header.member().map(|name| name.as_str()),
+    ) {
+        (Some(ITEM), Some("ItemsChanged")) => {
+            let Some(mut changes) = bridge.changes(now, sender) else { return };
+            wire::read_items(&message.body(), |path, change| changes.item(path, change))
+        }
+        (Some(ITEM), Some("PropertiesChanged")) => {
+            let (Some(mut changes), Some(path)) = (bridge.changes(now, sender), header.path()) else {
+                return;
+            };
+            wire::read_change(&message.body()).map(|change| changes.item(path, change))
+        }
+        (Some(BUS), Some("NameOwnerChanged")) if sender.as_str() == BUS => {
+            wire::read_names(&message.body()).map(|(name, old, new)| bridge.name_owner_changed(now, name, old, new))
+        }
+        _ => Ok(()),
+    };
+    if let Err(error) = read {
+        log::debug!("a signal of {sender} cannot be read: {}", escape(&error.to_string()));
+    }
+}
+
+/// A task of its own writes, so that a bus that is slow to read cannot hold up the loop.
+fn spawn_sender(connection: Connection) -> Sender<Message> {
+    let (calls, mut queue) = channel(CALLS);
+    tokio::spawn(async move {
+        let mut batch = Vec::new();
+        while queue.recv_many(&mut batch, BATCH).await > 0 {
+            if connection.send_all(&batch).await.is_err() {
+                return;
+            }
+            batch.clear();
+        }
+    });
+    calls
+}
+
+fn build_call(call: &BusCall) -> zbus::Result<Message> {
+    let (interface, member) = match &call.method {
+        Method::ListNames => (BUS, "ListNames"),
+        Method::GetNameOwner(_) => (BUS, "GetNameOwner"),
+        Method::GetItems => (ITEM, "GetItems"),
+        Method::GetValue => (ITEM, "GetValue"),
+        Method::SetValue(_) => (ITEM, "SetValue"),
+        Method::Introspect => ("org.freedesktop.DBus.Introspectable", "Introspect"),
+    };
+    let serial = NonZeroU32::new(call.id).ok_or(zbus::Error::InvalidSerial)?;
+    let message = Message::method_call(&*call.path, member)
+        .destination(&*call.destination)
+        .interface(interface)
+        .serial(serial);
+    match &call.method {
+        Method::GetNameOwner(name) => message.build(&&**name),
+        Method::SetValue(value) => message.build(&wire::to_variant(value)?),
+        _ => message.build(&()),
+    }
+}

@@ -1,0 +1,292 @@
+//! The loop: the only one who knows everyone.
+//!
+//! Each turn takes what has happened on the bus (at most [`BUS_BUDGET`] messages, so that keep-alives and writes are never
+//! starved), at the broker and on the clock, gives it to the core, and carries out what the core wants. Nothing in a turn waits.
+
+use std::future::{pending, poll_fn};
+use std::task::Poll;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::Instant;
+
+use crate::bridge::name::PortalId;
+use crate::bridge::{Bridge, Setup, Time};
+use crate::bus::Watcher;
+use crate::config::{BusAddress, Config};
+use crate::mqtt::link::{Broker, Link, LinkEvent};
+use crate::mqtt::tls;
+use crate::portal;
+use crate::signals::{Signal, Signals};
+use crate::text::escape;
+
+/// Messages of the bus in one turn.
+const BUS_BUDGET: usize = 64;
+/// Messages of the broker in one turn.
+const LINK_BUDGET: usize = 64;
+/// The good-bye takes no longer than this; the whole end has two seconds.
+const GOODBYE: Duration = Duration::from_millis(1700);
+
+/// Why the daemon ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// It was told to.
+    Stopped,
+    /// It was told to go on with another configuration.
+    Reload(Box<Config>),
+    /// The bus is gone, or something else is not there (yet): whoever supervises us starts us again.
+    Unready(String),
+    /// The configuration holds something that only shows now.
+    Unusable(String),
+}
+
+/// Serves until it is told to stop, or cannot go on. `reload` reads the configuration again.
+pub async fn serve<E: std::fmt::Display>(config: &Config, signals: &mut Signals, reload: impl Fn() -> Result<Config, E>) -> Ended {
+    let address = bus_address(&config.dbus);
+    let watcher = match Watcher::connect(&address).await {
+        Ok(watcher) => watcher,
+        Err(error) => {
+            return Ended::Unready(format!(
+                "no connection to the bus {}: {}",
+                escape(&address),
+                escape(&error.to_string())
+            ));
+        }
+    };
+    log::info!("connected to the bus {}", escape(&address));
+    let sources = portal::Sources::new(config.portal_id.clone());
+    let portal = match sources.find(async || watcher.system_serial().await).await {
+        Ok(found) => {
+            log::info!("the portal ID is {} (from {})", found.id, found.from);
+            found.id
+        }
+        // who knows it may not be there yet
+        Err(error) => return Ended::Unready(error.to_string()),
+    };
+    let broker = match broker(config, &portal) {
+        Ok(broker) => broker,
+        Err(error) => return Ended::Unusable(error),
+    };
+    let mut daemon = Daemon {
+        bridge: Bridge::new(Setup {
+            portal,
+            prefix: config.mqtt.prefix.clone(),
+            options: config.bridge.clone(),
+            nonce: nonce(),
+            verbosity: config.log_level.to_level().unwrap_or(log::Level::Error),
+        }),
+        watcher,
+        link: Link::start(broker),
+        began: Instant::now(),
+    };
+    daemon.run(signals, reload).await
+}
+
+struct Daemon {
+    bridge: Bridge,
+    watcher: Watcher,
+    link: Link,
+    began: Instant,
+}
+
+/// What ended the wait.
+enum Wake {
+    Signal(Signal),
+    Bus(zbus::Result<zbus::Message>),
+    Link(LinkEvent),
+    Time,
+}
+
+impl Daemon {
+    async fn run<E: std::fmt::Display>(&mut self, signals: &mut Signals, reload: impl Fn() -> Result<Config, E>) -> Ended {
+        let now = self.now();
+        self.bridge.bus_up(now);
+        let mut timer = Timer::default();
+        loop {
+            self.carry_out();
+            let ended = match self.turn(signals, &mut timer).await {
+                Ok(None) => continue,
+                Ok(Some(Signal::Summary)) => {
+                    self.bridge.summary(self.now()).iter().for_each(|line| log::info!("{line}"));
+                    continue;
+                }
+                Ok(Some(Signal::Stop)) => {
+                    log::info!("told to stop");
+                    Ended::Stopped
+                }
+                Ok(Some(Signal::Reload)) => match reload() {
+                    Ok(config) => {
+                        log::info!("told to start again with the configuration as it is now");
+                        Ended::Reload(Box::new(config))
+                    }
+                    Err(error) => {
+                        error.to_string().lines().for_each(|line| log::error!("{line}"));
+                        log::error!("the configuration is not used: going on with the one before");
+                        continue;
+                    }
+                },
+                Err(error) => return Ended::Unready(format!("the bus is gone: {}", escape(&error.to_string()))),
+            };
+            self.say_goodbye(signals, &mut timer).await;
+            return ended;
+        }
+    }
+
+    /// Waits until something happens, and gives it to the core with everything else that has happened by then.
+    async fn turn(&mut self, signals: &mut Signals, timer: &mut Timer) -> zbus::Result<Option<Signal>> {
+        let (watcher, link) = (&mut self.watcher, &mut self.link);
+        let due = self.bridge.poll_timeout().map(|time| self.began + time.after(Time::default()));
+        let wake = tokio::select! {
+            biased;
+            signal = signals.next() => Wake::Signal(signal),
+            message = poll_fn(|context| watcher.poll_next(context)) => Wake::Bus(message),
+            event = link.next() => Wake::Link(event),
+            () = timer.wait_until(due) => Wake::Time,
+        };
+        let now = self.now();
+        match wake {
+            Wake::Signal(signal) => return Ok(Some(signal)),
+            Wake::Bus(message) => self.watcher.dispatch(&mut self.bridge, now, &message?),
+            Wake::Link(event) => self.take(now, event),
+            Wake::Time => {}
+        }
+        self.take_bus(now).await?;
+        for _ in 0..LINK_BUDGET {
+            match self.link.try_next() {
+                Some(event) => self.take(now, event),
+                None => break,
+            }
+        }
+        if self.bridge.poll_timeout().is_some_and(|time| time <= now) {
+            self.bridge.handle_timeout(now);
+        }
+        Ok(None)
+    }
+
+    /// What else is there already.
+    async fn take_bus(&mut self, now: Time) -> zbus::Result<()> {
+        for _ in 1..BUS_BUDGET {
+            let watcher = &mut self.watcher;
+            match poll_fn(|context| Poll::Ready(watcher.poll_next(context))).await {
+                Poll::Ready(message) => self.watcher.dispatch(&mut self.bridge, now, &message?),
+                Poll::Pending => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, now: Time, event: LinkEvent) {
+        match event {
+            LinkEvent::Up => self.bridge.link_up(now),
+            LinkEvent::Message { topic, payload, retained } => self.bridge.message(now, &topic, &payload, retained),
+            LinkEvent::Subscribed { filter, accepted } => self.bridge.subscribed(now, &filter, accepted),
+            LinkEvent::Down { oversized } => self.bridge.link_down(oversized),
+            LinkEvent::Room => {}
+        }
+    }
+
+    /// Carries out what the core wants, as far as there is room.
+    fn carry_out(&mut self) {
+        while let Some(note) = self.bridge.poll_note() {
+            log::log!(target: "venus_mqtt::bridge", note.level, "{}", note.text);
+        }
+        while let Some(call) = self.bridge.poll_call() {
+            self.watcher.call(&call);
+        }
+        while let Some(command) = self.bridge.poll_link() {
+            self.link.command(command);
+        }
+        if self.bridge.is_drained() {
+            return;
+        }
+        let now = self.now();
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        while self.link.has_room()
+            && let Some(publish) = self.bridge.poll_publish(now, unix)
+        {
+            self.link.publish(publish);
+        }
+    }
+
+    /// Takes back what is retained and disconnects, as far as that goes in the time there is.
+    async fn say_goodbye(&mut self, signals: &mut Signals, timer: &mut Timer) {
+        self.bridge.shut_down(self.now());
+        let deadline = Instant::now() + GOODBYE;
+        let mut said = false;
+        loop {
+            self.carry_out();
+            if self.bridge.is_drained() && !said {
+                said = self.link.disconnect();
+                if !said {
+                    return;
+                }
+            }
+            let turn = tokio::time::timeout_at(deadline, self.turn(signals, timer)).await;
+            match turn {
+                // a second wish to stop is a wish for haste
+                Ok(Ok(Some(Signal::Stop)) | Err(_)) => return,
+                Err(_) => return log::warn!("the broker takes nothing: leaving without a good-bye"),
+                Ok(Ok(_)) if said && self.bridge.mode() == crate::bridge::Mode::Down => return,
+                Ok(Ok(_)) => {}
+            }
+        }
+    }
+
+    fn now(&self) -> Time {
+        Time::since_start(self.began.elapsed())
+    }
+}
+
+/// One timer that is set anew only when its time changes.
+#[derive(Default)]
+struct Timer {
+    sleep: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl Timer {
+    async fn wait_until(&mut self, due: Option<Instant>) {
+        let Some(due) = due else { return pending().await };
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+        if sleep.deadline() != due || sleep.is_elapsed() {
+            sleep.as_mut().reset(due);
+        }
+        sleep.as_mut().await;
+    }
+}
+
+fn bus_address(address: &BusAddress) -> String {
+    const SYSTEM: &str = "unix:path=/var/run/dbus/system_bus_socket";
+    let from = |variable: &str| std::env::var(variable).ok().filter(|address| !address.is_empty());
+    let system = || from("DBUS_SYSTEM_BUS_ADDRESS").unwrap_or_else(|| SYSTEM.into());
+    match address {
+        BusAddress::Auto => from("DBUS_SESSION_BUS_ADDRESS").unwrap_or_else(system),
+        BusAddress::System => system(),
+        BusAddress::Session => from("DBUS_SESSION_BUS_ADDRESS").unwrap_or_else(|| "autolaunch:".into()),
+        BusAddress::Address(address) => address.clone(),
+    }
+}
+
+fn broker(config: &Config, portal: &PortalId) -> Result<Broker, String> {
+    let mqtt = &config.mqtt;
+    let tls = mqtt
+        .tls
+        .as_ref()
+        .map(tls::client_config)
+        .transpose()
+        .map_err(|error| error.to_string())?;
+    let password = mqtt.password.as_ref().map(|secret| secret.reveal().to_owned());
+    Ok(Broker {
+        host: mqtt.host.clone(),
+        port: mqtt.port,
+        client_id: mqtt.client_id.clone().unwrap_or_else(|| format!("venus-mqtt-{portal}")),
+        login: mqtt.user.clone().map(|user| (user, password)),
+        keep_alive: mqtt.keep_alive,
+        tls,
+        will: (format!("{}venus-mqtt/{portal}/status", mqtt.prefix), "offline"),
+    })
+}
+
+/// A number that no other process has.
+fn nonce() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::process::id())
+}

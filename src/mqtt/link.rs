@@ -1,0 +1,397 @@
+//! The connection to the broker. A task of its own connects, reads and writes; the loop hands it messages as long as it has
+//! credit, and never waits for it.
+//!
+//! Each connection starts empty: what was on its way when the last one broke is stale by then, and the core says again what
+//! still holds. This is the only file that knows the MQTT library.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rumqttc::{
+    AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, LastWill, MqttOptions, NetworkOptions, Outgoing, Packet,
+    PublishOptions, QoS, StateError, SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport,
+};
+use tokio::sync::Notify;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::time::Instant;
+
+use crate::bridge::{LinkCommand, Publish};
+use crate::text::escape;
+
+/// Messages given to the library and not yet written.
+const CREDIT: usize = 256;
+/// Messages written at once, at most.
+const BATCH: usize = CREDIT;
+/// Subscriptions and the like on their way.
+const REQUESTS: usize = CREDIT + 64;
+/// Messages from the broker that the loop has not taken yet.
+const INCOMING: usize = 256;
+/// Largest packet taken from the broker, and given to it.
+const PACKET_MAX: usize = 1024 * 1024 + 64 * 1024;
+/// A broker that takes the connection and says nothing is waited for this long: then a hung one is used the moment it wakes up.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+const BACK_OFF_FIRST: Duration = Duration::from_secs(1);
+const BACK_OFF_LAST: Duration = Duration::from_secs(30);
+/// A connection that held this long was a good one: the back-off starts over.
+const GOOD: Duration = Duration::from_secs(10);
+
+/// Whom to connect to, and as whom.
+#[derive(Clone)]
+pub struct Broker {
+    pub host: String,
+    pub port: u16,
+    pub client_id: String,
+    /// The password is never printed.
+    pub login: Option<(String, Option<String>)>,
+    pub keep_alive: Duration,
+    pub tls: Option<Arc<rustls::ClientConfig>>,
+    /// Topic and payload that the broker publishes, retained, when we are gone without a word.
+    pub will: (String, &'static str),
+}
+
+/// What the connection has to tell.
+#[derive(Debug, PartialEq, Eq)]
+pub enum LinkEvent {
+    Up,
+    Message {
+        topic: String,
+        payload: Vec<u8>,
+        retained: bool,
+    },
+    Subscribed {
+        filter: String,
+        accepted: bool,
+    },
+    /// `oversized` when the broker had something larger than we take.
+    Down {
+        oversized: bool,
+    },
+    /// There is credit again.
+    Room,
+}
+
+/// The loop's end of the connection.
+pub struct Link {
+    events: Receiver<FromTask>,
+    connection: Option<Connection>,
+    /// What the broker has answered, one filter at a time.
+    answered: VecDeque<(String, bool)>,
+}
+
+/// One connection that is up.
+struct Connection {
+    requests: AsyncClient,
+    credit: Arc<Credit>,
+    /// Filters of subscriptions in the order they were asked for, until they have a packet ID, and then by it.
+    asked: VecDeque<Vec<String>>,
+    sent: Vec<(u16, Vec<String>)>,
+}
+
+/// What both ends of one connection see.
+#[derive(Default)]
+struct Credit {
+    /// Messages given to the library and not yet taken by it.
+    used: AtomicUsize,
+    /// The loop waits for credit.
+    starved: AtomicBool,
+    room: Notify,
+}
+
+enum FromTask {
+    Up(AsyncClient, Arc<Credit>),
+    Message { topic: String, payload: Vec<u8>, retained: bool },
+    SubscribeSent(u16),
+    SubscribeAnswered(u16, Vec<SubscribeReasonCode>),
+    Down { oversized: bool },
+}
+
+impl Link {
+    /// Starts the task that connects, again and again.
+    pub fn start(broker: Broker) -> Self {
+        let (to_loop, events) = channel(INCOMING);
+        tokio::spawn(keep_connected(broker, to_loop));
+        Self {
+            events,
+            connection: None,
+            answered: VecDeque::new(),
+        }
+    }
+
+    /// What happens next. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> LinkEvent {
+        loop {
+            if let Some((filter, accepted)) = self.answered.pop_front() {
+                return LinkEvent::Subscribed { filter, accepted };
+            }
+            let credit = self.connection.as_ref().map(|connection| connection.credit.clone());
+            let event = tokio::select! {
+                biased;
+                event = self.events.recv() => event,
+                () = wait_for_room(credit.as_deref()) => return LinkEvent::Room,
+            };
+            // the task never ends before the loop does
+            let Some(event) = event else { return std::future::pending().await };
+            if let Some(event) = self.take(event) {
+                return event;
+            }
+        }
+    }
+
+    /// What has happened already, without waiting.
+    pub fn try_next(&mut self) -> Option<LinkEvent> {
+        loop {
+            if let Some((filter, accepted)) = self.answered.pop_front() {
+                return Some(LinkEvent::Subscribed { filter, accepted });
+            }
+            let event = self.events.try_recv().ok()?;
+            if let Some(event) = self.take(event) {
+                return Some(event);
+            }
+        }
+    }
+
+    fn take(&mut self, event: FromTask) -> Option<LinkEvent> {
+        match event {
+            FromTask::Up(requests, credit) => {
+                self.connection = Some(Connection {
+                    requests,
+                    credit,
+                    asked: VecDeque::new(),
+                    sent: Vec::new(),
+                });
+                Some(LinkEvent::Up)
+            }
+            FromTask::Message { topic, payload, retained } => Some(LinkEvent::Message { topic, payload, retained }),
+            FromTask::SubscribeSent(packet) => {
+                let connection = self.connection.as_mut()?;
+                let filters = connection.asked.pop_front()?;
+                connection.sent.push((packet, filters));
+                None
+            }
+            FromTask::SubscribeAnswered(packet, codes) => {
+                let connection = self.connection.as_mut()?;
+                let place = connection.sent.iter().position(|(sent, _)| *sent == packet)?;
+                let (_, filters) = connection.sent.swap_remove(place);
+                let accepted = codes.iter().map(|code| matches!(code, SubscribeReasonCode::Success(_)));
+                self.answered.extend(filters.into_iter().zip(accepted));
+                None
+            }
+            FromTask::Down { oversized } => {
+                self.connection = None;
+                self.answered.clear();
+                Some(LinkEvent::Down { oversized })
+            }
+        }
+    }
+
+    /// Whether a message can be taken. If not, [`LinkEvent::Room`] comes when one can.
+    pub fn has_room(&self) -> bool {
+        let Some(Connection { credit, .. }) = &self.connection else {
+            return false;
+        };
+        if credit.used.load(Ordering::Relaxed) < CREDIT {
+            return true;
+        }
+        credit.starved.store(true, Ordering::Relaxed);
+        false
+    }
+
+    /// To be called with room only; what finds none is dropped.
+    pub fn publish(&mut self, publish: Publish) {
+        let Some(connection) = &self.connection else { return };
+        let options = PublishOptions::at_most_once().retain(publish.retain);
+        match connection.requests.try_publish(publish.topic, publish.payload, options) {
+            Ok(()) => drop(connection.credit.used.fetch_add(1, Ordering::Relaxed)),
+            Err(error) => log::warn!("a message cannot be published: {}", escape(&error.to_string())),
+        }
+    }
+
+    pub fn command(&mut self, command: LinkCommand) {
+        let Some(connection) = &mut self.connection else { return };
+        let done = match command {
+            LinkCommand::Subscribe(filters) => {
+                let wanted: Vec<_> = filters
+                    .iter()
+                    .map(|filter| SubscribeFilter::new(filter.clone(), QoS::AtMostOnce))
+                    .collect();
+                connection.asked.push_back(filters);
+                connection.requests.try_subscribe_many(wanted)
+            }
+            LinkCommand::Unsubscribe(filters) => connection.requests.try_unsubscribe_many(filters),
+        };
+        if let Err(error) = done {
+            log::warn!("a subscription cannot be changed: {}", escape(&error.to_string()));
+        }
+    }
+
+    /// Says good-bye after everything that was given before; [`LinkEvent::Down`] comes when it is said.
+    pub fn disconnect(&mut self) -> bool {
+        self.connection
+            .as_ref()
+            .is_some_and(|connection| connection.requests.try_disconnect().is_ok())
+    }
+}
+
+async fn wait_for_room(credit: Option<&Credit>) {
+    match credit {
+        Some(credit) => credit.room.notified().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// One connection after the other, with a pause between them that grows while they fail.
+async fn keep_connected(broker: Broker, to_loop: Sender<FromTask>) {
+    let mut pause = BACK_OFF_FIRST;
+    let mut last_reason = String::new();
+    loop {
+        let began = Instant::now();
+        let (client, events) = connection(&broker);
+        let Err(ended) = run(&broker, client, events, &to_loop).await else {
+            return;
+        };
+        let oversized = is_oversized(&ended.error);
+        if to_loop.send(FromTask::Down { oversized }).await.is_err() {
+            return;
+        }
+        let reason = explain(&ended.error, &broker);
+        let level = if reason == last_reason && !ended.was_up {
+            log::Level::Debug
+        } else {
+            log::Level::Warn
+        };
+        let what = if ended.was_up { "the connection to" } else { "no connection to" };
+        log::log!(level, "{what} the broker {}:{}: {}", broker.host, broker.port, escape(&reason));
+        last_reason = reason;
+        if ended.was_up && began.elapsed() >= GOOD {
+            pause = BACK_OFF_FIRST;
+        }
+        // the attempt itself counts: a broker that hangs has taken its time already
+        let wait = jitter(pause).saturating_sub(began.elapsed()).max(jitter(BACK_OFF_FIRST));
+        tokio::time::sleep(wait).await;
+        pause = pause.saturating_mul(2).min(BACK_OFF_LAST);
+    }
+}
+
+struct Ended {
+    was_up: bool,
+    error: ConnectionError,
+}
+
+/// Serves one connection until it breaks; `Ok` when the loop is gone.
+async fn run(broker: &Broker, client: AsyncClient, mut events: EventLoop, to_loop: &Sender<FromTask>) -> Result<(), Ended> {
+    let credit = Arc::new(Credit::default());
+    let mut client = Some(client);
+    loop {
+        let event = events.poll().await.map_err(|error| Ended {
+            was_up: client.is_none(),
+            error,
+        })?;
+        let told = match event {
+            Event::Outgoing(Outgoing::Publish(_)) => {
+                credit.used.fetch_sub(1, Ordering::Relaxed);
+                if credit.starved.swap(false, Ordering::Relaxed) {
+                    credit.room.notify_one();
+                }
+                continue;
+            }
+            Event::Incoming(Packet::Publish(publish)) => match String::from_utf8(publish.topic.to_vec()) {
+                Ok(topic) => FromTask::Message {
+                    topic,
+                    payload: publish.payload.to_vec(),
+                    retained: publish.retain,
+                },
+                Err(_) => continue,
+            },
+            Event::Incoming(Packet::ConnAck(_)) => match client.take() {
+                Some(client) => {
+                    log::info!("connected to the broker {}:{} as {}", broker.host, broker.port, broker.client_id);
+                    FromTask::Up(client, credit.clone())
+                }
+                None => continue,
+            },
+            Event::Outgoing(Outgoing::Subscribe(packet)) => FromTask::SubscribeSent(packet),
+            Event::Incoming(Packet::SubAck(answer)) => FromTask::SubscribeAnswered(answer.pkid, answer.return_codes),
+            _ => continue,
+        };
+        if to_loop.send(told).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+fn connection(broker: &Broker) -> (AsyncClient, EventLoop) {
+    let mut options = MqttOptions::new(broker.client_id.clone(), (broker.host.clone(), broker.port));
+    options
+        .set_keep_alive(u16::try_from(broker.keep_alive.as_secs()).unwrap_or(u16::MAX))
+        .set_max_packet_size(PACKET_MAX, PACKET_MAX)
+        .set_max_request_batch(BATCH)
+        .set_clean_session(true)
+        .set_last_will(LastWill::new(broker.will.0.clone(), broker.will.1, QoS::AtLeastOnce, true));
+    match &broker.login {
+        Some((user, Some(password))) => drop(options.set_credentials(user.clone(), password.clone().into_bytes())),
+        Some((user, None)) => drop(options.set_username(user.clone())),
+        None => {}
+    }
+    if let Some(tls) = &broker.tls {
+        options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(tls.clone())));
+    }
+    let (client, mut events) = AsyncClient::builder(options).capacity(REQUESTS).build();
+    let mut network = NetworkOptions::new();
+    network.set_tcp_nodelay(true);
+    network.set_connection_timeout(CONNECT_TIMEOUT.as_secs());
+    events.set_network_options(network);
+    (client, events)
+}
+
+/// What went wrong, and what to do about it where that is known.
+fn explain(error: &ConnectionError, broker: &Broker) -> String {
+    match error {
+        ConnectionError::ConnectionRefused(ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized) => {
+            let who = broker
+                .login
+                .as_ref()
+                .map_or("nobody (no user is configured)", |(user, _)| user.as_str());
+            format!("it refuses {who}: check user and password_file")
+        }
+        ConnectionError::ConnectionRefused(ConnectReturnCode::BadClientId) => {
+            format!("it refuses the client ID {}: set another client_id", broker.client_id)
+        }
+        ConnectionError::NetworkTimeout => format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
+        ConnectionError::FlushTimeout => format!("it takes nothing since {} s", CONNECT_TIMEOUT.as_secs()),
+        ConnectionError::Io(error) => error.to_string(),
+        ConnectionError::RequestsDone => "closed".into(),
+        error if is_oversized(error) => format!("it sent a packet of more than {} KiB", PACKET_MAX / 1024),
+        ConnectionError::MqttState(StateError::Io(error)) => error.to_string(),
+        ConnectionError::MqttState(StateError::AwaitPingResp) => "it does not answer any more".into(),
+        error => error.to_string(),
+    }
+}
+
+fn is_oversized(error: &ConnectionError) -> bool {
+    use rumqttc::mqttbytes::Error::{OutgoingPacketTooLarge, PayloadSizeLimitExceeded};
+    matches!(
+        error,
+        ConnectionError::MqttState(StateError::Deserialization(
+            PayloadSizeLimitExceeded(_) | OutgoingPacketTooLarge { .. }
+        ))
+    )
+}
+
+/// Between 80 and 120 % of `span`, so that many devices do not come back at once.
+fn jitter(span: Duration) -> Duration {
+    use std::hash::{BuildHasher, RandomState};
+    let random = u32::try_from(RandomState::new().hash_one(0) % 400).unwrap_or(200);
+    span * (800 + random) / 1000
+}
+
+impl fmt::Debug for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Broker")
+            .field("host", &self.host)
+            .field("port", &self.port)
+            .finish_non_exhaustive()
+    }
+}
