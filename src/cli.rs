@@ -1,0 +1,358 @@
+//! The program as its user sees it: arguments, exit codes, what is printed.
+//!
+//! [`main`] is all of it, and blocks until the end; the binary only calls it.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::bridge::name::PortalId;
+use crate::bridge::options::Enabled;
+use crate::config::{self, At, BusAddress, Config, ConfigError, Given, Loaded, Place, Source};
+use crate::daemon::{self, Ended};
+use crate::log as logger;
+use crate::mqtt::tls::{self, TlsError};
+use crate::signals::Signals;
+
+/// Ended politely, or did what it was asked.
+pub const OK: u8 = 0;
+/// Wrong arguments (`EX_USAGE` of sysexits).
+pub const USAGE: u8 = 64;
+/// The bus or the environment is gone: the supervisor starts us again (`EX_TEMPFAIL`).
+pub const GONE: u8 = 75;
+/// Wrong configuration (`EX_CONFIG`).
+pub const CONFIG: u8 = 78;
+
+/// The whole program; gives the exit code. `args` begins with the program's name.
+pub fn main(args: impl Iterator<Item = OsString>) -> u8 {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // --help and --version come this way too; a closed stdout is nobody's error
+            let _ = error.print();
+            return if error.use_stderr() { USAGE } else { OK };
+        }
+    };
+    let source = cli.options.source();
+    match cli.command.unwrap_or(Command::Run) {
+        Command::Run => run(&source),
+        Command::Check => check(&source),
+    }
+}
+
+const ABOUT: &str = "The MQTT interface of Venus OS: every value of a GX device as a topic, on any broker";
+
+const LONG_ABOUT: &str = "\
+The MQTT interface of Venus OS: every value of a GX device as a topic, on any broker.
+
+Reads the services com.victronenergy.* of the D-Bus and serves them on an MQTT
+broker: N/<portal ID>/<type>/<instance>/<path> tells a value, R/... asks for one,
+W/... writes one. Nothing is published until someone asks for it by a keep-alive
+(an empty message on R/<portal ID>/keepalive, good for 60 seconds).";
+
+const AFTER_HELP: &str = "\
+`venus-mqtt --help` tells more: configuration, examples, exit codes, signals.";
+
+const AFTER_LONG_HELP: &str = "\
+First steps:
+  venus-mqtt check                         is the configuration right, and what is in effect?
+  venus-mqtt --host 192.168.1.5            run it, with the broker on another computer
+  mosquitto_sub -v -t 'N/#'                see the values; to wake them, as often as once a minute:
+  mosquitto_pub -t R/<portal ID>/keepalive -n
+
+Configuration, the first that is there:
+  the file after --config
+  /data/conf/venus-mqtt.toml
+  /etc/venus-mqtt/config.toml
+  none: the system bus, and the broker on 127.0.0.1:1883
+Options given here win over the file. `venus-mqtt check` prints all of it, and
+what it prints is a configuration file.
+
+Examples:
+  venus-mqtt --ca /data/conf/ca.pem --host broker.example --user boat --password-file /data/conf/venus-mqtt.password
+  venus-mqtt check --config ./test.toml
+  venus-mqtt --dbus unix:path=/tmp/bus --port 1884 --portal-id c0619ab1c2d3 --log-level debug
+
+Exit codes:
+  0   ended politely, by SIGTERM or SIGINT
+  64  wrong arguments
+  75  the bus is gone: start me again
+  78  wrong configuration
+
+Signals:
+  SIGTERM, SIGINT  take back what is retained, disconnect, end
+  SIGHUP           read the configuration again, and keep the old one if it is wrong
+  SIGUSR1          write a summary into the log";
+
+#[derive(Parser, Debug)]
+#[command(
+    name = "venus-mqtt",
+    version,
+    about = ABOUT,
+    long_about = LONG_ABOUT,
+    after_help = AFTER_HELP,
+    after_long_help = AFTER_LONG_HELP,
+    disable_help_subcommand = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Subcommand, Clone, Copy, Debug)]
+enum Command {
+    /// Carry the bus to the broker, until told to stop (this is what happens without a command)
+    #[command(after_long_help = "", after_help = "")]
+    Run,
+    /// Validate the configuration and print what is in effect, secrets hidden
+    #[command(after_long_help = "", after_help = "")]
+    Check,
+}
+
+#[derive(Args, Debug)]
+struct Options {
+    /// Configuration file; it must exist
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Bus: auto, system, session or a D-Bus address [default: auto]
+    #[arg(long, global = true, value_name = "ADDRESS", value_parser = config::bus_address)]
+    dbus: Option<BusAddress>,
+    /// Broker's host name or IP address [default: 127.0.0.1]
+    #[arg(long, global = true, value_name = "H", value_parser = config::host)]
+    host: Option<String>,
+    /// Broker's port [default: 1883, with TLS 8883]
+    #[arg(long, global = true, value_name = "P", value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
+    /// User name at the broker
+    #[arg(long, global = true, value_name = "U", value_parser = config::user)]
+    user: Option<String>,
+    /// File whose first line is the password
+    #[arg(long, global = true, value_name = "F")]
+    password_file: Option<PathBuf>,
+    /// Switch TLS on and trust the certificates in this PEM file
+    #[arg(long, global = true, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// Client ID at the broker [default: venus-mqtt-<portal ID>]
+    #[arg(long, global = true, value_name = "ID", value_parser = config::client_id)]
+    client_id: Option<String>,
+    /// Portal ID of the device [default: found out]
+    #[arg(long, global = true, value_name = "ID", value_parser = config::portal_id)]
+    portal_id: Option<PortalId>,
+    /// Publish values retained [default: true]
+    #[arg(long, global = true, value_name = "true|false", hide_possible_values = true)]
+    retain: Option<bool>,
+    /// How long a keep-alive lasts [default: 60]
+    #[arg(long, global = true, value_name = "SECONDS", value_parser = config::keepalive_interval)]
+    keepalive_interval: Option<std::time::Duration>,
+    /// Serve values: auto leaves it to dbus-flashmq where that is [default: auto]
+    #[arg(long, global = true, value_name = "auto|true|false", value_parser = config::enabled)]
+    bridge: Option<Enabled>,
+    /// error, warn, info, debug or trace [default: info]
+    #[arg(long, global = true, value_name = "LEVEL", value_parser = config::log_level)]
+    log_level: Option<log::LevelFilter>,
+}
+
+impl Options {
+    fn source(self) -> Source {
+        let flags = Given {
+            address: flag(self.dbus, "--dbus"),
+            host: flag(self.host, "--host"),
+            port: flag(self.port, "--port"),
+            user: flag(self.user, "--user"),
+            password_file: flag(absolute(self.password_file), "--password-file"),
+            ca_file: flag(absolute(self.ca), "--ca"),
+            client_id: flag(self.client_id, "--client-id"),
+            portal_id: flag(self.portal_id, "--portal-id"),
+            retain: flag(self.retain, "--retain"),
+            keepalive_interval: flag(self.keepalive_interval, "--keepalive-interval"),
+            enabled: flag(self.bridge, "--bridge"),
+            log_level: flag(self.log_level, "--log-level"),
+            ..Given::default()
+        };
+        Source::new(self.config, flags)
+    }
+}
+
+fn flag<T>(value: Option<T>, name: &'static str) -> Option<At<T>> {
+    let place = Place::Flag(name);
+    value.map(|value| At { value, place })
+}
+
+fn absolute(path: Option<PathBuf>) -> Option<PathBuf> {
+    path.map(|path| std::path::absolute(&path).unwrap_or(path))
+}
+
+/// What makes a configuration unusable.
+enum LoadError {
+    Config(ConfigError),
+    Tls(TlsError),
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(error) => error.fmt(f),
+            Self::Tls(error) => error.fmt(f),
+        }
+    }
+}
+
+/// The configuration, with certificates and keys that work.
+fn load(source: &Source) -> Result<Loaded, LoadError> {
+    let loaded = source.load().map_err(LoadError::Config)?;
+    if let Some(tls) = &loaded.config.mqtt.tls {
+        tls::client_config(tls).map_err(LoadError::Tls)?;
+    }
+    Ok(loaded)
+}
+
+fn check(source: &Source) -> u8 {
+    match load(source) {
+        Ok(loaded) => {
+            for warning in &loaded.warnings {
+                say(io::stderr(), format_args!("warn: {warning}"));
+            }
+            let _ = io::stdout().write_all(loaded.show().as_bytes());
+            OK
+        }
+        Err(error) => {
+            for line in error.to_string().lines() {
+                say(io::stderr(), format_args!("error: {line}"));
+            }
+            CONFIG
+        }
+    }
+}
+
+fn say(mut to: impl Write, line: fmt::Arguments<'_>) {
+    // a closed stderr is nobody's error
+    let _ = writeln!(to, "{line}");
+}
+
+fn run(source: &Source) -> u8 {
+    logger::install(log::LevelFilter::Info);
+    tls::install_provider();
+    let mut config = match load_and_warn(source) {
+        Ok(config) => config,
+        Err(error) => {
+            error.to_string().lines().for_each(|line| log::error!("{line}"));
+            return CONFIG;
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return gone(format_args!("the runtime does not start: {error}")),
+    };
+    let code = runtime.block_on(async {
+        let mut signals = match Signals::install() {
+            Ok(signals) => signals,
+            Err(error) => return gone(format_args!("signals cannot be received: {error}")),
+        };
+        loop {
+            logger::set_level(config.log_level);
+            match daemon::serve(&config, &mut signals, || load_and_warn(source)).await {
+                Ended::Stopped => return OK,
+                Ended::Reload(new) => config = *new,
+                Ended::Unready(text) => return gone(format_args!("{text}")),
+                Ended::Unusable(text) => {
+                    log::error!("{text}");
+                    return CONFIG;
+                }
+            }
+        }
+    });
+    // a name that is being looked up would hold the end up
+    runtime.shutdown_background();
+    code
+}
+
+fn load_and_warn(source: &Source) -> Result<Config, LoadError> {
+    let loaded = load(source)?;
+    loaded.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    Ok(loaded.config)
+}
+
+fn gone(text: fmt::Arguments<'_>) -> u8 {
+    log::error!("{text}");
+    GONE
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(["venus-mqtt"].iter().chain(args))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_stand_before_and_after_the_command() {
+        for args in [
+            &["--port", "1884"][..],
+            &["run", "--port", "1884"],
+            &["--port", "1884", "run"],
+            &["check", "--port", "1884"],
+        ] {
+            assert_eq!(parse(args).unwrap().options.port, Some(1884), "{args:?}");
+        }
+    }
+
+    #[test]
+    fn every_flag_is_carried() {
+        let args = "--dbus unix:path=/b --host h --port 1 --user u --password-file /p --ca /c --client-id i --portal-id p \
+                    --retain false --keepalive-interval 0.5 --bridge false --log-level trace --config /f";
+        let source = parse(&args.split_whitespace().collect::<Vec<_>>()).unwrap().options.source();
+        assert_eq!(source.file, Some("/f".into()));
+        let mut places = source.flags.places();
+        places.sort_unstable();
+        let mut flags: Vec<_> = args
+            .split_whitespace()
+            .filter(|word| word.starts_with("--") && *word != "--config")
+            .collect();
+        flags.sort_unstable();
+        assert_eq!(places, flags);
+    }
+
+    #[test]
+    fn refused() {
+        for (args, expected) in [
+            (&["--port", "0"][..], "invalid value '0' for '--port <P>': 0 is not in 1..=65535"),
+            (&["--prt", "1"], "unexpected argument '--prt' found"),
+            (&["serve"], "unrecognized subcommand 'serve'"),
+            (&["--retain", "yes"], "invalid value 'yes' for '--retain <true|false>'"),
+            (
+                &["--bridge", "maybe"],
+                "invalid value 'maybe' for '--bridge <auto|true|false>': must be auto, true or false, not \"maybe\"",
+            ),
+            (
+                &["--log-level", "loud"],
+                "for '--log-level <LEVEL>': must be \"error\", \"warn\", \"info\", \"debug\" or \"trace\", not \"loud\"",
+            ),
+            (
+                &["--keepalive-interval", "0"],
+                "for '--keepalive-interval <SECONDS>': must be a number of seconds from 0.1 to 86400, not \"0\"",
+            ),
+            (&["--portal-id", "a/b"], "for '--portal-id <ID>': a portal ID is"),
+            (&["--client-id", "a/b"], "for '--client-id <ID>': must not contain `/`"),
+            (&["--host", "tcp://h"], "for '--host <H>': write the name alone"),
+            (&["--dbus", "nowhere"], "for '--dbus <ADDRESS>': must be \"auto\""),
+            (&["--host"], "a value is required for '--host <H>'"),
+            (&["--host", "a", "--host", "b"], "cannot be used multiple times"),
+        ] {
+            let error = parse(args).unwrap_err();
+            assert!(error.to_string().contains(expected), "{args:?}: {error}");
+        }
+    }
+}
