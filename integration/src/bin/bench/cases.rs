@@ -39,9 +39,9 @@ pub const CASES: &[(&str, &str, Case)] = &[
     ("write", "W to N", write),
     ("leave", "a service of some 520 items leaves and returns", leave),
     ("hung", "a service signals but answers no call, at 2,000/s", hung),
+    ("stopped", "the broker stands still under 5,000/s", stopped),
     ("flat", "as fast as the bus takes it, signals of ten", flat_out),
     ("flood", "100,000/s: only intermediate values may be lost", flood),
-    ("stopped", "the broker stands still under 5,000/s", stopped),
     ("rss-end", "resident memory after all that", rss_end),
 ];
 

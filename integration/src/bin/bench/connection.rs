@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::wire::{self, Head, Received, Writer};
+use crate::wire::{self, Head, Writer};
 
 /// A name's owner or nobody: never in a queue.
 const DO_NOT_QUEUE: u32 = 4;
@@ -127,22 +127,17 @@ impl Connection {
         };
         self.write(&wire::message(head, serial, body).0)?;
         loop {
+            let mut answer = None;
             while let Some(message) = self.take_message()? {
                 let read = wire::parse(&message)?;
-                match read {
-                    Received {
-                        kind: wire::REPLY,
-                        reply_to,
-                        ..
-                    } if reply_to == serial => return Ok(wire::leading_u32(read.body)),
-                    Received {
-                        kind: wire::ERROR,
-                        reply_to,
-                        error,
-                        ..
-                    } if reply_to == serial => bail!("{member}: {error}"),
+                match read.kind {
+                    wire::REPLY if read.reply_to == serial => answer = Some(wire::leading_u32(read.body)),
+                    wire::ERROR if read.reply_to == serial => bail!("{member}: {}", read.error),
                     _ => self.kept.push_back(message),
                 }
+            }
+            if let Some(answer) = answer {
+                return Ok(answer);
             }
             self.wait(PollFlags::POLLIN)?;
             self.fill()?;

@@ -170,8 +170,7 @@ impl Services {
                     }
                 }
             }
-            self.wait(woken, pause)?;
-            for index in 0..self.all.len() {
+            for index in self.readable(woken, pause)? {
                 self.answer_calls(index)?;
             }
             drop((&mut &*woken).read(&mut [0; 64]));
@@ -211,10 +210,13 @@ impl Services {
             service.connection.release(&service.name)?;
         }
         service.absent = !present;
+        // calls that came before the bus's answer are with the connection already: no poll tells of them
+        self.answer_calls(index)?;
         Ok(asked)
     }
 
-    fn wait(&self, woken: &UnixStream, pause: Duration) -> Result<()> {
+    /// Waits for calls or a command; the services that have calls.
+    fn readable(&self, woken: &UnixStream, pause: Duration) -> Result<Vec<usize>> {
         let mut ready: Vec<_> = self
             .all
             .iter()
@@ -222,9 +224,16 @@ impl Services {
             .collect();
         ready.push(PollFd::new(woken.as_fd(), PollFlags::POLLIN));
         match ppoll(&mut ready, Some(TimeSpec::from_duration(pause)), None) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
-            Err(error) => Err(error).context("cannot poll the bus"),
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error).context("cannot poll the bus"),
         }
+        Ok(ready
+            .iter()
+            .take(self.all.len())
+            .enumerate()
+            .filter(|(_, fd)| fd.any().unwrap_or(false))
+            .map(|(index, _)| index)
+            .collect())
     }
 
     fn answer_calls(&mut self, index: usize) -> Result<()> {
