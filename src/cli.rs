@@ -43,48 +43,58 @@ pub fn main(args: impl Iterator<Item = OsString>) -> u8 {
     }
 }
 
-const ABOUT: &str = "The MQTT interface of Venus OS: every value of a GX device as a topic, on any broker";
-
-const LONG_ABOUT: &str = "\
+const ABOUT: &str = "\
 The MQTT interface of Venus OS: every value of a GX device as a topic, on any broker.
 
-Reads the services com.victronenergy.* of the D-Bus and serves them on an MQTT
-broker: N/<portal ID>/<type>/<instance>/<path> tells a value, R/... asks for one,
-W/... writes one. Nothing is published until someone asks for it by a keep-alive
-(an empty message on R/<portal ID>/keepalive, good for 60 seconds).";
+Carries the services com.victronenergy.* of the D-Bus to an MQTT broker and back:
+N/<portal ID>/<type>/<instance>/<path> tells a value, R/... asks for one, W/...
+writes one. Values come while somebody wants them: an empty message on
+R/<portal ID>/keepalive wakes them all for 60 seconds.";
+
+/// What a newcomer needs stands before the options.
+const TEMPLATE: &str = "\
+{about-with-newline}
+{usage-heading} {usage}
+
+First steps:
+  venus-mqtt check                              is the configuration right, and what is in effect?
+  venus-mqtt --host 192.168.1.5                 run it, with the broker on another computer
+  mosquitto_sub -h 192.168.1.5 -v -t 'N/#'      see the values, once they are awake:
+  mosquitto_pub -h 192.168.1.5 -n -t R/<portal ID>/keepalive
+
+{all-args}{after-help}";
+
+/// A command of its own says less.
+const COMMAND_TEMPLATE: &str = "\
+{about-with-newline}
+{usage-heading} {usage}
+
+{all-args}";
 
 const AFTER_HELP: &str = "\
-`venus-mqtt --help` tells more: configuration, examples, exit codes, signals.";
-
-const AFTER_LONG_HELP: &str = "\
-First steps:
-  venus-mqtt check                         is the configuration right, and what is in effect?
-  venus-mqtt --host 192.168.1.5            run it, with the broker on another computer
-  mosquitto_sub -v -t 'N/#'                see the values; to wake them, as often as once a minute:
-  mosquitto_pub -t R/<portal ID>/keepalive -n
-
 Configuration, the first that is there:
   the file after --config
   /data/conf/venus-mqtt.toml
   /etc/venus-mqtt/config.toml
   none: the system bus, and the broker on 127.0.0.1:1883
-Options given here win over the file. `venus-mqtt check` prints all of it, and
-what it prints is a configuration file.
+Options given here win over the file. There is more to choose in it: what
+`venus-mqtt check` prints is everything in effect, and a file to start from.
 
 Examples:
-  venus-mqtt --ca /data/conf/ca.pem --host broker.example --user boat --password-file /data/conf/venus-mqtt.password
-  venus-mqtt check --config ./test.toml
+  venus-mqtt check > venus-mqtt.toml
+  venus-mqtt --config ./venus-mqtt.toml
+  venus-mqtt --host broker.example --ca ca.pem --user boat --password-file password
   venus-mqtt --dbus unix:path=/tmp/bus --port 1884 --portal-id c0619ab1c2d3 --log-level debug
 
 Exit codes:
   0   ended politely, by SIGTERM or SIGINT
   64  wrong arguments
-  75  the bus is gone: start me again
+  75  the bus is gone, or not there yet: start me again
   78  wrong configuration
 
 Signals:
   SIGTERM, SIGINT  take back what is retained, disconnect, end
-  SIGHUP           read the configuration again, and keep the old one if it is wrong
+  SIGHUP           read the configuration again; the old one stays if it is wrong
   SIGUSR1          write a summary into the log";
 
 #[derive(Parser, Debug)]
@@ -92,9 +102,8 @@ Signals:
     name = "venus-mqtt",
     version,
     about = ABOUT,
-    long_about = LONG_ABOUT,
     after_help = AFTER_HELP,
-    after_long_help = AFTER_LONG_HELP,
+    help_template = TEMPLATE,
     disable_help_subcommand = true
 )]
 struct Cli {
@@ -106,11 +115,11 @@ struct Cli {
 
 #[derive(Subcommand, Clone, Copy, Debug)]
 enum Command {
-    /// Carry the bus to the broker, until told to stop (this is what happens without a command)
-    #[command(after_long_help = "", after_help = "")]
+    /// Carry the bus to the broker until told to stop; so does no command at all
+    #[command(help_template = COMMAND_TEMPLATE)]
     Run,
     /// Validate the configuration and print what is in effect, secrets hidden
-    #[command(after_long_help = "", after_help = "")]
+    #[command(help_template = COMMAND_TEMPLATE)]
     Check,
 }
 
@@ -123,16 +132,16 @@ struct Options {
     #[arg(long, global = true, value_name = "ADDRESS", value_parser = config::bus_address)]
     dbus: Option<BusAddress>,
     /// Broker's host name or IP address [default: 127.0.0.1]
-    #[arg(long, global = true, value_name = "H", value_parser = config::host)]
+    #[arg(long, global = true, value_name = "HOST", value_parser = config::host)]
     host: Option<String>,
     /// Broker's port [default: 1883, with TLS 8883]
-    #[arg(long, global = true, value_name = "P", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, global = true, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
     /// User name at the broker
-    #[arg(long, global = true, value_name = "U", value_parser = config::user)]
+    #[arg(long, global = true, value_name = "NAME", value_parser = config::user)]
     user: Option<String>,
     /// File whose first line is the password
-    #[arg(long, global = true, value_name = "F")]
+    #[arg(long, global = true, value_name = "FILE")]
     password_file: Option<PathBuf>,
     /// Switch TLS on and trust the certificates in this PEM file
     #[arg(long, global = true, value_name = "FILE")]
@@ -328,7 +337,7 @@ mod tests {
     #[test]
     fn refused() {
         for (args, expected) in [
-            (&["--port", "0"][..], "invalid value '0' for '--port <P>': 0 is not in 1..=65535"),
+            (&["--port", "0"][..], "invalid value '0' for '--port <PORT>': 0 is not in 1..=65535"),
             (&["--prt", "1"], "unexpected argument '--prt' found"),
             (&["serve"], "unrecognized subcommand 'serve'"),
             (&["--retain", "yes"], "invalid value 'yes' for '--retain <true|false>'"),
@@ -346,9 +355,9 @@ mod tests {
             ),
             (&["--portal-id", "a/b"], "for '--portal-id <ID>': a portal ID is"),
             (&["--client-id", "a/b"], "for '--client-id <ID>': must not contain `/`"),
-            (&["--host", "tcp://h"], "for '--host <H>': write the name alone"),
+            (&["--host", "tcp://h"], "for '--host <HOST>': write the name alone"),
             (&["--dbus", "nowhere"], "for '--dbus <ADDRESS>': must be \"auto\""),
-            (&["--host"], "a value is required for '--host <H>'"),
+            (&["--host"], "a value is required for '--host <HOST>'"),
             (&["--host", "a", "--host", "b"], "cannot be used multiple times"),
         ] {
             let error = parse(args).unwrap_err();

@@ -1,0 +1,226 @@
+//! The real program as a person or a supervisor meets it: what it prints, and its exit codes.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A folder of its own for each test, gone at its end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("venus-mqtt-cli-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self(path.canonicalize().unwrap())
+    }
+
+    fn file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.0.join(name);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Runs the program to its end, in a folder and an environment without surprises.
+fn run(folder: &Folder, args: &[&str]) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_venus-mqtt"))
+        .args(args)
+        .current_dir(&folder.0)
+        .env_remove("DBUS_SESSION_BUS_ADDRESS")
+        .env_remove("JOURNAL_STREAM")
+        .output()
+        .unwrap();
+    let here = format!("{}/", folder.0.display());
+    let text = |bytes| String::from_utf8(bytes).unwrap().replace(&here, "");
+    (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+fn fixture(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls").join(name);
+    path.to_str().unwrap().into()
+}
+
+#[test]
+fn version() {
+    let (code, out, err) = run(&Folder::new(), &["--version"]);
+    assert_eq!(
+        (code, out, err),
+        (0, format!("venus-mqtt {}\n", env!("CARGO_PKG_VERSION")), String::new())
+    );
+}
+
+#[test]
+fn help_teaches() {
+    for flag in ["--help", "-h"] {
+        let (code, out, err) = run(&Folder::new(), &[flag]);
+        assert_eq!((code, err.as_str()), (0, ""));
+        for expected in [
+            "venus-mqtt check",
+            "R/<portal ID>/keepalive",
+            "/data/conf/venus-mqtt.toml",
+            "/etc/venus-mqtt/config.toml",
+            "--password-file",
+            "  64  wrong arguments",
+            "  75  the bus is gone",
+            "  78  wrong configuration",
+            "SIGHUP",
+            "SIGUSR1",
+        ] {
+            assert!(out.contains(expected), "{expected}");
+        }
+        assert!(out.lines().all(|line| line.len() <= 110), "a line is too long");
+    }
+}
+
+#[test]
+fn wrong_arguments() {
+    for args in [
+        &["--prt", "1"][..],
+        &["serve"],
+        &["--port", "0"],
+        &["check", "--retain", "maybe"],
+        &["--config"],
+    ] {
+        let (code, out, err) = run(&Folder::new(), args);
+        assert_eq!((code, out.as_str()), (64, ""), "{args:?}");
+        assert!(err.starts_with("error: "), "{err}");
+    }
+}
+
+#[test]
+fn check_says_what_is_in_effect() {
+    let folder = Folder::new();
+    folder.file("password", "hunter2\n");
+    folder.file(
+        "c.toml",
+        "[mqtt]\nhost = \"localhost\"\nuser = \"boat\"\npassword_file = \"password\"\n[bridge]\ndeny = [\"settings/#\"]\n",
+    );
+    let (code, out, err) = run(&folder, &["check", "--config", "c.toml", "--port", "1884"]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert_eq!(
+        out,
+        r##"# from c.toml
+# and from the command line: --port
+
+# portal_id is not set: it is found out at start (unique-id file, the bus, MAC address)
+log_level = "info"
+
+[dbus]
+address = "auto"  # the system bus, as DBUS_SESSION_BUS_ADDRESS is not set
+
+[mqtt]
+host = "localhost"
+port = 1884
+# client_id is not set: it is venus-mqtt-<portal ID>
+user = "boat"
+password_file = "password"  # the password: ***
+keep_alive = 20
+prefix = ""
+tls = false
+
+[bridge]
+enabled = "auto"
+retain = true
+keepalive_interval = 60
+always_on = false
+access = "full"
+allow = []
+deny = ["settings/#"]
+"##
+    );
+}
+
+#[test]
+fn what_check_prints_can_be_fed_back() {
+    let folder = Folder::new();
+    let (ca, cert, key) = (fixture("ca.pem"), fixture("client.pem"), fixture("client.key"));
+    folder.file(
+        "c.toml",
+        &format!("[mqtt]\nca_file = \"{ca}\"\ncert_file = \"{cert}\"\nkey_file = \"{key}\"\n[bridge]\nalways_on = true\n"),
+    );
+    let (code, first, _) = run(&folder, &["check", "--config", "c.toml"]);
+    assert_eq!(code, 0);
+    assert!(first.contains("port = 8883\n") && first.contains("tls = true\n"), "{first}");
+    folder.file("c2.toml", &first);
+    let (code, second, _) = run(&folder, &["check", "--config", "c2.toml"]);
+    assert_eq!(code, 0);
+    assert_eq!(second, first.replace("# from c.toml", "# from c2.toml"));
+}
+
+#[test]
+fn check_warns() {
+    let folder = Folder::new();
+    let password = folder.file("password", "hunter2\n");
+    fs::set_permissions(&password, fs::Permissions::from_mode(0o644)).unwrap();
+    let args = ["check", "--host", "broker.example", "--user", "u", "--password-file", "password"];
+    let (code, out, err) = run(&folder, &args);
+    assert_eq!(code, 0);
+    assert_eq!(
+        err,
+        "warn: --password-file: everyone on this machine can read password: chmod 600 password\n\
+         warn: --password-file: the password crosses the network to broker.example readable by anyone: use `tls` or `ca_file`\n"
+    );
+    assert!(!out.contains("hunter2"));
+}
+
+#[test]
+fn bad_configurations() {
+    let folder = Folder::new();
+    folder.file("bad.toml", "[mqtt]\nhots = \"x\"\nport = \"1883\"\n");
+    folder.file("empty.pem", "");
+    let key = fixture("other.key");
+    let cert = fixture("client.pem");
+    folder.file("key.toml", &format!("[mqtt]\ncert_file = \"{cert}\"\nkey_file = \"{key}\"\n"));
+    let both = [
+        "error: bad.toml:2: unknown key `hots` in [mqtt]; did you mean `host`?\n",
+        "error: bad.toml:3: `port`: must be a whole number from 1 to 65535, not \"1883\"\n",
+    ];
+    let wrong_key = format!("error: {key}: the key does not belong to the certificate in {cert}; name the key it was made with\n");
+    let table = [
+        (&["--config", "bad.toml"][..], both.concat()),
+        (
+            &["--config", "none.toml"],
+            "error: none.toml: cannot read the configuration: no such file; correct the path after --config\n".into(),
+        ),
+        (
+            &["--ca", "none.pem"],
+            "error: --ca: cannot read the CA file none.pem: no such file; correct the path\n".into(),
+        ),
+        (
+            &["--ca", "empty.pem"],
+            "error: empty.pem: there is no certificate in it; a PEM file has `-----BEGIN CERTIFICATE-----`\n".into(),
+        ),
+        (
+            &["--user", "u", "--password-file", "empty.pem"],
+            "error: --password-file: the password file empty.pem has no password: its first line is empty\n".into(),
+        ),
+        (&["--config", "key.toml"], wrong_key),
+    ];
+    for (args, expected) in table {
+        for command in [&["check"][..], &["run"], &[]] {
+            let args = [command, args].concat();
+            assert_eq!(run(&folder, &args), (78, String::new(), expected.clone()), "{args:?}");
+        }
+    }
+}
+
+#[test]
+fn a_bus_that_is_not_there() {
+    let folder = Folder::new();
+    let bus = format!("unix:path={}/bus", folder.0.display());
+    let (code, out, err) = run(&folder, &["--dbus", &bus, "--portal-id", "c0619ab1c2d3"]);
+    assert_eq!((code, out.as_str()), (75, ""));
+    assert!(err.starts_with("error: no connection to the bus unix:path=bus: "), "{err}");
+    assert_eq!(err.lines().count(), 1, "{err}");
+}
