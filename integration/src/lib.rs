@@ -19,7 +19,7 @@ pub mod rig;
 pub mod setup;
 
 pub use fake::Fake;
-pub use items::{Item, empty_array, invalid, item, items, owned};
+pub use items::{Item, Items, empty_array, invalid, item, items, owned};
 pub use mqtt::{Client, Message};
 pub use parts::{Ended, Part};
 pub use rig::Rig;

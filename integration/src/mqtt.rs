@@ -353,7 +353,8 @@ fn read_all(mut stream: TcpStream, shared: &(Mutex<Inbox>, Condvar)) {
     }
 }
 
-fn read_packet(stream: &mut TcpStream) -> io::Result<(u8, Vec<u8>)> {
+/// Reads one packet: its first byte, the rest.
+pub fn read_packet(stream: &mut TcpStream) -> io::Result<(u8, Vec<u8>)> {
     let mut byte = [0];
     stream.read_exact(&mut byte)?;
     let kind = byte[0];

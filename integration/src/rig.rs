@@ -218,9 +218,16 @@ impl Rig {
         })
     }
 
+    /// The process ID of a part that runs, as this machine sees it.
+    pub fn pid(&self, part: Part) -> i32 {
+        self.parts
+            .pid(part)
+            .unwrap_or_else(|error| panic!("the pid of the {part}: {error:#}"))
+    }
+
     /// Resident memory of a part, in KiB.
     pub fn rss(&self, part: Part) -> u64 {
-        let pid = self.parts.pid(part).expect("the part runs");
+        let pid = self.pid(part);
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the part runs");
         let line = status
             .lines()

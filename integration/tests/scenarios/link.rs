@@ -1,0 +1,389 @@
+//! The connection to the broker: TLS, authentication, restarts, refusals, brokers that hang, large packets.
+
+use std::{
+    io::Write,
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    time::{Duration, Instant},
+};
+
+use venus_mqtt_integration::{
+    Client, DEADLINE, Item, PORTAL, Part, Rig, Setup,
+    certs::Certs,
+    eventually, item, items,
+    mqtt::{Options, packet, read_packet},
+};
+
+use crate::{BATTERY, TANK, battery, tank};
+
+fn serves(rig: &Rig, mqtt: &Client) {
+    mqtt.mark();
+    mqtt.keepalive("");
+    mqtt.n("battery/512/Soc", r#"{"value":87.0}"#);
+    mqtt.completed();
+    assert!(!rig.log(Part::Bridge).contains("panicked"));
+}
+
+fn tls(server_name: &str) -> (Certs, Setup) {
+    let certs = Certs::make(server_name).expect("certificates");
+    let setup = Setup::default()
+        .file("ca.pem", certs.ca.clone())
+        .file("other.pem", certs.other_ca.clone())
+        .file("server.pem", certs.server.clone())
+        .file("server.key", certs.server_key.clone())
+        .file("client.pem", certs.client.clone())
+        .file("client.key", certs.client_key.clone())
+        .listener("allow_anonymous true")
+        .listener("cafile {dir}/ca.pem")
+        .listener("certfile {dir}/server.pem")
+        .listener("keyfile {dir}/server.key");
+    (certs, setup)
+}
+
+#[test]
+fn tls_with_a_ca_of_ones_own() {
+    let (_, setup) = tls("localhost");
+    let mut rig = Rig::new(setup.host("localhost").mqtt("ca_file = \"{dir}/ca.pem\""));
+    rig.fake().add(BATTERY, battery());
+    rig.start_bridge();
+    serves(&rig, &rig.listener());
+}
+
+#[test]
+fn tls_with_an_address_for_a_name() {
+    let (_, setup) = tls("127.0.0.1");
+    let mut rig = Rig::new(setup.mqtt("ca_file = \"{dir}/ca.pem\""));
+    rig.fake().add(BATTERY, battery());
+    rig.start_bridge();
+    serves(&rig, &rig.listener());
+}
+
+#[test]
+fn tls_with_a_client_certificate() {
+    let (_, setup) = tls("localhost");
+    let setup = setup
+        .host("localhost")
+        .listener("require_certificate true")
+        .listener("use_identity_as_username true")
+        .mqtt("ca_file = \"{dir}/ca.pem\"");
+    let with = setup
+        .clone()
+        .mqtt("cert_file = \"{dir}/client.pem\"")
+        .mqtt("key_file = \"{dir}/client.key\"");
+    let mut rig = Rig::new(with);
+    rig.fake().add(BATTERY, battery());
+    rig.start_bridge();
+    serves(&rig, &rig.listener());
+    drop(rig);
+    let mut without = Rig::new(setup);
+    without.start(Part::Bridge);
+    never_online(&mut without);
+}
+
+/// The bridge tries, says why it fails, and stays.
+fn never_online(rig: &mut Rig) {
+    let mqtt = rig.listener();
+    eventually("the bridge says that it cannot connect", DEADLINE, || {
+        let log = rig.log(Part::Bridge);
+        log.lines()
+            .any(|line| line.starts_with("warn:") || line.starts_with("error:"))
+            .then_some(())
+    });
+    assert!(rig.runs(Part::Bridge));
+    assert!(mqtt.on(&rig.status_topic()).is_empty());
+}
+
+#[test]
+fn tls_refuses_whom_it_cannot_trust() {
+    // a CA that has not signed it; a name it is not for; no CA at all, so only the system's
+    for (name, host, line) in [
+        ("localhost", "localhost", "ca_file = \"{dir}/other.pem\""),
+        ("broker.example", "localhost", "ca_file = \"{dir}/ca.pem\""),
+        ("broker.example", "127.0.0.1", "ca_file = \"{dir}/ca.pem\""),
+        ("localhost", "localhost", "tls = true"),
+    ] {
+        let (_, setup) = tls(name);
+        let mut rig = Rig::new(setup.host(host).mqtt(line));
+        rig.start(Part::Bridge);
+        never_online(&mut rig);
+        let log = rig.log(Part::Broker);
+        assert!(!log.contains(" as venus-mqtt-"), "it connected all the same with {line} to {host}");
+    }
+}
+
+#[test]
+fn user_and_password() {
+    let mosquitto_passwd = |password: &str| {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("passwd");
+        let done = std::process::Command::new("mosquitto_passwd")
+            .args(["-b", "-c"])
+            .arg(&file)
+            .args(["bridge", password])
+            .status();
+        assert!(done.is_ok_and(|status| status.success()), "mosquitto_passwd comes with mosquitto");
+        std::fs::read(file).expect("it wrote the file")
+    };
+    let setup = Setup::default()
+        .file("passwd", mosquitto_passwd("right horse"))
+        .file("password", "right horse\n")
+        .file("wrong", "wrong horse\n")
+        .listener("allow_anonymous false")
+        .listener("password_file {dir}/passwd")
+        .mqtt("user = \"bridge\"");
+    let mut rig = Rig::new(setup.clone().mqtt("password_file = \"{dir}/password\""));
+    rig.fake().add(BATTERY, battery());
+    rig.start_bridge();
+    serves(&rig, &rig.listener());
+    drop(rig);
+    let mut rig = Rig::new(setup.mqtt("password_file = \"{dir}/wrong\""));
+    rig.start(Part::Bridge);
+    never_online(&mut rig);
+    assert!(!rig.log(Part::Bridge).contains("wrong horse"));
+}
+
+#[test]
+fn the_broker_may_come_later() {
+    let mut rig = Rig::new(Setup::default());
+    rig.fake().add(BATTERY, battery());
+    rig.kill(Part::Broker);
+    rig.start(Part::Bridge);
+    rig.fake().await_call(BATTERY, "GetItems /");
+    rig.start(Part::Broker);
+    let mqtt = eventually("the broker is back", DEADLINE, || {
+        Client::connect(rig.broker_address(), &Options::default()).ok()
+    });
+    mqtt.subscribe("#");
+    mqtt.expect(&rig.status_topic(), "online");
+    serves(&rig, &mqtt);
+}
+
+/// Everything is subscribed to and published again at every connect; what changed meanwhile is what arrives.
+#[test]
+fn a_broker_that_restarts_is_served_again() {
+    let mut rig = Rig::new(Setup::default());
+    rig.fake().add(BATTERY, battery());
+    rig.start_bridge();
+    let mqtt = rig.listener();
+    mqtt.keepalive("");
+    mqtt.completed();
+    for n in 1..=3 {
+        rig.kill(Part::Broker);
+        for m in 0..200 {
+            rig.fake().items_changed(BATTERY, items([("/Dc/0/Current", item(f64::from(m)))]));
+        }
+        rig.fake()
+            .items_changed(BATTERY, items([("/Dc/0/Current", item(1000.0 + f64::from(n)))]));
+        rig.start(Part::Broker);
+        let mqtt = eventually("the broker is back", DEADLINE, || {
+            Client::connect(rig.broker_address(), &Options::default()).ok()
+        });
+        mqtt.subscribe("#");
+        // still awake, so without being asked for
+        mqtt.n("battery/512/Dc/0/Current", &format!("{{\"value\":{:?}}}", 1000.0 + f64::from(n)));
+        let stale = mqtt
+            .on(&mqtt.topic('N', "battery/512/Dc/0/Current"))
+            .iter()
+            .any(|message| message.text().len() < r#"{"value":1001.0}"#.len());
+        assert!(!stale, "what queued during the outage is stale: {:?}", mqtt.since());
+        mqtt.write("battery/512/Soc", r#"{"value":50}"#);
+        mqtt.n("battery/512/Soc", r#"{"value":50}"#);
+        mqtt.write("battery/512/Soc", r#"{"value":87.0}"#);
+        mqtt.n("battery/512/Soc", r#"{"value":87.0}"#);
+        serves(&rig, &mqtt);
+    }
+}
+
+/// A pulled cable: nobody is told, the connection's own keep-alive notices.
+#[test]
+fn a_link_that_is_cut_off_is_noticed_and_comes_back() {
+    let mut rig = Rig::new(Setup::default().proxied().mqtt("keep_alive = 2"));
+    rig.fake().add(BATTERY, battery());
+    rig.start_bridge();
+    let mqtt = rig.listener();
+    mqtt.keepalive("");
+    mqtt.completed();
+    mqtt.mark();
+    rig.cut_off();
+    rig.fake().items_changed(BATTERY, items([("/Soc", item(1.0))]));
+    mqtt.expect(&rig.status_topic(), "offline");
+    rig.fake().items_changed(BATTERY, items([("/Soc", item(2.0))]));
+    rig.reconnect();
+    mqtt.expect(&rig.status_topic(), "online");
+    mqtt.n("battery/512/Soc", r#"{"value":2.0}"#);
+    mqtt.write("battery/512/Soc", r#"{"value":3}"#);
+    mqtt.n("battery/512/Soc", r#"{"value":3}"#);
+}
+
+/// A broker that hangs, and 5,000 changes a second: the bus side does not wait, memory stays flat, and the latest values are there
+/// soon after it goes on.
+#[test]
+fn a_broker_that_hangs_makes_nobody_wait() {
+    let mut rig = Rig::new(Setup::default().mqtt("keep_alive = 60"));
+    let paths: Vec<String> = (0..50).map(|n| format!("/Flood/{n}")).collect();
+    let mut all = tank();
+    all.extend(paths.iter().map(|path| (path.clone(), item(0.0).0)));
+    rig.fake().add(TANK, all);
+    rig.fake().add(BATTERY, battery());
+    rig.start_bridge();
+    let mqtt = rig.listener();
+    mqtt.keepalive("");
+    mqtt.completed();
+    // warm: as it is under this load with a broker that listens
+    rig.fake().flood(TANK, &paths, 100, Duration::from_millis(10));
+    mqtt.n("tank/3/Flood/0", r#"{"value":100.0}"#);
+    rig.pause(Part::Broker);
+    let before = rig.rss(Part::Bridge);
+    rig.fake().flood(TANK, &paths, 500, Duration::from_millis(10));
+    let mut slowest = Duration::ZERO;
+    eventually("the flood is over", DEADLINE, || {
+        let asked = Instant::now();
+        let value = rig.fake().value(BATTERY, "/Soc").is_ok();
+        slowest = slowest.max(asked.elapsed());
+        assert!(value, "another service does not answer any more");
+        let last = f64::try_from(&rig.fake().value(TANK, "/Flood/49").ok()?).ok()?;
+        (last >= 600.0).then_some(())
+    });
+    let after = rig.rss(Part::Bridge);
+    assert!(slowest < Duration::from_millis(1000), "a call of another service took {slowest:?}");
+    assert!(after < before + 4096, "RSS grew from {before} to {after} KiB");
+    mqtt.mark();
+    let resumed = Instant::now();
+    rig.resume(Part::Broker);
+    for path in &paths {
+        mqtt.n(&format!("tank/3{path}"), r#"{"value":600.0}"#);
+    }
+    assert!(resumed.elapsed() < Duration::from_secs(5), "{:?}", resumed.elapsed());
+    assert!(rig.runs(Part::Bridge));
+}
+
+/// Written while the broker hung: not applied late, all at once, but at most the last.
+#[test]
+fn packets_up_to_a_mebibyte_pass() {
+    let mut rig = Rig::new(Setup::default());
+    let large = "x".repeat(200 * 1024);
+    rig.fake().add(BATTERY, battery());
+    rig.fake()
+        .items_changed(BATTERY, items([("/Large", Item::bare().with("Value", large.clone()))]));
+    rig.start_bridge();
+    let mqtt = rig.listener();
+    mqtt.keepalive("");
+    mqtt.n("battery/512/Large", &format!("{{\"value\":\"{large}\"}}"));
+    let connects = || rig.log(Part::Broker).matches(" as venus-mqtt-").count();
+    let before = connects();
+    // just below the limit, on every kind of topic
+    let payload = vec![b'x'; 1024 * 1024 - 200];
+    mqtt.publish(&mqtt.topic('R', "battery/512/Soc"), &payload);
+    mqtt.n("battery/512/Soc", r#"{"value":87.0}"#);
+    mqtt.write("battery/512/Soc", &payload);
+    mqtt.keepalive(&payload);
+    serves(&rig, &mqtt);
+    assert_eq!(connects(), before, "it lost the connection");
+    assert!(rig.fake().calls_of(BATTERY, "SetValue").is_empty());
+}
+
+/// A packet beyond the limit may cost the connection, but not the process.
+#[test]
+fn a_packet_beyond_the_limit_is_survived() {
+    let mut rig = Rig::new(Setup::default());
+    rig.fake().add(BATTERY, battery());
+    rig.start_bridge();
+    let mqtt = rig.listener();
+    mqtt.write("battery/512/Soc", vec![b'x'; 3 * 1024 * 1024]);
+    eventually("it serves again", DEADLINE, || {
+        mqtt.keepalive("");
+        mqtt.barrier();
+        mqtt.since()
+            .iter()
+            .any(|message| message.topic.ends_with("full_publish_completed"))
+            .then_some(())
+    });
+    assert!(rig.runs(Part::Bridge));
+}
+
+/// A broker that grants nothing: said in the log, with the filter, and not in a busy loop.
+#[test]
+fn refused_subscriptions_are_reported() {
+    let mut rig = Rig::new(Setup::default());
+    rig.fake().add(BATTERY, battery());
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok).take(100) {
+            std::thread::spawn(move || refuse(stream));
+        }
+    });
+    let config = std::fs::read_to_string(rig.config()).expect("written by the rig");
+    let config: Vec<String> = config
+        .lines()
+        .map(|line| {
+            if line.starts_with("port = ") {
+                format!("port = {port}")
+            } else {
+                line.into()
+            }
+        })
+        .collect();
+    std::fs::write(rig.config(), config.join("\n")).expect("written");
+    rig.start(Part::Bridge);
+    eventually("a line about the refusal", DEADLINE, || {
+        let log = rig.log(Part::Bridge);
+        log.lines()
+            .any(|line| (line.starts_with("error:") || line.starts_with("warn:")) && line.contains(&format!("R/{PORTAL}")))
+            .then_some(())
+    });
+    assert!(rig.runs(Part::Bridge));
+}
+
+/// A broker that takes everyone and grants no subscription.
+fn refuse(mut stream: TcpStream) -> Option<()> {
+    loop {
+        let (kind, body) = read_packet(&mut stream).ok()?;
+        let answer = match kind >> 4 {
+            1 => packet(0x20, &[0, 0]),
+            8 => {
+                let mut answer = body.get(..2)?.to_vec();
+                let mut rest = body.get(2..)?;
+                while let [high, low, tail @ ..] = rest {
+                    answer.push(0x80);
+                    rest = tail.get(usize::from(u16::from_be_bytes([*high, *low])) + 1..)?;
+                }
+                packet(0x90, &answer)
+            }
+            12 => packet(0xd0, &[]),
+            _ => continue,
+        };
+        stream.write_all(&answer).ok()?;
+    }
+}
+
+/// Two with the same client ID throw each other out: neither may do so in a busy loop.
+#[test]
+fn a_client_id_taken_over_is_no_busy_loop() {
+    let mut rig = Rig::new(Setup::default());
+    rig.fake().add(BATTERY, battery());
+    rig.start_bridge();
+    let connects = || rig.log(Part::Broker).matches(" as venus-mqtt-").count();
+    let until = Instant::now() + Duration::from_secs(2);
+    let options = Options {
+        client_id: format!("venus-mqtt-{PORTAL}"),
+        credentials: None,
+    };
+    let mut other = Client::connect(rig.broker_address(), &options).expect("the broker takes it");
+    while Instant::now() < until {
+        if other.is_closed() {
+            other = Client::connect(rig.broker_address(), &options).expect("the broker takes it");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(connects() < 12, "{} connects in two seconds", connects());
+    drop(other);
+    let mqtt = rig.listener();
+    eventually("it serves again", DEADLINE, || {
+        mqtt.keepalive("");
+        mqtt.barrier();
+        mqtt.since()
+            .iter()
+            .any(|message| message.topic.ends_with("full_publish_completed"))
+            .then_some(())
+    });
+}

@@ -1,0 +1,205 @@
+//! No stale retained value survives: not the end of a keep-alive, a service, the daemon, a crash, nor the broker's absence.
+
+use venus_mqtt_integration::{Client, DEADLINE, Ended, PORTAL, Part, Rig, Setup, eventually, item, items, mqtt::Options};
+
+use crate::{BATTERY, TANK, battery, tank};
+
+const BATTERY_ITEMS: [&str; 4] = [
+    "battery/512/Dc/0/Current",
+    "battery/512/Dc/0/Voltage",
+    "battery/512/DeviceInstance",
+    "battery/512/Soc",
+];
+
+/// The broker after it was started again.
+fn back(rig: &Rig) -> Client {
+    eventually("the broker is back", DEADLINE, || {
+        Client::connect(rig.broker_address(), &Options::default()).ok()
+    })
+}
+
+both! {
+    /// SIGTERM: cleared before DISCONNECT, and what is never removed stays.
+    fn a_polite_end_leaves_no_values(rig in Setup::default()) {
+        rig.fake().add(BATTERY, battery());
+        rig.start_bridge();
+        let mqtt = rig.listener();
+        mqtt.keepalive("");
+        mqtt.completed();
+        rig.await_retained_items(&BATTERY_ITEMS);
+        assert_eq!(rig.stop(Part::Bridge), Ended::Code(0));
+        rig.await_retained_items(&[]);
+        let retained = rig.retained("#");
+        assert_eq!(retained.get(&rig.status_topic()).map(String::as_str), Some("offline"));
+        assert!(retained.contains_key(&mqtt.topic('N', "system/0/Serial")) && retained.contains_key(&mqtt.topic('N', "keepalive")), "{retained:?}");
+    }
+}
+
+both! {
+    /// A crash: the next start finds what is still retained and clears what is not published.
+    fn the_next_start_sweeps_what_a_crash_left(rig in Setup::default()) {
+        rig.fake().add(BATTERY, battery());
+        rig.fake().add(TANK, tank());
+        rig.start_bridge();
+        let mqtt = rig.listener();
+        mqtt.keepalive("");
+        mqtt.completed();
+        rig.kill(Part::Bridge);
+        rig.fake().remove(BATTERY);
+        let mut left = BATTERY_ITEMS.to_vec();
+        left.extend(["tank/3/DeviceInstance", "tank/3/Level"]);
+        rig.await_retained_items(&left);
+        rig.start_bridge();
+        rig.await_retained_items(&[]);
+        // and it works as ever
+        mqtt.mark();
+        mqtt.keepalive("");
+        mqtt.n("tank/3/Level", r#"{"value":0.5}"#);
+        rig.await_retained_items(&["tank/3/DeviceInstance", "tank/3/Level"]);
+    }
+}
+
+both! {
+    /// The sweep is of our own topics: those of another portal, and everything else on the broker, are left alone.
+    fn the_sweep_leaves_others_alone(rig in Setup::default()) {
+        rig.fake().add(TANK, tank());
+        let planter = rig.client();
+        planter.publish_retained(&planter.topic('N', "battery/512/Soc"), r#"{"value":1}"#);
+        planter.publish_retained(&planter.topic('N', "a/b/c/d/e/f/g"), "anything");
+        planter.publish_retained(&planter.topic('N', "odd"), "anything");
+        planter.publish_retained("N/ffffffffffff/battery/512/Soc", r#"{"value":2}"#);
+        planter.publish_retained(&format!("N/{PORTAL}x/battery/512/Soc"), r#"{"value":2}"#);
+        planter.publish_retained("zigbee2mqtt/lamp", "on");
+        planter.publish_retained(&planter.topic('W', "battery/512/Soc"), r#"{"value":1}"#);
+        planter.barrier();
+        rig.start_bridge();
+        rig.await_retained_items(&[]);
+        let others: Vec<String> = rig.retained("#").into_keys().filter(|topic| !topic.starts_with(&planter.topic('N', "")) && !topic.starts_with("venus-mqtt/")).collect();
+        assert_eq!(others, ["N/c0619ab1c2d3x/battery/512/Soc", "N/ffffffffffff/battery/512/Soc", "W/c0619ab1c2d3/battery/512/Soc", "zigbee2mqtt/lamp"]);
+    }
+}
+
+#[test]
+fn the_sweep_keeps_what_is_published() {
+    let mut rig = Rig::new(Setup::default().bridge(r#"always_on = ["battery/+/Soc"]"#));
+    rig.fake().add(BATTERY, battery());
+    let planter = rig.client();
+    for topic in BATTERY_ITEMS {
+        planter.publish_retained(&planter.topic('N', topic), r#"{"value":1}"#);
+    }
+    planter.barrier();
+    rig.start_bridge();
+    rig.await_retained_items(&["battery/512/Soc"]);
+    assert_eq!(
+        rig.retained("#").get(&planter.topic('N', "battery/512/Soc")).map(String::as_str),
+        Some(r#"{"value":87.0}"#)
+    );
+}
+
+/// A keep-alive that comes while the sweep goes on: what it asks for is there at the end.
+#[test]
+fn a_keepalive_during_the_sweep_wins() {
+    let mut rig = Rig::new(Setup::default());
+    rig.fake().add(BATTERY, battery());
+    let planter = rig.client();
+    for n in 0..2000 {
+        planter.publish_retained(&planter.topic('N', &format!("old/0/{n}")), "1");
+    }
+    for topic in BATTERY_ITEMS {
+        planter.publish_retained(&planter.topic('N', topic), r#"{"value":1}"#);
+    }
+    planter.barrier();
+    planter.subscribe(&rig.status_topic());
+    planter.mark();
+    rig.start(Part::Bridge);
+    rig.await_online(&planter);
+    planter.keepalive("");
+    rig.await_retained_items(&BATTERY_ITEMS);
+    assert_eq!(
+        rig.retained("#").get(&planter.topic('N', "battery/512/Soc")).map(String::as_str),
+        Some(r#"{"value":87.0}"#)
+    );
+}
+
+#[test]
+fn without_retain_the_sweep_clears_everything() {
+    let mut rig = Rig::new(Setup::default().bridge("retain = false"));
+    rig.fake().add(BATTERY, battery());
+    let planter = rig.client();
+    planter.publish_retained(&planter.topic('N', "battery/512/Soc"), r#"{"value":1}"#);
+    planter.barrier();
+    rig.start_bridge();
+    rig.await_retained_items(&[]);
+}
+
+/// A service that leaves while the broker is away: its topics are cleared when the broker is back with what it had kept.
+#[test]
+fn what_happens_while_the_broker_is_away_is_made_up_for() {
+    let mut rig = Rig::new(Setup::default().broker("persistence true").broker("persistence_location {dir}/"));
+    rig.fake().add(BATTERY, battery());
+    rig.fake().add(TANK, tank());
+    rig.start_bridge();
+    let mqtt = rig.listener();
+    mqtt.keepalive("");
+    mqtt.completed();
+    rig.stop(Part::Broker);
+    rig.fake().remove(BATTERY);
+    rig.fake().items_changed(TANK, items([("/Level", item(0.75))]));
+    rig.start(Part::Broker);
+    let mqtt = back(&rig);
+    mqtt.subscribe("N/#");
+    // the keep-alive still runs, so the tank is published again without being asked for
+    mqtt.n("tank/3/Level", r#"{"value":0.75}"#);
+    rig.await_retained_items(&["tank/3/DeviceInstance", "tank/3/Level"]);
+}
+
+#[test]
+fn a_keepalive_that_ends_while_the_broker_is_away_has_ended() {
+    let mut rig = Rig::new(Setup::short().broker("persistence true").broker("persistence_location {dir}/"));
+    rig.fake().add(BATTERY, battery());
+    rig.start_bridge();
+    let mqtt = rig.listener();
+    mqtt.keepalive("");
+    mqtt.completed();
+    rig.stop(Part::Broker);
+    // a second of the contract's own time
+    std::thread::sleep(std::time::Duration::from_millis(1200));
+    rig.start(Part::Broker);
+    back(&rig);
+    rig.await_retained_items(&[]);
+}
+
+/// A broker that lost everything gets everything again.
+#[test]
+fn a_broker_without_memory_is_filled_again() {
+    let mut rig = Rig::new(Setup::default());
+    rig.fake().add(BATTERY, battery());
+    rig.start_bridge();
+    let mqtt = rig.listener();
+    mqtt.keepalive("");
+    mqtt.completed();
+    rig.kill(Part::Broker);
+    rig.start(Part::Broker);
+    back(&rig);
+    rig.await_retained_items(&BATTERY_ITEMS);
+    let retained = rig.retained("#");
+    assert!(
+        retained.contains_key(&mqtt.topic('N', "system/0/Serial")) && retained.contains_key(&mqtt.topic('N', "keepalive")),
+        "{retained:?}"
+    );
+}
+
+#[test]
+fn a_service_that_died_leaves_nothing() {
+    let mut rig = Rig::new(Setup::default());
+    rig.fake().add(BATTERY, battery());
+    rig.start_bridge();
+    let mqtt = rig.listener();
+    mqtt.keepalive("");
+    mqtt.completed();
+    rig.await_retained_items(&BATTERY_ITEMS);
+    // all of them at once
+    rig.kill(Part::Fake);
+    rig.await_retained_items(&[]);
+    assert!(rig.runs(Part::Bridge));
+}
