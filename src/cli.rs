@@ -158,7 +158,7 @@ struct Options {
     /// How long a keep-alive lasts [default: 60]
     #[arg(long, global = true, value_name = "SECONDS", value_parser = config::keepalive_interval)]
     keepalive_interval: Option<std::time::Duration>,
-    /// Serve values: auto leaves it to dbus-flashmq where that is [default: auto]
+    /// Serve values; auto: unless dbus-flashmq does [default: auto]
     #[arg(long, global = true, value_name = "auto|true|false", value_parser = config::enabled)]
     bridge: Option<Enabled>,
     /// error, warn, info, debug or trace [default: info]

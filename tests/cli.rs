@@ -1,5 +1,7 @@
 //! The real program as a person or a supervisor meets it: what it prints, and its exit codes.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -79,7 +81,8 @@ fn help_teaches() {
         ] {
             assert!(out.contains(expected), "{expected}");
         }
-        assert!(out.lines().all(|line| line.len() <= 110), "a line is too long");
+        let longest = out.lines().max_by_key(|line| line.len());
+        assert!(longest.is_some_and(|line| line.len() <= 100), "{longest:?}");
     }
 }
 
