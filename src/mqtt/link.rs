@@ -112,7 +112,14 @@ impl Link {
     /// Starts the task that connects, again and again.
     pub fn start(broker: Broker) -> Self {
         let (to_loop, events) = channel(INCOMING);
-        tokio::spawn(keep_connected(broker, to_loop));
+        let gone = to_loop.clone();
+        tokio::spawn(async move {
+            // a link that nobody holds any more must not come back under a client ID that is another's by then
+            tokio::select! {
+                () = gone.closed() => {}
+                () = keep_connected(broker, to_loop) => {}
+            }
+        });
         Self {
             events,
             connection: None,
