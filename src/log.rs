@@ -2,8 +2,8 @@
 //!
 //! Promises: what peers say can neither forge a line (control characters are escaped) nor flood one (cut at 1,000
 //! characters); a closed stderr ends nothing; a stderr that nobody reads costs a tenth of a second once, then lines are
-//! dropped and counted until it is read again. Libraries are heard from `warn` on, unless the level is `debug` or `trace`.
-//! Installed by `cli`; everyone else uses the macros of the crate `log`.
+//! dropped and counted until it is read again. Libraries are heard from `warn` on, unless the level is `debug` or `trace`,
+//! and named. Installed by `cli`; everyone else uses the macros of the crate `log`.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
@@ -75,7 +75,11 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let text = record.args().to_string();
+        let text = if is_own(record.target()) {
+            record.args().to_string()
+        } else {
+            format!("{}: {}", record.target(), record.args())
+        };
         let text = escape_to(&text, LINE_MAX);
         match &self.sink {
             Sink::Journal(journal) => {
@@ -96,14 +100,17 @@ impl Log for Logger {
 
 /// Whether a record is logged at all.
 fn passes(target: &str, level: Level, max: LevelFilter) -> bool {
-    let own = target
-        .strip_prefix(OWN_TARGET)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"));
-    if own || max >= LevelFilter::Debug {
+    if is_own(target) || max >= LevelFilter::Debug {
         level <= max
     } else {
         level <= max && level <= Level::Warn
     }
+}
+
+fn is_own(target: &str) -> bool {
+    target
+        .strip_prefix(OWN_TARGET)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
 /// Stderr, or what stands for it in a test.
