@@ -16,6 +16,7 @@ use crate::daemon::{self, Ended};
 use crate::log as logger;
 use crate::mqtt::tls::{self, TlsError};
 use crate::signals::Signals;
+use crate::text::escape_to;
 
 /// Ended politely, or did what it was asked.
 pub const OK: u8 = 0;
@@ -25,6 +26,9 @@ pub const USAGE: u8 = 64;
 pub const GONE: u8 = 75;
 /// Wrong configuration (`EX_CONFIG`).
 pub const CONFIG: u8 = 78;
+
+/// Most characters of one message of `check`: two long paths fit.
+const MESSAGE_MAX: usize = 10_000;
 
 /// The whole program; gives the exit code. `args` begins with the program's name.
 pub fn main(args: impl Iterator<Item = OsString>) -> u8 {
@@ -224,23 +228,23 @@ fn check(source: &Source) -> u8 {
     match load(source) {
         Ok(loaded) => {
             for warning in &loaded.warnings {
-                say(io::stderr(), format_args!("warn: {warning}"));
+                say("warn", &warning.to_string());
             }
             let _ = io::stdout().write_all(loaded.show().as_bytes());
             OK
         }
         Err(error) => {
             for line in error.to_string().lines() {
-                say(io::stderr(), format_args!("error: {line}"));
+                say("error", line);
             }
             CONFIG
         }
     }
 }
 
-fn say(mut to: impl Write, line: fmt::Arguments<'_>) {
+fn say(level: &str, line: &str) {
     // a closed stderr is nobody's error
-    let _ = writeln!(to, "{line}");
+    let _ = writeln!(io::stderr(), "{level}: {}", escape_to(line, MESSAGE_MAX));
 }
 
 fn run(source: &Source) -> u8 {

@@ -478,6 +478,31 @@ fn refused_files() {
 }
 
 #[test]
+fn no_text_breaks_the_reader() {
+    let deep = 400_000;
+    for text in [
+        format!("a = {}", "[".repeat(deep)),
+        format!("a = {}", "{a=".repeat(deep / 2)),
+        format!("{}a = 1", "a.".repeat(deep / 2)),
+        format!("[{}a]", "a.".repeat(deep / 2)),
+        format!("[mqtt]\nhost = \"{}\"", "x".repeat(deep)),
+        format!("[mqtt]\nport = {}", "9".repeat(deep)),
+        "\u{feff}[mqtt".into(),
+    ] {
+        let mistakes = mistakes(&text);
+        assert!(mistakes.len() < 1000, "{}", mistakes.len());
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_line_breaks_the_reader(section in "(mqtt|bridge|dbus|[a-z.\"]{0,8})", key in "([a-z_]{1,12}|\\PC{0,12})", value in "\\PC{0,40}") {
+        let _ = read::read(Path::new("c.toml"), &format!("[{section}]\n{key} = {value}\n"));
+        let _ = read::read(Path::new("c.toml"), &value);
+    }
+}
+
+#[test]
 fn the_usual_places() {
     let dir = Scratch::new();
     let mut source = Source::new(None, Given::default());
