@@ -312,12 +312,7 @@ mod tests {
 
     #[test]
     fn options_stand_before_and_after_the_command() {
-        for args in [
-            &["--port", "1884"][..],
-            &["run", "--port", "1884"],
-            &["--port", "1884", "run"],
-            &["check", "--port", "1884"],
-        ] {
+        for args in [&["--port", "1884"][..], &["run", "--port", "1884"], &["--port", "1884", "run"], &["check", "--port", "1884"]] {
             assert_eq!(parse(args).unwrap().options.port, Some(1884), "{args:?}");
         }
     }
@@ -330,10 +325,7 @@ mod tests {
         assert_eq!(source.file, Some("/f".into()));
         let mut places = source.flags.places();
         places.sort_unstable();
-        let mut flags: Vec<_> = args
-            .split_whitespace()
-            .filter(|word| word.starts_with("--") && *word != "--config")
-            .collect();
+        let mut flags: Vec<_> = args.split_whitespace().filter(|word| word.starts_with("--") && *word != "--config").collect();
         flags.sort_unstable();
         assert_eq!(places, flags);
     }
@@ -345,10 +337,7 @@ mod tests {
             (&["--prt", "1"], "unexpected argument '--prt' found"),
             (&["serve"], "unrecognized subcommand 'serve'"),
             (&["--retain", "yes"], "invalid value 'yes' for '--retain <true|false>'"),
-            (
-                &["--bridge", "maybe"],
-                "invalid value 'maybe' for '--bridge <auto|true|false>': must be auto, true or false, not \"maybe\"",
-            ),
+            (&["--bridge", "maybe"], "invalid value 'maybe' for '--bridge <auto|true|false>': must be auto, true or false, not \"maybe\""),
             (
                 &["--log-level", "loud"],
                 "for '--log-level <LEVEL>': must be \"error\", \"warn\", \"info\", \"debug\" or \"trace\", not \"loud\"",

@@ -45,11 +45,7 @@ pub async fn serve<E: std::fmt::Display>(config: &Config, signals: &mut Signals,
     let watcher = match Watcher::connect(&address).await {
         Ok(watcher) => watcher,
         Err(error) => {
-            return Ended::Unready(format!(
-                "no connection to the bus {}: {}",
-                escape(&address),
-                escape(&error.to_string())
-            ));
+            return Ended::Unready(format!("no connection to the bus {}: {}", escape(&address), escape(&error.to_string())));
         }
     };
     log::info!("connected to the bus {}", escape(&address));
@@ -267,12 +263,7 @@ fn bus_address(address: &BusAddress) -> String {
 
 fn broker(config: &Config, portal: &PortalId) -> Result<Broker, String> {
     let mqtt = &config.mqtt;
-    let tls = mqtt
-        .tls
-        .as_ref()
-        .map(tls::client_config)
-        .transpose()
-        .map_err(|error| error.to_string())?;
+    let tls = mqtt.tls.as_ref().map(tls::client_config).transpose().map_err(|error| error.to_string())?;
     let password = mqtt.password.as_ref().map(|secret| secret.reveal().to_owned());
     Ok(Broker {
         host: mqtt.host.clone(),

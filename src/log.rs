@@ -42,9 +42,7 @@ pub fn install(level: LevelFilter) {
     std::panic::set_hook(Box::new(|panic| {
         let payload = panic.payload();
         let text = payload.downcast_ref::<&str>().copied();
-        let text = text
-            .or(payload.downcast_ref::<String>().map(String::as_str))
-            .unwrap_or("no message");
+        let text = text.or(payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
         match panic.location() {
             Some(at) => log::error!("internal error, please report it: {text} ({}:{})", at.file(), at.line()),
             None => log::error!("internal error, please report it: {text}"),
@@ -75,11 +73,7 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let text = if is_own(record.target()) {
-            record.args().to_string()
-        } else {
-            format!("{}: {}", record.target(), record.args())
-        };
+        let text = if is_own(record.target()) { record.args().to_string() } else { format!("{}: {}", record.target(), record.args()) };
         let text = escape_to(&text, LINE_MAX);
         match &self.sink {
             Sink::Journal(journal) => {
@@ -100,17 +94,11 @@ impl Log for Logger {
 
 /// Whether a record is logged at all.
 fn passes(target: &str, level: Level, max: LevelFilter) -> bool {
-    if is_own(target) || max >= LevelFilter::Debug {
-        level <= max
-    } else {
-        level <= max && level <= Level::Warn
-    }
+    if is_own(target) || max >= LevelFilter::Debug { level <= max } else { level <= max && level <= Level::Warn }
 }
 
 fn is_own(target: &str) -> bool {
-    target
-        .strip_prefix(OWN_TARGET)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    target.strip_prefix(OWN_TARGET).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
 /// Stderr, or what stands for it in a test.
@@ -137,11 +125,7 @@ where
     where
         W: IsTerminal,
     {
-        Self {
-            terminal: out.is_terminal(),
-            out,
-            state: Mutex::default(),
-        }
+        Self { terminal: out.is_terminal(), out, state: Mutex::default() }
     }
 
     fn line(&self, level: Level, text: &str) {
@@ -241,11 +225,7 @@ mod tests {
     fn terminal_lines_have_the_time() {
         let dir = Scratch::new();
         let path = dir.file("log", "");
-        let stderr = Stderr {
-            out: File::create(&path).unwrap(),
-            terminal: true,
-            state: Mutex::default(),
-        };
+        let stderr = Stderr { out: File::create(&path).unwrap(), terminal: true, state: Mutex::default() };
         stderr.line(Level::Debug, "one");
         let text = std::fs::read_to_string(path).unwrap();
         assert!(text.get(8..) == Some(" debug: one\n"), "{text}");
@@ -255,11 +235,7 @@ mod tests {
     #[test]
     fn a_full_stderr_costs_little_and_says_what_was_lost() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let stderr = Stderr {
-            out: ours,
-            terminal: false,
-            state: Mutex::default(),
-        };
+        let stderr = Stderr { out: ours, terminal: false, state: Mutex::default() };
         let text = "x".repeat(LINE_MAX);
         let start = Instant::now();
         for _ in 0..2000 {
@@ -276,21 +252,14 @@ mod tests {
         let mut text = [0; 200];
         let n = theirs.read(&mut text).unwrap();
         let text = String::from_utf8_lossy(&text[..n]);
-        assert_eq!(
-            text,
-            format!("warn: {dropped} log lines were dropped: nobody read them\ninfo: back\n")
-        );
+        assert_eq!(text, format!("warn: {dropped} log lines were dropped: nobody read them\ninfo: back\n"));
     }
 
     #[test]
     fn a_closed_stderr_is_nobodys_error() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         drop(theirs);
-        let stderr = Stderr {
-            out: ours,
-            terminal: false,
-            state: Mutex::default(),
-        };
+        let stderr = Stderr { out: ours, terminal: false, state: Mutex::default() };
         stderr.line(Level::Info, "to nobody");
     }
 }

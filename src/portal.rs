@@ -56,10 +56,7 @@ impl Sources {
             file: FILE.into(),
             program: PROGRAM.into(),
             network: NETWORK.into(),
-            interface: env::var("VRM_IFACE")
-                .ok()
-                .filter(|name| !name.is_empty())
-                .unwrap_or_else(|| INTERFACE.into()),
+            interface: env::var("VRM_IFACE").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| INTERFACE.into()),
         }
     }
 
@@ -70,10 +67,7 @@ impl Sources {
         F: AsyncFnOnce() -> Result<String, String>,
     {
         if let Some(id) = &self.option {
-            return Ok(Found {
-                id: id.clone(),
-                from: "the configuration".into(),
-            });
+            return Ok(Found { id: id.clone(), from: "the configuration".into() });
         }
         let mut tried = Vec::new();
         let answer = read_bounded(&self.file, ANSWER_MAX as u64).map_err(|error| why(&error));
@@ -143,12 +137,8 @@ fn take(from: String, answer: Result<Vec<u8>, String>, tried: &mut Vec<(String, 
 
 /// What `program` prints. It is killed when it does not end in time or prints too much.
 async fn output(program: &Path) -> Result<Vec<u8>, String> {
-    let mut child = Command::new(program)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| why(&error))?;
+    let mut child =
+        Command::new(program).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().map_err(|error| why(&error))?;
     let answer = answer(&mut child, Instant::now() + PROGRAM_DEADLINE).await;
     end(&mut child).await;
     answer
@@ -160,10 +150,7 @@ async fn answer(child: &mut Child, deadline: Instant) -> Result<Vec<u8>, String>
     let stdout = pipe::Receiver::from_owned_fd(OwnedFd::from(stdout)).map_err(|error| why(&error))?;
     let mut bytes = Vec::new();
     let mut bounded = stdout.take(ANSWER_MAX as u64 + 1);
-    timeout_at(deadline, bounded.read_to_end(&mut bytes))
-        .await
-        .map_err(too_late)?
-        .map_err(|error| why(&error))?;
+    timeout_at(deadline, bounded.read_to_end(&mut bytes)).await.map_err(too_late)?.map_err(|error| why(&error))?;
     if bytes.len() > ANSWER_MAX {
         return Err(format!("more than {ANSWER_MAX} bytes of output"));
     }
@@ -201,12 +188,7 @@ fn mac(network: &Path, interface: &str) -> Result<Vec<u8>, String> {
         io::ErrorKind::NotFound => "no such interface".into(),
         _ => why(&error),
     })?;
-    let digits: Vec<u8> = bytes
-        .trim_ascii()
-        .iter()
-        .filter(|&&b| b != b':')
-        .map(u8::to_ascii_lowercase)
-        .collect();
+    let digits: Vec<u8> = bytes.trim_ascii().iter().filter(|&&b| b != b':').map(u8::to_ascii_lowercase).collect();
     if digits.len() != 12 || !digits.iter().all(u8::is_ascii_hexdigit) || digits.iter().all(|&b| b == b'0') {
         return Err(format!("not a usable address: \"{}\"", escape_bytes(bytes.trim_ascii())));
     }
@@ -232,9 +214,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let found = runtime.block_on(sources.find(async || bus.map(str::to_owned).map_err(str::to_owned)));
         let folder = format!("{}/", dir.path().display());
-        found
-            .map(|found| (found.id.to_string(), found.from.replace(&folder, "")))
-            .map_err(|error| error.to_string().replace(&folder, ""))
+        found.map(|found| (found.id.to_string(), found.from.replace(&folder, ""))).map_err(|error| error.to_string().replace(&folder, ""))
     }
 
     fn ok(id: &str, from: &str) -> Result<(String, String), String> {
@@ -267,18 +247,12 @@ mod tests {
         dir.file("net/eth0/address", "C0:61:9A:B1:C2:D5\n");
         assert_eq!(find(&dir, &sources(&dir), NO_BUS), ok("c0619ab1c2d5", "the MAC address of eth0"));
         let bus = Ok("c0619ab1c2d4");
-        assert_eq!(
-            find(&dir, &sources(&dir), bus),
-            ok("c0619ab1c2d4", "/Serial of com.victronenergy.system")
-        );
+        assert_eq!(find(&dir, &sources(&dir), bus), ok("c0619ab1c2d4", "/Serial of com.victronenergy.system"));
         program(&dir, "echo c0619ab1c2d3");
         assert_eq!(find_with_program(&dir, bus), ok("c0619ab1c2d3", "get-unique-id"));
         dir.file("unique-id", "c0619ab1c2d2\nmore\n");
         assert_eq!(find(&dir, &sources(&dir), bus), ok("c0619ab1c2d2", "unique-id"));
-        let option = Sources {
-            option: Some(PortalId::parse("c0619ab1c2d1").unwrap()),
-            ..sources(&dir)
-        };
+        let option = Sources { option: Some(PortalId::parse("c0619ab1c2d1").unwrap()), ..sources(&dir) };
         assert_eq!(find(&dir, &option, bus), ok("c0619ab1c2d1", "the configuration"));
     }
 
@@ -323,10 +297,7 @@ mod tests {
             ("wlan0", "the MAC address of wlan0: no such interface)"),
             ("../x", "the MAC address of ../x: not the name of an interface; correct VRM_IFACE)"),
         ] {
-            let sources = Sources {
-                interface: interface.into(),
-                ..sources(&dir)
-            };
+            let sources = Sources { interface: interface.into(), ..sources(&dir) };
             let error = find(&dir, &sources, NO_BUS).unwrap_err();
             assert!(error.ends_with(expected), "{error}");
         }

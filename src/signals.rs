@@ -25,12 +25,8 @@ pub enum Signal {
 }
 
 /// Which number means what; in the order of delivery.
-const MEANINGS: [(i32, Signal); 4] = [
-    (SIGTERM, Signal::Stop),
-    (SIGINT, Signal::Stop),
-    (SIGHUP, Signal::Reload),
-    (SIGUSR1, Signal::Summary),
-];
+const MEANINGS: [(i32, Signal); 4] =
+    [(SIGTERM, Signal::Stop), (SIGINT, Signal::Stop), (SIGHUP, Signal::Reload), (SIGUSR1, Signal::Summary)];
 
 /// The signals, from the moment it was installed.
 pub struct Signals {
@@ -45,11 +41,7 @@ impl Signals {
     pub fn install() -> io::Result<Self> {
         let (wake, ring) = std::os::unix::net::UnixStream::pair()?;
         wake.set_nonblocking(true)?;
-        let mut signals = Self {
-            flags: Vec::new(),
-            wake: UnixStream::from_std(wake)?,
-            registered: Vec::new(),
-        };
+        let mut signals = Self { flags: Vec::new(), wake: UnixStream::from_std(wake)?, registered: Vec::new() };
         for (number, meaning) in MEANINGS {
             let flag = Arc::new(AtomicBool::new(false));
             // the flag first: whoever is woken finds it set

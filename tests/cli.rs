@@ -56,10 +56,7 @@ fn fixture(name: &str) -> String {
 #[test]
 fn version() {
     let (code, out, err) = run(&Folder::new(), &["--version"]);
-    assert_eq!(
-        (code, out, err),
-        (0, format!("venus-mqtt {}\n", env!("CARGO_PKG_VERSION")), String::new())
-    );
+    assert_eq!((code, out, err), (0, format!("venus-mqtt {}\n", env!("CARGO_PKG_VERSION")), String::new()));
 }
 
 #[test]
@@ -88,13 +85,7 @@ fn help_teaches() {
 
 #[test]
 fn wrong_arguments() {
-    for args in [
-        &["--prt", "1"][..],
-        &["serve"],
-        &["--port", "0"],
-        &["check", "--retain", "maybe"],
-        &["--config"],
-    ] {
+    for args in [&["--prt", "1"][..], &["serve"], &["--port", "0"], &["check", "--retain", "maybe"], &["--config"]] {
         let (code, out, err) = run(&Folder::new(), args);
         assert_eq!((code, out.as_str()), (64, ""), "{args:?}");
         assert!(err.starts_with("error: "), "{err}");
@@ -105,10 +96,8 @@ fn wrong_arguments() {
 fn check_says_what_is_in_effect() {
     let folder = Folder::new();
     folder.file("password", "hunter2\n");
-    folder.file(
-        "c.toml",
-        "[mqtt]\nhost = \"localhost\"\nuser = \"boat\"\npassword_file = \"password\"\n[bridge]\ndeny = [\"settings/#\"]\n",
-    );
+    folder
+        .file("c.toml", "[mqtt]\nhost = \"localhost\"\nuser = \"boat\"\npassword_file = \"password\"\n[bridge]\ndeny = [\"settings/#\"]\n");
     let (code, out, err) = run(&folder, &["check", "--config", "c.toml", "--port", "1884"]);
     assert_eq!((code, err.as_str()), (0, ""));
     assert_eq!(
@@ -148,10 +137,8 @@ deny = ["settings/#"]
 fn what_check_prints_can_be_fed_back() {
     let folder = Folder::new();
     let (ca, cert, key) = (fixture("ca.pem"), fixture("client.pem"), fixture("client.key"));
-    folder.file(
-        "c.toml",
-        &format!("[mqtt]\nca_file = \"{ca}\"\ncert_file = \"{cert}\"\nkey_file = \"{key}\"\n[bridge]\nalways_on = true\n"),
-    );
+    folder
+        .file("c.toml", &format!("[mqtt]\nca_file = \"{ca}\"\ncert_file = \"{cert}\"\nkey_file = \"{key}\"\n[bridge]\nalways_on = true\n"));
     let (code, first, _) = run(&folder, &["check", "--config", "c.toml"]);
     assert_eq!(code, 0);
     assert!(first.contains("port = 8883\n") && first.contains("tls = true\n"), "{first}");
@@ -196,14 +183,8 @@ fn bad_configurations() {
             &["--config", "none.toml"],
             "error: none.toml: cannot read the configuration: no such file; correct the path after --config\n".into(),
         ),
-        (
-            &["--ca", "none.pem"],
-            "error: --ca: cannot read the CA file none.pem: no such file; correct the path\n".into(),
-        ),
-        (
-            &["--ca", "empty.pem"],
-            "error: empty.pem: there is no certificate in it; a PEM file has `-----BEGIN CERTIFICATE-----`\n".into(),
-        ),
+        (&["--ca", "none.pem"], "error: --ca: cannot read the CA file none.pem: no such file; correct the path\n".into()),
+        (&["--ca", "empty.pem"], "error: empty.pem: there is no certificate in it; a PEM file has `-----BEGIN CERTIFICATE-----`\n".into()),
         (
             &["--user", "u", "--password-file", "empty.pem"],
             "error: --password-file: the password file empty.pem has no password: its first line is empty\n".into(),

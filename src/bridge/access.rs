@@ -9,10 +9,7 @@ pub const MASK: &str = "******";
 
 /// Items that are never published: a tunnel of raw frames, and a threshold that unlocks a device.
 pub fn is_blocked(service_type: &str, path: &str) -> bool {
-    matches!(
-        (service_type, path),
-        ("vebus", "/Interfaces/Mk2/Tunnel") | ("paygo", "/LVD/Threshold")
-    )
+    matches!((service_type, path), ("vebus", "/Interfaces/Mk2/Tunnel") | ("paygo", "/LVD/Threshold"))
 }
 
 /// Items whose value is a secret.
@@ -30,11 +27,7 @@ pub struct Rules {
 
 impl Rules {
     pub fn new(options: &Options) -> Self {
-        Self {
-            access: options.access,
-            allow: options.allow.clone(),
-            deny: options.deny.clone(),
-        }
+        Self { access: options.access, allow: options.allow.clone(), deny: options.deny.clone() }
     }
 
     /// Deny wins; a list of what is allowed, where there is one, is all that is allowed.
@@ -66,21 +59,12 @@ mod tests {
     fn rules() {
         let filters = |list: &[&str]| list.iter().map(|f| Filter::parse(f).unwrap()).collect::<Vec<_>>();
         let rules = |access, allow: &[&str], deny: &[&str]| {
-            Rules::new(&Options {
-                access,
-                allow: filters(allow),
-                deny: filters(deny),
-                ..Options::default()
-            })
+            Rules::new(&Options { access, allow: filters(allow), deny: filters(deny), ..Options::default() })
         };
         let address = |path: &'static str| {
             let (service_type, rest) = path.split_once('/').unwrap();
             let slash = rest.find('/').unwrap();
-            Address {
-                service_type,
-                instance: &rest[..slash],
-                path: &rest[slash..],
-            }
+            Address { service_type, instance: &rest[..slash], path: &rest[slash..] }
         };
         let full = rules(Access::Full, &[], &["vebus/+/Mode"]);
         for (path, expected) in [

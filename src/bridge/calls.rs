@@ -50,10 +50,7 @@ impl Reply {
     /// The bus answers in the place of a connection that is gone.
     pub fn is_from_nobody(&self) -> bool {
         let Self::Error { name, .. } = self else { return false };
-        matches!(
-            name.strip_prefix("org.freedesktop.DBus.Error."),
-            Some("NoReply" | "ServiceUnknown" | "NameHasNoOwner" | "Disconnected")
-        )
+        matches!(name.strip_prefix("org.freedesktop.DBus.Error."), Some("NoReply" | "ServiceUnknown" | "NameHasNoOwner" | "Disconnected"))
     }
 
     /// Why this is not the answer that was hoped for.
@@ -100,12 +97,7 @@ struct Call {
 impl Default for Calls {
     fn default() -> Self {
         // the first serials belong to the connection's own hello
-        Self {
-            next: 1000,
-            out: VecDeque::new(),
-            waiting: HashMap::new(),
-            deadlines: BTreeSet::new(),
-        }
+        Self { next: 1000, out: VecDeque::new(), waiting: HashMap::new(), deadlines: BTreeSet::new() }
     }
 }
 
@@ -123,20 +115,8 @@ impl Calls {
     fn start(&mut self, now: Time, service: Option<ServiceId>, owner: &str, path: &str, method: Method, purpose: Purpose) {
         let (id, deadline) = (self.next, deadline(now, &purpose));
         self.next = self.next.checked_add(1).unwrap_or(1000);
-        self.out.push_back(BusCall {
-            id,
-            destination: owner.into(),
-            path: path.into(),
-            method,
-        });
-        self.waiting.insert(
-            id,
-            Call {
-                service,
-                purpose,
-                deadline,
-            },
-        );
+        self.out.push_back(BusCall { id, destination: owner.into(), path: path.into(), method });
+        self.waiting.insert(id, Call { service, purpose, deadline });
         self.deadlines.insert((deadline, id));
     }
 
@@ -177,9 +157,7 @@ impl Calls {
     }
 
     pub fn waits_for_owner(&self) -> bool {
-        self.waiting
-            .values()
-            .any(|call| matches!(call.purpose, Purpose::Names | Purpose::Owner(_)))
+        self.waiting.values().any(|call| matches!(call.purpose, Purpose::Names | Purpose::Owner(_)))
     }
 }
 

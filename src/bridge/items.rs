@@ -22,10 +22,7 @@ pub struct Change {
 
 impl Change {
     pub fn of(value: Value) -> Self {
-        Self {
-            value: Some(value),
-            ..Self::default()
-        }
+        Self { value: Some(value), ..Self::default() }
     }
 
     fn has_limits(&self) -> bool {
@@ -95,19 +92,11 @@ impl Item {
         if self.touched {
             let Change { min, max, default, .. } = change;
             if self.limits.is_none() {
-                self.apply(Change {
-                    value: None,
-                    min,
-                    max,
-                    default,
-                });
+                self.apply(Change { value: None, min, max, default });
             }
         } else {
             self.limits = None;
-            self.apply(Change {
-                value: Some(change.value.unwrap_or_default()),
-                ..change
-            });
+            self.apply(Change { value: Some(change.value.unwrap_or_default()), ..change });
         }
     }
 
@@ -179,20 +168,13 @@ impl Service {
     pub fn items_below<'a>(&'a self, path: &'a str) -> impl Iterator<Item = usize> + 'a {
         let prefix = path.trim_end_matches('/');
         let below = move |key: &str| key.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'));
-        self.items
-            .keys()
-            .enumerate()
-            .filter(move |(_, key)| below(key))
-            .map(|(index, _)| index)
+        self.items.keys().enumerate().filter(move |(_, key)| below(key)).map(|(index, _)| index)
     }
 
     /// What stands in the topics: `/DeviceInstance`, else `/Identifier`, else 0.
     pub fn find_instance(&self) -> Box<str> {
         let text = |path: &str| self.items.get(path).and_then(|item| item.value.as_instance());
-        text("/DeviceInstance")
-            .or_else(|| text("/Identifier"))
-            .unwrap_or_else(|| "0".into())
-            .into()
+        text("/DeviceInstance").or_else(|| text("/Identifier")).unwrap_or_else(|| "0".into()).into()
     }
 }
 
@@ -220,10 +202,7 @@ impl Services {
     }
 
     pub fn get_mut(&mut self, id: ServiceId) -> Option<&mut Service> {
-        self.slots
-            .get_mut(id.slot as usize)?
-            .as_mut()
-            .filter(|service| service.age == id.age)
+        self.slots.get_mut(id.slot as usize)?.as_mut().filter(|service| service.age == id.age)
     }
 
     pub fn by_name(&self, name: &str) -> Option<ServiceId> {
@@ -244,20 +223,8 @@ impl Services {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (ServiceId, &Service)> {
-        let present = self
-            .slots
-            .iter()
-            .enumerate()
-            .filter_map(|(slot, service)| Some((slot, service.as_ref()?)));
-        present.map(|(slot, service)| {
-            (
-                ServiceId {
-                    slot: u32::try_from(slot).unwrap_or(u32::MAX),
-                    age: service.age,
-                },
-                service,
-            )
-        })
+        let present = self.slots.iter().enumerate().filter_map(|(slot, service)| Some((slot, service.as_ref()?)));
+        present.map(|(slot, service)| (ServiceId { slot: u32::try_from(slot).unwrap_or(u32::MAX), age: service.age }, service))
     }
 
     /// Services on the bus.
@@ -288,10 +255,7 @@ impl Services {
             self.slots.push(None);
             self.slots.len() - 1
         });
-        let id = ServiceId {
-            slot: u32::try_from(slot).unwrap_or(u32::MAX),
-            age: service.age,
-        };
+        let id = ServiceId { slot: u32::try_from(slot).unwrap_or(u32::MAX), age: service.age };
         if let Some(place) = self.slots.get_mut(slot) {
             *place = Some(service);
         }
@@ -306,9 +270,7 @@ impl Services {
     pub fn detach(&mut self, id: ServiceId) {
         self.release_topics(id);
         let Some(service) = self.get_mut(id) else { return };
-        service.state = State::Left {
-            topics: service.items.values().filter(|item| item.published).count(),
-        };
+        service.state = State::Left { topics: service.items.values().filter(|item| item.published).count() };
         let (name, owner) = (service.name.clone(), service.owner.clone());
         self.names.remove(name.as_str());
         if let Some(ids) = self.owners.get_mut(&owner) {

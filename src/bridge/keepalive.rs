@@ -28,12 +28,7 @@ pub enum Scope {
 
 /// Whatever is not understood counts as an empty payload: all of it is in the field.
 pub fn parse(payload: &[u8]) -> Request {
-    let mut request = Request {
-        scope: Scope::Everything,
-        suppress: false,
-        echo: None,
-        odd: None,
-    };
+    let mut request = Request { scope: Scope::Everything, suppress: false, echo: None, odd: None };
     if payload.iter().all(u8::is_ascii_whitespace) {
         return request;
     }
@@ -100,13 +95,7 @@ impl KeepAlives {
         if let AlwaysOn::Only(wanted) = always_on {
             filters = wanted.iter().map(|filter| (filter.clone(), Time::MAX)).collect();
         }
-        Self {
-            interval,
-            always: *always_on == AlwaysOn::Everything,
-            everything_until: Time::default(),
-            filters,
-            next_expiry: None,
-        }
+        Self { interval, always: *always_on == AlwaysOn::Everything, everything_until: Time::default(), filters, next_expiry: None }
     }
 
     /// Takes a keep-alive; the number of filters there was no room for.
@@ -179,10 +168,7 @@ impl KeepAlives {
 
     /// Until when the filters keep a topic awake.
     pub fn until(&self, service_type: &str, instance: &str, path: &str) -> Time {
-        let matching = self
-            .filters
-            .iter()
-            .filter(|(filter, _)| filter.matches(service_type, instance, path));
+        let matching = self.filters.iter().filter(|(filter, _)| filter.matches(service_type, instance, path));
         matching.map(|(_, until)| *until).max().unwrap_or_default()
     }
 
@@ -241,13 +227,7 @@ impl Republishes {
     /// When the one that waits may be done.
     pub fn due(&self) -> Option<Time> {
         let oldest = self.done.iter().min().copied().unwrap_or_default();
-        self.waiting.as_ref().map(|_| {
-            if oldest == Time::default() {
-                oldest
-            } else {
-                oldest + limits::REPUBLISH_WINDOW
-            }
-        })
+        self.waiting.as_ref().map(|_| if oldest == Time::default() { oldest } else { oldest + limits::REPUBLISH_WINDOW })
     }
 
     pub fn take(&mut self, now: Time) -> Option<Republish> {
@@ -272,25 +252,13 @@ mod tests {
     #[test]
     fn payloads() {
         let everything = |suppress, echo: Option<&str>| (Scope::Everything, suppress, echo.map(Into::into));
-        let only = |filters: &[&str]| {
-            (
-                Scope::Only(filters.iter().map(|f| Filter::parse(f).unwrap()).collect()),
-                false,
-                None,
-            )
-        };
-        let long = format!(
-            "{{\"keepalive-options\":[{{\"full-publish-completed-echo\":\"{}\"}}]}}",
-            "x".repeat(257)
-        );
-        let table: Vec<(&str, (Scope, bool, Option<Box<str>>), bool)> = vec![
+        let only = |filters: &[&str]| (Scope::Only(filters.iter().map(|f| Filter::parse(f).unwrap()).collect()), false, None);
+        let long = format!("{{\"keepalive-options\":[{{\"full-publish-completed-echo\":\"{}\"}}]}}", "x".repeat(257));
+        type Expected = (Scope, bool, Option<Box<str>>);
+        let table: Vec<(&str, Expected, bool)> = vec![
             ("", everything(false, None), false),
             (" \n", everything(false, None), false),
-            (
-                "[\"vebus/#\", \"solarcharger/+/Dc/0/Voltage\"]",
-                only(&["vebus/#", "solarcharger/+/Dc/0/Voltage"]),
-                false,
-            ),
+            ("[\"vebus/#\", \"solarcharger/+/Dc/0/Voltage\"]", only(&["vebus/#", "solarcharger/+/Dc/0/Voltage"]), false),
             ("[]", only(&[]), false),
             ("[\"vebus/#\", 5, \"a#\"]", only(&["vebus/#"]), true),
             ("[1, 2]", everything(false, None), true),
@@ -301,11 +269,7 @@ mod tests {
             ("{\"keepalive-options\": 5}", everything(false, None), true),
             ("{\"keepalive-options\": [\"unheard-of\"]}", everything(false, None), true),
             ("{\"keepalive-options\": []}", everything(false, None), false),
-            (
-                "{\"keepalive-options\": [{\"full-publish-completed-echo\": \"me\"}]}",
-                everything(false, Some("me")),
-                false,
-            ),
+            ("{\"keepalive-options\": [{\"full-publish-completed-echo\": \"me\"}]}", everything(false, Some("me")), false),
             ("{\"keepalive-options\": [\"suppress-republish\"]}", everything(true, None), false),
             (
                 "{\"keepalive-options\": [\"suppress-republish\", {\"full-publish-completed-echo\": \"me\"}]}",
@@ -317,11 +281,7 @@ mod tests {
         ];
         for (payload, (scope, suppress, echo), odd) in table {
             let request = parse(payload.as_bytes());
-            assert_eq!(
-                (request.scope, request.suppress, request.echo, request.odd.is_some()),
-                (scope, suppress, echo, odd),
-                "{payload}"
-            );
+            assert_eq!((request.scope, request.suppress, request.echo, request.odd.is_some()), (scope, suppress, echo, odd), "{payload}");
         }
         parse(&[b'['; 100_000]);
     }
@@ -345,9 +305,7 @@ mod tests {
     fn three_a_second_and_no_echo_lost() {
         let mut republishes = Republishes::default();
         let ask = |republishes: &mut Republishes, n: u32| {
-            republishes.ask(parse(
-                format!("{{\"keepalive-options\":[{{\"full-publish-completed-echo\":\"{n}\"}}]}}").as_bytes(),
-            ));
+            republishes.ask(parse(format!("{{\"keepalive-options\":[{{\"full-publish-completed-echo\":\"{n}\"}}]}}").as_bytes()));
         };
         for n in 0..3 {
             ask(&mut republishes, n);

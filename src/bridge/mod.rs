@@ -106,13 +106,7 @@ pub struct Bridge {
 
 impl Bridge {
     pub fn new(setup: Setup) -> Self {
-        let Setup {
-            portal,
-            prefix,
-            options,
-            nonce,
-            verbosity,
-        } = setup;
+        let Setup { portal, prefix, options, nonce, verbosity } = setup;
         let probe = format!(
             "{{\"keepalive-options\":[\"suppress-republish\",{{\"full-publish-completed-echo\":\"venus-mqtt {portal} {nonce:016x}\"}}]}}"
         );
@@ -148,12 +142,7 @@ impl Bridge {
             return None;
         };
         let (first, rest) = (*first, rest.to_vec());
-        Some(Changes {
-            bridge: self,
-            now,
-            first,
-            rest,
-        })
+        Some(Changes { bridge: self, now, first, rest })
     }
 
     /// Whether a reply with this serial number is waited for.
@@ -265,16 +254,7 @@ impl Bridge {
 
     /// A few lines for the log, on request.
     pub fn summary(&self, now: Time) -> Vec<String> {
-        let Counters {
-            changes,
-            published,
-            cleared,
-            keepalives,
-            republishes,
-            reads,
-            writes,
-            writes_ignored,
-        } = self.counters;
+        let Counters { changes, published, cleared, keepalives, republishes, reads, writes, writes_ignored } = self.counters;
         let awake = if self.keepalives.everything(now) {
             "everything is awake"
         } else if self.keepalives.any(now) {
@@ -282,11 +262,7 @@ impl Bridge {
         } else {
             "asleep"
         };
-        let topics: usize = self
-            .services
-            .iter()
-            .map(|(_, service)| service.items.values().filter(|item| item.published).count())
-            .sum();
+        let topics: usize = self.services.iter().map(|(_, service)| service.items.values().filter(|item| item.published).count()).sum();
         let mut lines = vec![
             format!(
                 "mode: {}, {awake}; {} services, {} items, {topics} topics published",
@@ -294,21 +270,15 @@ impl Bridge {
                 self.services.len(),
                 self.services.items()
             ),
-            format!(
-                "queued: {} messages, {} calls waiting for their answers",
-                self.outbox.len(),
-                self.calls.len()
-            ),
+            format!("queued: {} messages, {} calls waiting for their answers", self.outbox.len(), self.calls.len()),
             format!(
                 "since the start: {changes} changes, {published} messages published, {cleared} topics cleared, {keepalives} keep-alives, {republishes} republishes, {reads} reads, {writes} writes, {writes_ignored} writes ignored"
             ),
         ];
         let unwell = self.services.iter().filter_map(|(_, service)| match &service.state {
-            State::Silent { again, attempts } => Some(format!(
-                "{} did not answer ({attempts} times); asked again in {} s",
-                service.name,
-                again.after(now).as_secs()
-            )),
+            State::Silent { again, attempts } => {
+                Some(format!("{} did not answer ({attempts} times); asked again in {} s", service.name, again.after(now).as_secs()))
+            }
             State::Scanning(_) => Some(format!("{} is being scanned", service.name)),
             State::Ready if !service.holder => Some(format!("{} has no topics: another service has its type and instance", service.name)),
             _ => None,
@@ -329,18 +299,13 @@ impl Bridge {
         self.counters.keepalives += 1;
         let request = keepalive::parse(payload);
         if let Some(odd) = &request.odd {
-            self.notes.add_caused(now, Level::Debug, Kind::KeepAlive, || {
-                format!("an odd keep-alive: {}", crate::text::escape(odd))
-            });
+            self.notes.add_caused(now, Level::Debug, Kind::KeepAlive, || format!("an odd keep-alive: {}", crate::text::escape(odd)));
         }
         let was_awake = self.keepalives.any(now);
         let refused = self.keepalives.extend(now, &request.scope);
         if refused > 0 {
             self.notes.add_caused(now, Level::Warn, Kind::KeepAlive, || {
-                format!(
-                    "more than {} filters are awake: {refused} of a keep-alive are left out",
-                    limits::FILTERS
-                )
+                format!("more than {} filters are awake: {refused} of a keep-alive are left out", limits::FILTERS)
             });
         }
         if let keepalive::Scope::Only(filters) = &request.scope {
@@ -377,8 +342,12 @@ impl Bridge {
             self.heartbeat = None;
             self.notes.add(Level::Info, || "asleep: the last keep-alive has run out".into());
         }
+        let everything = self.keepalives.everything(now);
         for id in self.services.ids() {
-            self.enqueue_all(now, id);
+            let Some(service) = self.services.get(id) else { continue };
+            let asleep = service.items.values().enumerate().filter(|(_, item)| !everything && item.until <= now);
+            let asleep: Vec<usize> = asleep.map(|(index, _)| index).collect();
+            asleep.into_iter().for_each(|index| self.enqueue(now, id, index));
         }
     }
 
@@ -387,20 +356,13 @@ impl Bridge {
         if self.mode != Mode::Bridge {
             return;
         }
-        let Some(Republish {
-            everything,
-            filters,
-            completions,
-            dropped,
-        }) = self.republishes.take(now)
-        else {
+        let Some(Republish { everything, filters, completions, dropped }) = self.republishes.take(now) else {
             return;
         };
         self.counters.republishes += 1;
         if dropped > 0 {
-            self.notes.add_caused(now, Level::Warn, Kind::KeepAlive, || {
-                format!("{dropped} keep-alives too many at once go without their echo")
-            });
+            self.notes
+                .add_caused(now, Level::Warn, Kind::KeepAlive, || format!("{dropped} keep-alives too many at once go without their echo"));
         }
         let wanted = |service_type: &str, instance: &str, path: &str| {
             everything || filters.iter().any(|filter| filter.matches(service_type, instance, path))
@@ -411,13 +373,7 @@ impl Bridge {
         for id in self.services.ids() {
             let Some(service) = self.services.get(id) else { continue };
             let matching = |path: &str| wanted(service.service_type(), &service.instance, path);
-            let indices: Vec<usize> = service
-                .items
-                .keys()
-                .enumerate()
-                .filter(|(_, path)| matching(path))
-                .map(|(index, _)| index)
-                .collect();
+            let indices: Vec<usize> = service.items.keys().enumerate().filter(|(_, path)| matching(path)).map(|(index, _)| index).collect();
             indices.into_iter().for_each(|index| self.enqueue(now, id, index));
         }
         for echo in completions {
@@ -435,9 +391,8 @@ impl Bridge {
             return None;
         }
         let Some(found) = self.services.item_entry(id, path, limits::ITEMS) else {
-            self.notes.add_caused(now, Level::Warn, Kind::Item, || {
-                format!("more than {} items on the bus: {path} is left out", limits::ITEMS)
-            });
+            self.notes
+                .add_caused(now, Level::Warn, Kind::Item, || format!("more than {} items on the bus: {path} is left out", limits::ITEMS));
             return None;
         };
         self.prepare(id, found.0);
@@ -470,10 +425,7 @@ impl Bridge {
     fn take_instance(&mut self, now: Time, id: ServiceId) {
         let Some(service) = self.services.get_mut(id) else { return };
         service.instance = service.find_instance();
-        service.topic = self
-            .topics
-            .notification(&format!("{}/{}", service.name.service_type(), service.instance))
-            .into();
+        service.topic = self.topics.notification(&format!("{}/{}", service.name.service_type(), service.instance)).into();
         let count = service.items.len();
         (0..count).for_each(|index| self.prepare(id, index));
         match self.services.claim_topics(id) {
@@ -496,15 +448,9 @@ impl Bridge {
         if !service.is_ready() || instance == service.instance {
             return;
         }
-        let (name, owner, topic, old) = (
-            service.name.clone(),
-            service.owner.clone(),
-            service.topic.clone(),
-            service.instance.clone(),
-        );
+        let (name, owner, topic, old) = (service.name.clone(), service.owner.clone(), service.topic.clone(), service.instance.clone());
         let service_type = service.service_type().to_owned();
-        self.notes
-            .add(Level::Info, || format!("{name} changes its instance from {old} to {instance}"));
+        self.notes.add(Level::Info, || format!("{name} changes its instance from {old} to {instance}"));
         let ghost = self.services.add(name, &owner, State::Left { topics: 0 });
         let published: Vec<Box<str>> = match self.services.get_mut(id) {
             Some(service) => {
@@ -537,9 +483,7 @@ impl Bridge {
         self.calls.forget(id);
         let lost = self.pending.forget(id);
         if lost > 0 {
-            self.notes.add_caused(now, Level::Warn, Kind::WriteFailed, || {
-                format!("{name} left with {lost} writes unanswered")
-            });
+            self.notes.add_caused(now, Level::Warn, Kind::WriteFailed, || format!("{name} left with {lost} writes unanswered"));
         }
         self.services.detach(id);
         self.enqueue_all(now, id);
@@ -598,11 +542,7 @@ impl Bridge {
             item.published = true;
             let mut payload = Vec::with_capacity(48);
             item.write_payload(&mut payload);
-            return Some(Publish {
-                topic: topic(),
-                payload,
-                retain: self.options.retain,
-            });
+            return Some(Publish { topic: topic(), payload, retain: self.options.retain });
         }
         if !item.published {
             return None;
@@ -614,11 +554,7 @@ impl Bridge {
         } else {
             false
         };
-        let clear = (left || self.options.retain).then(|| Publish {
-            topic: topic(),
-            payload: Vec::new(),
-            retain: self.options.retain,
-        });
+        let clear = (left || self.options.retain).then(|| Publish { topic: topic(), payload: Vec::new(), retain: self.options.retain });
         if left {
             let (service_type, instance, path) = (service.name.service_type().to_owned(), service.instance.clone(), path.clone());
             self.services.free_if_done(id);
@@ -652,11 +588,7 @@ impl Bridge {
         item.published |= awake;
         let mut payload = Vec::with_capacity(48);
         item.write_payload(&mut payload);
-        Some(Publish {
-            topic: format!("{}{path}", service.topic),
-            payload,
-            retain: awake && self.options.retain,
-        })
+        Some(Publish { topic: format!("{}{path}", service.topic), payload, retain: awake && self.options.retain })
     }
 
     fn print_stale(&mut self, now: Time) -> Option<Publish> {
@@ -668,11 +600,7 @@ impl Bridge {
             return None;
         }
         self.counters.cleared += 1;
-        Some(Publish {
-            topic,
-            payload: Vec::new(),
-            retain: true,
-        })
+        Some(Publish { topic, payload: Vec::new(), retain: true })
     }
 
     fn print_completion(&mut self, unix: u64) -> Option<Publish> {
@@ -683,41 +611,21 @@ impl Bridge {
             Value::Str(echo).write_json(&mut payload);
         }
         payload.push(b'}');
-        Some(Publish {
-            topic: self.topics.notification("full_publish_completed"),
-            payload,
-            retain: false,
-        })
+        Some(Publish { topic: self.topics.notification("full_publish_completed"), payload, retain: false })
     }
 
     fn print_special(&mut self, special: Special, unix: u64) -> Option<Publish> {
         let stopping = self.stopping;
         let (topic, payload, retain) = match special {
-            Special::Status => (
-                self.topics.own("status"),
-                if stopping { "offline" } else { "online" }.to_owned(),
-                true,
-            ),
-            Special::Mode => (
-                self.topics.own("mode"),
-                if stopping { "" } else { self.mode.name() }.to_owned(),
-                true,
-            ),
-            Special::Serial => (
-                self.topics.notification("system/0/Serial"),
-                format!("{{\"value\":\"{}\"}}", self.topics.portal()),
-                true,
-            ),
+            Special::Status => (self.topics.own("status"), if stopping { "offline" } else { "online" }.to_owned(), true),
+            Special::Mode => (self.topics.own("mode"), if stopping { "" } else { self.mode.name() }.to_owned(), true),
+            Special::Serial => (self.topics.notification("system/0/Serial"), format!("{{\"value\":\"{}\"}}", self.topics.portal()), true),
             Special::KeepAlive => (self.topics.notification("keepalive"), "{\"value\":1}".to_owned(), true),
             Special::Heartbeat if self.heartbeat.is_none() => return None,
             Special::Heartbeat => (self.topics.notification("heartbeat"), format!("{{\"value\":{unix}}}"), false),
             Special::Probe => (self.topics.request('R', "keepalive"), self.probe.clone(), false),
         };
-        Some(Publish {
-            topic,
-            payload: payload.into_bytes(),
-            retain,
-        })
+        Some(Publish { topic, payload: payload.into_bytes(), retain })
     }
 }
 

@@ -52,10 +52,7 @@ impl ServiceName {
 
     /// The third part of the name: `battery` of `com.victronenergy.battery.ttyO1`.
     pub fn service_type(&self) -> &str {
-        self.0
-            .strip_prefix(NAMESPACE)
-            .and_then(|rest| rest.split('.').next())
-            .unwrap_or_default()
+        self.0.strip_prefix(NAMESPACE).and_then(|rest| rest.split('.').next()).unwrap_or_default()
     }
 }
 
@@ -69,8 +66,7 @@ impl fmt::Display for ServiceName {
 pub fn is_item_path(path: &str) -> bool {
     path.len() <= 255
         && path.strip_prefix('/').is_some_and(|rest| {
-            rest.split('/')
-                .all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'))
+            rest.split('/').all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'))
         })
 }
 

@@ -44,11 +44,7 @@ pub struct Notes {
 
 impl Notes {
     pub fn new(max: Level) -> Self {
-        Self {
-            max,
-            queue: VecDeque::new(),
-            windows: [Window::default(); KINDS],
-        }
+        Self { max, queue: VecDeque::new(), windows: [Window::default(); KINDS] }
     }
 
     /// A change of state.

@@ -57,14 +57,10 @@ impl Bridge {
         if self.calls.len() >= limits::CALLS {
             let (topic, most) = (service.topic.clone(), limits::CALLS);
             return self.notes.add_caused(now, Level::Warn, Kind::ReadIgnored, || {
-                format!(
-                    "a read of {} is ignored: {most} calls are waiting for their answers",
-                    escape(&format!("{topic}{path}"))
-                )
+                format!("a read of {} is ignored: {most} calls are waiting for their answers", escape(&format!("{topic}{path}")))
             });
         }
-        self.calls
-            .ask(now, id, &service.owner, path, Method::GetValue, Purpose::Read(path.into()));
+        self.calls.ask(now, id, &service.owner, path, Method::GetValue, Purpose::Read(path.into()));
         self.pending.reads.insert(key);
     }
 
@@ -117,18 +113,14 @@ impl Bridge {
     fn read_failed(&mut self, now: Time, id: ServiceId, path: &str, reply: &Reply) {
         if let Some(service) = self.services.get(id) {
             let (name, why) = (service.name.clone(), reply.reason());
-            self.notes.add_caused(now, Level::Warn, Kind::ReadIgnored, || {
-                format!("{name} does not give {}: {}", escape(path), escape(&why))
-            });
+            self.notes
+                .add_caused(now, Level::Warn, Kind::ReadIgnored, || format!("{name} does not give {}: {}", escape(path), escape(&why)));
         }
     }
 
     fn ignore_read(&mut self, now: Time, address: Address<'_>, why: &str) {
         self.notes.add_caused(now, Level::Warn, Kind::ReadIgnored, || {
-            format!(
-                "a read of {} is ignored: {why}",
-                escape(&format!("{}/{}{}", address.service_type, address.instance, address.path))
-            )
+            format!("a read of {} is ignored: {why}", escape(&format!("{}/{}{}", address.service_type, address.instance, address.path)))
         });
     }
 
@@ -160,10 +152,8 @@ impl Bridge {
 
     fn begin_write(&mut self, now: Time, id: ServiceId, path: &str, value: Value) {
         if let Some(service) = self.services.get(id) {
-            self.notes
-                .add(Level::Debug, || format!("{}{path} is set to a {}", service.name, value.signature()));
-            self.calls
-                .ask(now, id, &service.owner, path, Method::SetValue(value), Purpose::Write(path.into()));
+            self.notes.add(Level::Debug, || format!("{}{path} is set to a {}", service.name, value.signature()));
+            self.calls.ask(now, id, &service.owner, path, Method::SetValue(value), Purpose::Write(path.into()));
             self.pending.writes.insert((id, path.into()), None);
             self.counters.writes += 1;
         }

@@ -60,14 +60,11 @@ impl Bridge {
             Reply::Names(names) => {
                 for name in names.iter().filter(|name| name.starts_with(NAMESPACE)) {
                     if let Ok(name) = ServiceName::parse(name) {
-                        self.calls
-                            .ask_bus(now, Method::GetNameOwner(name.as_str().into()), Purpose::Owner(name));
+                        self.calls.ask_bus(now, Method::GetNameOwner(name.as_str().into()), Purpose::Owner(name));
                     }
                 }
             }
-            other => self
-                .notes
-                .add(Level::Error, || format!("the bus does not say which services it has: {other:?}")),
+            other => self.notes.add(Level::Error, || format!("the bus does not say which services it has: {other:?}")),
         }
     }
 
@@ -86,29 +83,18 @@ impl Bridge {
             self.leave(now, known);
         }
         if self.services.len() >= limits::SERVICES {
-            self.notes.add_caused(now, Level::Warn, Kind::Service, || {
-                format!("more than {} services: {name} is left out", limits::SERVICES)
-            });
+            self.notes
+                .add_caused(now, Level::Warn, Kind::Service, || format!("more than {} services: {name} is left out", limits::SERVICES));
             return;
         }
         self.notes.add(Level::Debug, || format!("{name} came ({})", escape(owner)));
-        let id = self.services.add(
-            name,
-            owner,
-            State::Scanning(Scan {
-                attempts: 0,
-                walk: Walk::default(),
-            }),
-        );
+        let id = self.services.add(name, owner, State::Scanning(Scan { attempts: 0, walk: Walk::default() }));
         self.begin_scan(now, id, 0);
     }
 
     fn begin_scan(&mut self, now: Time, id: ServiceId, attempts: u32) {
         let Some(service) = self.services.get_mut(id) else { return };
-        service.state = State::Scanning(Scan {
-            attempts,
-            walk: Walk::default(),
-        });
+        service.state = State::Scanning(Scan { attempts, walk: Walk::default() });
         self.calls.ask(now, id, &service.owner, "/", Method::GetItems, Purpose::ScanItems);
     }
 
@@ -181,13 +167,8 @@ impl Bridge {
 
     fn note_fallback(&mut self, id: ServiceId, method: &str, reply: &Reply) {
         if let Some(service) = self.services.get(id) {
-            self.notes.add(Level::Debug, || {
-                format!(
-                    "{} has no {method} ({}): trying the older way",
-                    service.name,
-                    escape(&reply.reason())
-                )
-            });
+            self.notes
+                .add(Level::Debug, || format!("{} has no {method} ({}): trying the older way", service.name, escape(&reply.reason())));
         }
     }
 
@@ -202,23 +183,13 @@ impl Bridge {
         let State::Scanning(Scan { attempts, .. }) = service.state else {
             return;
         };
-        let wait = limits::SCAN_RETRY_FIRST
-            .saturating_mul(1 << attempts.min(8))
-            .min(limits::SCAN_RETRY_LAST);
+        let wait = limits::SCAN_RETRY_FIRST.saturating_mul(1 << attempts.min(8)).min(limits::SCAN_RETRY_LAST);
         let again = now + wait;
-        service.state = State::Silent {
-            again,
-            attempts: attempts + 1,
-        };
+        service.state = State::Silent { again, attempts: attempts + 1 };
         self.next_retry = Some(self.next_retry.map_or(again, |at| at.min(again)));
         let level = if attempts == 0 { Level::Warn } else { Level::Debug };
         let name = service.name.clone();
-        self.notes.add(level, || {
-            format!(
-                "{name} {why}: its values are not published; it is asked again in {} s",
-                wait.as_secs()
-            )
-        });
+        self.notes.add(level, || format!("{name} {why}: its values are not published; it is asked again in {} s", wait.as_secs()));
         self.services.clear_items(id);
         self.calls.forget(id);
     }
@@ -305,8 +276,7 @@ impl Bridge {
         if !busy || deadline <= now {
             self.first_scan = None;
             let (services, items) = (self.services.len(), self.services.items());
-            self.notes
-                .add(Level::Info, || format!("the bus has {services} services with {items} items"));
+            self.notes.add(Level::Info, || format!("the bus has {services} services with {items} items"));
             self.drain_waiting(now);
         }
     }
@@ -361,20 +331,8 @@ mod tests {
         let xml = r#"<!DOCTYPE node PUBLIC "x" "y">
             <node name="/Ac"><interface name="com.victronenergy.BusItem"><method name="GetValue"/></interface>
             <node name="L1"><node name="inner"/></node><node name="Power"/></node>"#;
-        assert_eq!(
-            read_node(xml),
-            Node {
-                is_item: true,
-                children: vec!["L1".into(), "Power".into()]
-            }
-        );
-        assert_eq!(
-            read_node("<node><node name=\"a\"/><no"),
-            Node {
-                is_item: false,
-                children: vec!["a".into()]
-            }
-        );
+        assert_eq!(read_node(xml), Node { is_item: true, children: vec!["L1".into(), "Power".into()] });
+        assert_eq!(read_node("<node><node name=\"a\"/><no"), Node { is_item: false, children: vec!["a".into()] });
         assert_eq!(read_node(""), Node::default());
         read_node(&"<node>".repeat(100_000));
     }

@@ -84,9 +84,7 @@ impl Bridge {
         self.outbox.clear();
         self.mode = match self.options.enabled {
             Enabled::Yes => Mode::Bridge,
-            Enabled::Auto => Mode::Undecided {
-                until: now + limits::DETECTION,
-            },
+            Enabled::Auto => Mode::Undecided { until: now + limits::DETECTION },
             Enabled::No => Mode::Off,
         };
         let requests = vec![self.topics.request('R', "#"), self.topics.request('W', "#")];
@@ -97,8 +95,7 @@ impl Bridge {
             }
             Mode::Undecided { .. } => {
                 // the heartbeat first: the answer to the probe must not be missed
-                self.link_commands
-                    .push_back(LinkCommand::Subscribe(vec![self.topics.notification(HEARTBEAT)]));
+                self.link_commands.push_back(LinkCommand::Subscribe(vec![self.topics.notification(HEARTBEAT)]));
                 self.link_commands.push_back(LinkCommand::Subscribe(requests));
             }
             _ => {
@@ -120,10 +117,7 @@ impl Bridge {
         self.owed.extend(self.outbox.clear());
         for id in self.services.ids() {
             if let Some(service) = self.services.get_mut(id) {
-                service
-                    .items
-                    .values_mut()
-                    .for_each(|item| (item.queued, item.answering) = (false, false));
+                service.items.values_mut().for_each(|item| (item.queued, item.answering) = (false, false));
             }
         }
     }
@@ -132,10 +126,7 @@ impl Bridge {
     pub fn subscribed(&mut self, now: Time, filter: &str, accepted: bool) {
         if !accepted {
             self.notes.add(Level::Warn, || {
-                format!(
-                    "the broker refuses the subscription to {}: allow it for this user in the broker's access list",
-                    escape(filter)
-                )
+                format!("the broker refuses the subscription to {}: allow it for this user in the broker's access list", escape(filter))
             });
         }
         if filter == self.topics.request('R', "#") {
@@ -177,9 +168,7 @@ impl Bridge {
                 "it is retained, and would be carried out again at every connect: publish it without the retain flag",
             ),
             _ if retained => {}
-            Incoming::Foreign => self
-                .notes
-                .add(Level::Debug, || format!("a message on {} is none of ours", escape(topic))),
+            Incoming::Foreign => self.notes.add(Level::Debug, || format!("a message on {} is none of ours", escape(topic))),
             _ if !matches!(self.mode, Mode::Bridge | Mode::Undecided { .. }) => {}
             _ if !self.is_settled() => self.wait(topic, payload),
             _ => self.request(now, topic, payload),
@@ -218,22 +207,15 @@ impl Bridge {
             waiting.bytes = bytes;
             waiting.messages.push_back((topic.into(), payload.into()));
         } else {
-            self.notes.add(Level::Warn, || {
-                format!(
-                    "too many requests before the start is complete: the one on {} is dropped",
-                    escape(topic)
-                )
-            });
+            self.notes
+                .add(Level::Warn, || format!("too many requests before the start is complete: the one on {} is dropped", escape(topic)));
         }
     }
 
     pub(super) fn drain_waiting(&mut self, now: Time) {
         if self.is_settled() {
             let waiting = std::mem::take(&mut self.waiting);
-            waiting
-                .messages
-                .iter()
-                .for_each(|(topic, payload)| self.request(now, topic, payload));
+            waiting.messages.iter().for_each(|(topic, payload)| self.request(now, topic, payload));
         }
     }
 
@@ -243,35 +225,27 @@ impl Bridge {
             && until <= now
         {
             self.mode = Mode::Bridge;
-            self.notes
-                .add(Level::Info, || "no other bridge on this broker: serving N, R and W".into());
-            self.link_commands
-                .push_back(LinkCommand::Unsubscribe(vec![self.topics.notification(HEARTBEAT)]));
-            self.link_commands
-                .push_back(LinkCommand::Subscribe(vec![self.topics.notification("#")]));
+            self.notes.add(Level::Info, || "no other bridge on this broker: serving N, R and W".into());
+            self.link_commands.push_back(LinkCommand::Unsubscribe(vec![self.topics.notification(HEARTBEAT)]));
             self.become_bridge(now);
         }
     }
 
     fn become_bridge(&mut self, now: Time) {
         self.outbox.push_special(Special::Mode);
-        self.sweep = Some(Sweep {
-            pass: 1,
-            found: 0,
-            quiet: Time::MAX,
-            step: Step::Subscribing,
-        });
+        if self.sweep_allowed {
+            self.begin_pass(1);
+        } else {
+            self.push_constants();
+        }
         if self.keepalives.any(now) {
             self.heartbeat = Some(now + limits::HEARTBEAT);
             self.outbox.push_special(Special::Heartbeat);
         }
         // first what is to be taken back, then what is there
         let everyone = self.services.ids();
-        let (left, present): (Vec<_>, Vec<_>) = everyone.into_iter().partition(|id| {
-            self.services
-                .get(*id)
-                .is_some_and(|service| matches!(service.state, State::Left { .. }))
-        });
+        let (left, present): (Vec<_>, Vec<_>) =
+            everyone.into_iter().partition(|id| self.services.get(*id).is_some_and(|service| matches!(service.state, State::Left { .. })));
         for id in left.into_iter().chain(present) {
             self.enqueue_all(now, id);
         }
@@ -286,15 +260,9 @@ impl Bridge {
         self.mode = Mode::Companion;
         self.waiting = Waiting::default();
         self.outbox.push_special(Special::Mode);
-        let filters = [
-            self.topics.request('R', "#"),
-            self.topics.request('W', "#"),
-            self.topics.notification(HEARTBEAT),
-        ];
+        let filters = [self.topics.request('R', "#"), self.topics.request('W', "#"), self.topics.notification(HEARTBEAT)];
         self.link_commands.push_back(LinkCommand::Unsubscribe(filters.into()));
-        self.notes.add(Level::Info, || {
-            "another bridge serves N, R and W on this broker (its heartbeat came): staying out of them".into()
-        });
+        self.notes.add(Level::Info, || "another bridge serves N, R and W on this broker (its heartbeat came): staying out of them".into());
         for id in self.services.ids() {
             self.forget_published(id);
         }
@@ -343,12 +311,7 @@ impl Bridge {
     /// Whether the topic has a value now, or is about to get one.
     pub(super) fn stands_for(&self, now: Time, rest: &str) -> bool {
         let topic = self.topics.request('R', rest);
-        let Incoming::Read(Address {
-            service_type,
-            instance,
-            path,
-        }) = self.topics.parse(&topic)
-        else {
+        let Incoming::Read(Address { service_type, instance, path }) = self.topics.parse(&topic) else {
             return false;
         };
         let holder = self.services.by_topic(service_type, instance).and_then(|id| self.services.get(id));
@@ -359,12 +322,9 @@ impl Bridge {
     fn end_pass(&mut self) {
         let Some(sweep) = &mut self.sweep else { return };
         let (pass, found) = (sweep.pass, sweep.found);
-        self.link_commands
-            .push_back(LinkCommand::Unsubscribe(vec![self.topics.notification("#")]));
+        self.link_commands.push_back(LinkCommand::Unsubscribe(vec![self.topics.notification("#")]));
         if found > 0 {
-            self.notes.add(Level::Info, || {
-                format!("{found} retained values that nobody stands for are cleared")
-            });
+            self.notes.add(Level::Info, || format!("{found} retained values that nobody stands for are cleared"));
         }
         if found > 0 && pass < limits::SWEEP_PASSES {
             sweep.step = Step::Clearing;
@@ -380,32 +340,24 @@ impl Bridge {
             && sweep.step == Step::Clearing
             && self.outbox.stale() == 0
         {
-            *sweep = Sweep {
-                pass: sweep.pass + 1,
-                found: 0,
-                quiet: Time::MAX,
-                step: Step::Subscribing,
-            };
-            self.link_commands
-                .push_back(LinkCommand::Subscribe(vec![self.topics.notification("#")]));
+            let pass = sweep.pass + 1;
+            self.begin_pass(pass);
         }
     }
 
+    fn begin_pass(&mut self, pass: u32) {
+        self.sweep = Some(Sweep { pass, found: 0, quiet: Time::MAX, step: Step::Subscribing });
+        self.link_commands.push_back(LinkCommand::Subscribe(vec![self.topics.notification("#")]));
+    }
+
     pub(super) fn check_sweep(&mut self, now: Time) {
-        if self
-            .sweep
-            .as_ref()
-            .is_some_and(|sweep| sweep.step == Step::Listening && sweep.quiet <= now)
-        {
+        if self.sweep.as_ref().is_some_and(|sweep| sweep.step == Step::Listening && sweep.quiet <= now) {
             self.end_pass();
         }
     }
 
     pub(super) fn sweep_deadline(&self) -> Option<Time> {
-        self.sweep
-            .as_ref()
-            .filter(|sweep| sweep.step == Step::Listening)
-            .map(|sweep| sweep.quiet)
+        self.sweep.as_ref().filter(|sweep| sweep.step == Step::Listening).map(|sweep| sweep.quiet)
     }
 
     /// The end: takes back what is retained, and says so.

@@ -54,10 +54,7 @@ pub struct Topics {
 
 impl Topics {
     pub fn new(prefix: &str, portal: PortalId) -> Self {
-        Self {
-            prefix: prefix.into(),
-            portal,
-        }
+        Self { prefix: prefix.into(), portal }
     }
 
     pub fn portal(&self) -> &PortalId {
@@ -102,11 +99,7 @@ mod tests {
     }
 
     fn address<'a>(service_type: &'a str, instance: &'a str, path: &'a str) -> Address<'a> {
-        Address {
-            service_type,
-            instance,
-            path,
-        }
+        Address { service_type, instance, path }
     }
 
     #[test]
@@ -114,17 +107,11 @@ mod tests {
         for (topic, expected) in [
             ("R/c0619ab1c2d3/keepalive", Incoming::KeepAlive),
             ("R/c0619ab1c2d3/system/0/Serial", Incoming::SerialKeepAlive),
-            (
-                "R/c0619ab1c2d3/vebus/257/Ac/Out/P",
-                Incoming::Read(address("vebus", "257", "/Ac/Out/P")),
-            ),
+            ("R/c0619ab1c2d3/vebus/257/Ac/Out/P", Incoming::Read(address("vebus", "257", "/Ac/Out/P"))),
             ("R/c0619ab1c2d3/vebus/257", Incoming::Read(address("vebus", "257", "/"))),
             ("R/c0619ab1c2d3/vebus/257/", Incoming::Read(address("vebus", "257", "/"))),
             ("R/c0619ab1c2d3/vebus/257/Dc/", Incoming::Read(address("vebus", "257", "/Dc"))),
-            (
-                "W/c0619ab1c2d3/hub4/0/AcPowerSetpoint",
-                Incoming::Write(address("hub4", "0", "/AcPowerSetpoint")),
-            ),
+            ("W/c0619ab1c2d3/hub4/0/AcPowerSetpoint", Incoming::Write(address("hub4", "0", "/AcPowerSetpoint"))),
             ("W/c0619ab1c2d3/keepalive", Incoming::Foreign),
             ("N/c0619ab1c2d3/heartbeat", Incoming::Notification("heartbeat")),
             ("R/c0619ab1c2d4/keepalive", Incoming::Foreign),

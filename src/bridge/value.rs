@@ -35,12 +35,9 @@ impl Value {
             Self::UInt(n) => Some(n.to_string()),
             // some services have their integers as doubles
             Self::Double(d) if d.fract() == 0.0 && d.abs() < 1e15 => Some(format!("{d:.0}")),
-            Self::Str(s) if !s.is_empty() => Some(
-                s.chars()
-                    .take(64)
-                    .map(|c| if c.is_control() || "/+#$".contains(c) { '_' } else { c })
-                    .collect(),
-            ),
+            Self::Str(s) if !s.is_empty() => {
+                Some(s.chars().take(64).map(|c| if c.is_control() || "/+#$".contains(c) { '_' } else { c }).collect())
+            }
             _ => None,
         }
     }
@@ -70,9 +67,7 @@ impl Value {
             Self::Invalid | Self::Bool(_) | Self::Int(_) | Self::UInt(_) | Self::Double(_) => 8,
             Self::Str(s) => s.len().saturating_add(2),
             Self::Array(values) => values.iter().fold(2, |sum: usize, v| sum.saturating_add(v.weight())),
-            Self::Dict(entries) => entries
-                .iter()
-                .fold(2, |sum: usize, (k, v)| sum.saturating_add(k.len() + 4).saturating_add(v.weight())),
+            Self::Dict(entries) => entries.iter().fold(2, |sum: usize, (k, v)| sum.saturating_add(k.len() + 4).saturating_add(v.weight())),
         }
     }
 
@@ -231,11 +226,7 @@ impl<'de> Visitor<'de> for ValueSeed {
         while let Some(value) = seq.next_element_seed(ValueSeed { depth })? {
             values.push(value);
         }
-        Ok(if values.is_empty() {
-            Value::Invalid
-        } else {
-            Value::Array(values.into())
-        })
+        Ok(if values.is_empty() { Value::Invalid } else { Value::Array(values.into()) })
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
@@ -298,11 +289,7 @@ mod tests {
             ("[]", Value::Invalid, "ai"),
             ("[1,2]", Value::Array([Value::Int(1), Value::Int(2)].into()), "ai"),
             ("[1,2.5]", Value::Array([Value::Int(1), Value::Double(2.5)].into()), "av"),
-            (
-                "[[1],[2]]",
-                Value::Array([Value::Array([Value::Int(1)].into()), Value::Array([Value::Int(2)].into())].into()),
-                "aai",
-            ),
+            ("[[1],[2]]", Value::Array([Value::Array([Value::Int(1)].into()), Value::Array([Value::Int(2)].into())].into()), "aai"),
             ("{\"a\":1}", Value::Dict([("a".into(), Value::Int(1))].into()), "a{sv}"),
         ];
         for (json, value, signature) in table {

@@ -51,36 +51,23 @@ impl Watcher {
     /// Connects to `address` and listens.
     pub async fn connect(address: &str) -> zbus::Result<Self> {
         let connecting = async {
-            let connection = zbus::connection::Builder::address(address)
-                .max_queued(QUEUE)
-                .method_timeout(CONNECT)
-                .build()
-                .await?;
+            let connection = zbus::connection::Builder::address(address).max_queued(QUEUE).method_timeout(CONNECT).build().await?;
             let stream = MessageStream::from(&connection);
             for rule in RULES {
                 connection.call_method(Some(BUS), BUS_PATH, Some(BUS), "AddMatch", &rule).await?;
             }
-            Ok(Self {
-                stream,
-                calls: spawn_sender(connection),
-            })
+            Ok(Self { stream, calls: spawn_sender(connection) })
         };
-        tokio::time::timeout(CONNECT, connecting).await.unwrap_or_else(|_| {
-            Err(zbus::Error::Failure(format!(
-                "no answer from the bus within {} s",
-                CONNECT.as_secs()
-            )))
-        })
+        tokio::time::timeout(CONNECT, connecting)
+            .await
+            .unwrap_or_else(|_| Err(zbus::Error::Failure(format!("no answer from the bus within {} s", CONNECT.as_secs()))))
     }
 
     /// `/Serial` of `com.victronenergy.system`, which is the portal ID.
     pub async fn system_serial(&self) -> Result<String, String> {
         let connection = Connection::from(&self.stream);
         let call = connection.call_method(Some("com.victronenergy.system"), "/Serial", Some(ITEM), "GetValue", &());
-        let reply = tokio::time::timeout(SERIAL, call)
-            .await
-            .map_err(|_| "no answer".to_owned())?
-            .map_err(|error| error.to_string())?;
+        let reply = tokio::time::timeout(SERIAL, call).await.map_err(|_| "no answer".to_owned())?.map_err(|error| error.to_string())?;
         match wire::read_reply(&reply.body()) {
             Reply::Value(Value::Str(serial)) => Ok(serial.into()),
             _ => Err("it is no text".into()),
@@ -98,9 +85,7 @@ impl Watcher {
     /// The next message; an error is the end of the bus.
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<zbus::Result<Message>> {
         let ended = || Err(zbus::Error::Failure("the bus has closed the connection".into()));
-        Pin::new(&mut self.stream)
-            .poll_next(context)
-            .map(|message| message.unwrap_or_else(ended))
+        Pin::new(&mut self.stream).poll_next(context).map(|message| message.unwrap_or_else(ended))
     }
 
     /// Gives a message to the core.
@@ -137,10 +122,7 @@ impl Watcher {
 
 fn dispatch_signal(bridge: &mut Bridge, now: Time, message: &Message, header: &Header<'_>) {
     let Some(sender) = header.sender() else { return };
-    let read = match (
-        header.interface().map(|name| name.as_str()),
-        header.member().map(|name| name.as_str()),
-    ) {
+    let read = match (header.interface().map(|name| name.as_str()), header.member().map(|name| name.as_str())) {
         (Some(ITEM), Some("ItemsChanged")) => {
             let Some(mut changes) = bridge.changes(now, sender) else { return };
             wire::read_items(&message.body(), |path, change| changes.item(path, change))
@@ -186,10 +168,7 @@ fn build_call(call: &BusCall) -> zbus::Result<Message> {
         Method::Introspect => ("org.freedesktop.DBus.Introspectable", "Introspect"),
     };
     let serial = NonZeroU32::new(call.id).ok_or(zbus::Error::InvalidSerial)?;
-    let message = Message::method_call(&*call.path, member)
-        .destination(&*call.destination)
-        .interface(interface)
-        .serial(serial);
+    let message = Message::method_call(&*call.path, member).destination(&*call.destination).interface(interface).serial(serial);
     match &call.method {
         Method::GetNameOwner(name) => message.build(&&**name),
         Method::SetValue(value) => message.build(&wire::to_variant(value)?),

@@ -48,10 +48,7 @@ pub fn read_reply(body: &Body) -> Reply {
 /// What comes back instead of an answer.
 pub fn read_error(name: Option<&str>, body: &Body) -> Reply {
     let text = body.deserialize::<&str>().unwrap_or_default();
-    Reply::Error {
-        name: name.unwrap_or_default().to_owned(),
-        text: text.to_owned(),
-    }
+    Reply::Error { name: name.unwrap_or_default().to_owned(), text: text.to_owned() }
 }
 
 /// A value as the bus wants it.
@@ -79,10 +76,7 @@ pub fn to_variant(value: &Value) -> zbus::Result<Variant<'static>> {
         Value::Dict(entries) => {
             let mut dict = Dict::new(&Signature::Str, &Signature::Variant);
             for (key, value) in entries {
-                dict.append(
-                    Variant::Str(String::from(&**key).into()),
-                    Variant::Variant(Box::new(to_variant(value)?)),
-                )?;
+                dict.append(Variant::Str(String::from(&**key).into()), Variant::Variant(Box::new(to_variant(value)?)))?;
             }
             Variant::Dict(dict)
         }
@@ -94,11 +88,7 @@ const CHANGE: Signature = zbus::signature!("a{sv}");
 const NAMES: Signature = zbus::signature!("as");
 
 fn expect(body: &Body, signature: &Signature) -> Result<(), zbus::Error> {
-    if body.signature() == signature {
-        Ok(())
-    } else {
-        Err(zbus::Error::Failure(format!("a body of signature `{}`", body.signature())))
-    }
+    if body.signature() == signature { Ok(()) } else { Err(zbus::Error::Failure(format!("a body of signature `{}`", body.signature()))) }
 }
 
 fn to_value(variant: &Variant<'_>, depth: usize) -> Value {
@@ -240,9 +230,7 @@ mod tests {
     /// As JSON, whatever type it had on the bus.
     fn json(variant: Variant<'_>) -> String {
         let mut out = Vec::new();
-        let Reply::Value(value) = read_reply(&body(&variant)) else {
-            panic!("no value")
-        };
+        let Reply::Value(value) = read_reply(&body(&variant)) else { panic!("no value") };
         value.write_json(&mut out);
         String::from_utf8(out).unwrap()
     }
@@ -252,32 +240,18 @@ mod tests {
         let text = Variant::from("12 V");
         let entry = |value: Variant<'static>| HashMap::from([("Text", text.try_clone().unwrap()), ("Value", value)]);
         let mut seen = Vec::new();
-        read_items(&body(&HashMap::from([("/Soc", entry(Variant::F64(87.5)))])), |path, change| {
-            seen.push((path.to_owned(), change))
-        })
-        .unwrap();
-        read_items(&body(&HashMap::from([("/T", HashMap::from([("Text", &text)]))])), |path, change| {
-            seen.push((path.to_owned(), change))
-        })
-        .unwrap();
+        read_items(&body(&HashMap::from([("/Soc", entry(Variant::F64(87.5)))])), |path, change| seen.push((path.to_owned(), change)))
+            .unwrap();
+        read_items(&body(&HashMap::from([("/T", HashMap::from([("Text", &text)]))])), |path, change| seen.push((path.to_owned(), change)))
+            .unwrap();
         let limits = HashMap::from([("Min", Variant::I32(1)), ("Max", Variant::Array(Array::new(&Signature::I32)))]);
-        read_items(&body(&HashMap::from([("/L", limits)])), |path, change| {
-            seen.push((path.to_owned(), change))
-        })
-        .unwrap();
+        read_items(&body(&HashMap::from([("/L", limits)])), |path, change| seen.push((path.to_owned(), change))).unwrap();
         assert_eq!(
             seen,
             [
                 ("/Soc".to_owned(), Change::of(Value::Double(87.5))),
                 ("/T".to_owned(), Change::default()),
-                (
-                    "/L".to_owned(),
-                    Change {
-                        min: Some(Value::Int(1)),
-                        max: Some(Value::Invalid),
-                        ..Change::default()
-                    }
-                ),
+                ("/L".to_owned(), Change { min: Some(Value::Int(1)), max: Some(Value::Invalid), ..Change::default() }),
             ]
         );
         assert!(read_items(&body(&"text"), |_, _| {}).is_err());

@@ -141,11 +141,7 @@ pub struct Source {
 impl Source {
     /// The named file, or the usual places.
     pub fn new(file: Option<PathBuf>, flags: Given) -> Self {
-        Self {
-            file,
-            default_files: DEFAULT_PATHS.iter().map(PathBuf::from).collect(),
-            flags,
-        }
+        Self { file, default_files: DEFAULT_PATHS.iter().map(PathBuf::from).collect(), flags }
     }
 
     pub fn load(&self) -> Result<Loaded, ConfigError> {
@@ -159,21 +155,13 @@ impl Source {
         given.override_with(self.flags.clone());
         let flags = self.flags.places();
         let (config, warnings) = resolve::resolve(given).map_err(ConfigError)?;
-        Ok(Loaded {
-            config,
-            file,
-            flags,
-            warnings,
-        })
+        Ok(Loaded { config, file, flags, warnings })
     }
 
     fn find(&self) -> Result<Option<(PathBuf, String)>, ConfigError> {
         if let Some(file) = &self.file {
             let text = text_of(file).map_err(|error| {
-                mistake(
-                    file,
-                    format!("cannot read the configuration: {}; correct the path after --config", why(&error)),
-                )
+                mistake(file, format!("cannot read the configuration: {}; correct the path after --config", why(&error)))
             })?;
             return Ok(Some((file.clone(), utf8(file, text)?)));
         }
@@ -182,10 +170,7 @@ impl Source {
                 Ok(text) => return Ok(Some((file.clone(), utf8(file, text)?))),
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
                 Err(error) => {
-                    let text = format!(
-                        "cannot read the configuration: {}; make it readable, or name another with --config",
-                        why(&error)
-                    );
+                    let text = format!("cannot read the configuration: {}; make it readable, or name another with --config", why(&error));
                     return Err(mistake(file, text));
                 }
             }
@@ -262,10 +247,7 @@ pub(crate) fn read_bounded(file: &Path, max: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(file)?.take(max + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > max {
-        return Err(io::Error::new(
-            io::ErrorKind::FileTooLarge,
-            format!("it is larger than {max} bytes"),
-        ));
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {max} bytes")));
     }
     Ok(bytes)
 }
@@ -278,18 +260,12 @@ fn utf8(file: &Path, bytes: Vec<u8>) -> Result<String, ConfigError> {
     String::from_utf8(bytes).map_err(|error| {
         let good = error.as_bytes().iter().take(error.utf8_error().valid_up_to());
         let line = good.filter(|&&b| b == b'\n').count() + 1;
-        ConfigError(vec![Remark {
-            place: Place::Line(file.into(), line),
-            text: "not UTF-8; save the file as UTF-8".into(),
-        }])
+        ConfigError(vec![Remark { place: Place::Line(file.into(), line), text: "not UTF-8; save the file as UTF-8".into() }])
     })
 }
 
 fn mistake(file: &Path, text: String) -> ConfigError {
-    ConfigError(vec![Remark {
-        place: Place::File(file.into()),
-        text,
-    }])
+    ConfigError(vec![Remark { place: Place::File(file.into()), text }])
 }
 
 #[cfg(test)]

@@ -26,10 +26,7 @@ pub fn log_level(text: &str) -> Result<LevelFilter, String> {
         "info" => Ok(LevelFilter::Info),
         "debug" => Ok(LevelFilter::Debug),
         "trace" => Ok(LevelFilter::Trace),
-        _ => Err(format!(
-            "must be \"error\", \"warn\", \"info\", \"debug\" or \"trace\", not \"{}\"",
-            escape(text)
-        )),
+        _ => Err(format!("must be \"error\", \"warn\", \"info\", \"debug\" or \"trace\", not \"{}\"", escape(text))),
     }
 }
 
@@ -50,19 +47,15 @@ pub fn bus_address(text: &str) -> Result<BusAddress, String> {
 pub fn host(text: &str) -> Result<String, String> {
     let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
     if text.contains("://") {
-        return Err(format!(
-            "write the name alone, without \"{}://\"; TLS is switched on by `tls` or `ca_file`",
-            { escape(text.split("://").next().unwrap_or_default()) }
-        ));
+        return Err(format!("write the name alone, without \"{}://\"; TLS is switched on by `tls` or `ca_file`", {
+            escape(text.split("://").next().unwrap_or_default())
+        }));
     }
     if let Some((name, port)) = text.rsplit_once(':')
         && !name.contains(':')
         && port.parse::<u16>().is_ok()
     {
-        return Err(format!(
-            "write the name alone (\"{}\") and the port as `port` ({port})",
-            escape(name)
-        ));
+        return Err(format!("write the name alone (\"{}\") and the port as `port` ({port})", escape(name)));
     }
     let good = |b: u8| b.is_ascii_alphanumeric() || b"-_.:%".contains(&b);
     if bare.is_empty() || bare.len() > TEXT_MAX || !bare.bytes().all(good) {
@@ -110,10 +103,7 @@ pub fn enabled(text: &str) -> Result<Enabled, String> {
 }
 
 pub fn keepalive_interval(text: &str) -> Result<Duration, String> {
-    text.parse()
-        .ok()
-        .and_then(interval)
-        .ok_or_else(|| format!("{INTERVAL_RANGE}, not \"{}\"", escape(text)))
+    text.parse().ok().and_then(interval).ok_or_else(|| format!("{INTERVAL_RANGE}, not \"{}\"", escape(text)))
 }
 
 /// What [`interval`] takes.

@@ -17,37 +17,15 @@ use super::{At, Given, Place, Remark, parse};
 const SECTIONS: [(&str, &[&str]); 4] = [
     ("", &["portal_id", "log_level"]),
     ("dbus", &["address"]),
-    (
-        "mqtt",
-        &[
-            "host",
-            "port",
-            "client_id",
-            "user",
-            "password_file",
-            "keep_alive",
-            "prefix",
-            "tls",
-            "ca_file",
-            "cert_file",
-            "key_file",
-        ],
-    ),
-    (
-        "bridge",
-        &["enabled", "retain", "keepalive_interval", "always_on", "access", "allow", "deny"],
-    ),
+    ("mqtt", &["host", "port", "client_id", "user", "password_file", "keep_alive", "prefix", "tls", "ca_file", "cert_file", "key_file"]),
+    ("bridge", &["enabled", "retain", "keepalive_interval", "always_on", "access", "allow", "deny"]),
 ];
 
 /// Most filters in one list: each is tried on every write.
 const FILTERS_MAX: usize = 256;
 
 pub(super) fn read(file: &Path, text: &str) -> Result<Given, Vec<Remark>> {
-    let mut reader = Reader {
-        file,
-        text,
-        mistakes: Vec::new(),
-    };
+    let mut reader = Reader { file, text, mistakes: Vec::new() };
     let root = match DeTable::parse(text) {
         Ok(root) => root.into_inner(),
         Err(error) => {
@@ -100,12 +78,8 @@ impl Reader<'_> {
         let root = Some(root);
         Given {
             portal_id: self.field(root, "portal_id", |v| checked(v, "the portal ID as text", parse::portal_id)),
-            log_level: self.field(root, "log_level", |v| {
-                checked(v, "a level as text, such as \"info\"", parse::log_level)
-            }),
-            address: self.field(dbus, "address", |v| {
-                checked(v, "an address as text, such as \"system\"", parse::bus_address)
-            }),
+            log_level: self.field(root, "log_level", |v| checked(v, "a level as text, such as \"info\"", parse::log_level)),
+            address: self.field(dbus, "address", |v| checked(v, "an address as text, such as \"system\"", parse::bus_address)),
             host: self.field(mqtt, "host", text(parse::host, "a host name as text")),
             port: self.field(mqtt, "port", port),
             client_id: self.field(mqtt, "client_id", text(parse::client_id, "a client ID as text")),
@@ -130,10 +104,7 @@ impl Reader<'_> {
     fn field<T>(&mut self, table: Option<&DeTable<'_>>, key: &str, parse: impl FnOnce(&DeValue<'_>) -> Parsed<T>) -> Option<At<T>> {
         let value = table?.get(key)?;
         match parse(value.get_ref()) {
-            Ok(parsed) => Some(At {
-                value: parsed,
-                place: self.place(value.span()),
-            }),
+            Ok(parsed) => Some(At { value: parsed, place: self.place(value.span()) }),
             Err(Wrong { at, text }) => {
                 self.refuse(at.unwrap_or(value.span()), format!("`{key}`: {text}"));
                 None
@@ -176,11 +147,7 @@ impl Reader<'_> {
             return;
         }
         let place = |section: &str| {
-            if section.is_empty() {
-                "at the top of the file, before any section".to_owned()
-            } else {
-                format!("in [{section}]")
-            }
+            if section.is_empty() { "at the top of the file, before any section".to_owned() } else { format!("in [{section}]") }
         };
         let home = SECTIONS.iter().find(|(_, keys)| keys.contains(&name));
         let text = if let Some((home, _)) = home {
@@ -248,9 +215,7 @@ fn interval(value: &DeValue<'_>) -> Parsed<Duration> {
         DeValue::Float(float) => float.as_str().parse().ok(),
         _ => integer(value).map(|seconds| seconds as f64),
     };
-    seconds
-        .and_then(parse::interval)
-        .ok_or_else(|| format!("{}, not {}", parse::INTERVAL_RANGE, shown(value)).into())
+    seconds.and_then(parse::interval).ok_or_else(|| format!("{}, not {}", parse::INTERVAL_RANGE, shown(value)).into())
 }
 
 fn boolean(value: &DeValue<'_>) -> Parsed<bool> {
@@ -270,13 +235,8 @@ fn always_on(value: &DeValue<'_>) -> Parsed<AlwaysOn> {
     match value {
         DeValue::Boolean(true) => Ok(AlwaysOn::Everything),
         DeValue::Boolean(false) => Ok(AlwaysOn::No),
-        _ => filters(value, "true, false or a list of filters").map(|filters| {
-            if filters.is_empty() {
-                AlwaysOn::No
-            } else {
-                AlwaysOn::Only(filters)
-            }
-        }),
+        _ => filters(value, "true, false or a list of filters")
+            .map(|filters| if filters.is_empty() { AlwaysOn::No } else { AlwaysOn::Only(filters) }),
     }
 }
 
@@ -289,9 +249,7 @@ fn access(value: &DeValue<'_>) -> Parsed<Access> {
 }
 
 fn filters(value: &DeValue<'_>, what: &str) -> Parsed<Vec<Filter>> {
-    let list = value
-        .as_array()
-        .ok_or_else(|| must_be(&format!("{what}, such as [\"battery/+/Soc\", \"vebus/#\"]"), value))?;
+    let list = value.as_array().ok_or_else(|| must_be(&format!("{what}, such as [\"battery/+/Soc\", \"vebus/#\"]"), value))?;
     if list.len() > FILTERS_MAX {
         return Err(format!("has {} filters, the most is {FILTERS_MAX}: use wildcards", list.len()).into());
     }
@@ -301,10 +259,7 @@ fn filters(value: &DeValue<'_>, what: &str) -> Parsed<Vec<Filter>> {
                 DeValue::String(text) => parse::filter(text).map_err(Wrong::from),
                 other => Err(must_be("a list of filters as text", other)),
             };
-            parsed.map_err(|wrong| Wrong {
-                at: Some(item.span()),
-                ..wrong
-            })
+            parsed.map_err(|wrong| Wrong { at: Some(item.span()), ..wrong })
         })
         .collect()
 }

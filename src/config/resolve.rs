@@ -86,25 +86,16 @@ impl Notes {
             {
                 self.mistake(off, format!("`tls = false` contradicts `{key}`: remove one of them"));
             } else if let Err(error) = openable(file) {
-                self.mistake(
-                    place,
-                    format!("cannot read {what} {}: {}; correct the path", file.display(), why(&error)),
-                );
+                self.mistake(place, format!("cannot read {what} {}: {}; correct the path", file.display(), why(&error)));
             }
         }
         let client = match (&given.cert_file, &given.key_file) {
             (Some(cert), Some(key)) => {
                 self.readable_by_all(key);
-                Some(ClientCertificate {
-                    cert_file: cert.value.clone(),
-                    key_file: key.value.clone(),
-                })
+                Some(ClientCertificate { cert_file: cert.value.clone(), key_file: key.value.clone() })
             }
             (Some(cert), None) => {
-                self.mistake(
-                    &cert.place,
-                    "`cert_file` needs `key_file`, the private key of the certificate".into(),
-                );
+                self.mistake(&cert.place, "`cert_file` needs `key_file`, the private key of the certificate".into());
                 None
             }
             (None, Some(key)) => {
@@ -114,26 +105,17 @@ impl Notes {
             (None, None) => None,
         };
         let on = given.ca_file.is_some() || client.is_some() || switch.is_some_and(|at| at.value);
-        on.then(|| Tls {
-            ca_file: given.ca_file.clone().map(|at| at.value),
-            client,
-        })
+        on.then(|| Tls { ca_file: given.ca_file.clone().map(|at| at.value), client })
     }
 
     fn password(&mut self, given: &Given) -> Option<Secret> {
         let At { value: file, place } = given.password_file.as_ref()?;
         if given.user.is_none() {
-            self.mistake(
-                place,
-                "`password_file` needs `user`: MQTT has no password without a user name".into(),
-            );
+            self.mistake(place, "`password_file` needs `user`: MQTT has no password without a user name".into());
         }
         match password(file) {
             Ok(secret) => {
-                self.readable_by_all(&At {
-                    value: file.clone(),
-                    place: place.clone(),
-                });
+                self.readable_by_all(&At { value: file.clone(), place: place.clone() });
                 Some(secret)
             }
             Err(text) => {
@@ -156,10 +138,7 @@ impl Notes {
             return;
         };
         if !tls && !is_loopback(&host.value) {
-            let text = format!(
-                "the password crosses the network to {} readable by anyone: use `tls` or `ca_file`",
-                host.value
-            );
+            let text = format!("the password crosses the network to {} readable by anyone: use `tls` or `ca_file`", host.value);
             self.warning(&password.place, text);
         }
     }
@@ -167,16 +146,10 @@ impl Notes {
     fn plain_on_tls_port(&mut self, given: &Given, tls: bool) {
         match &given.port {
             Some(At { value: PORT_TLS, place }) if !tls => {
-                self.warning(
-                    place,
-                    "port 8883 usually speaks TLS, which is off: `tls = true` switches it on".into(),
-                );
+                self.warning(place, "port 8883 usually speaks TLS, which is off: `tls = true` switches it on".into());
             }
             Some(At { value: PORT, place }) if tls => {
-                self.warning(
-                    place,
-                    "port 1883 usually does not speak TLS, which is on: brokers have it on 8883".into(),
-                );
+                self.warning(place, "port 1883 usually does not speak TLS, which is on: brokers have it on 8883".into());
             }
             _ => {}
         }
@@ -184,9 +157,7 @@ impl Notes {
 
     fn useless_allow(&mut self, given: &Given) {
         let Some(allow) = &given.allow else { return };
-        if let Some(At {
-            value: Access::ReadOnly, ..
-        }) = given.access
+        if let Some(At { value: Access::ReadOnly, .. }) = given.access
             && !allow.value.is_empty()
         {
             self.warning(&allow.place, "`allow` has no effect, as `access` is \"read-only\"".into());
@@ -202,20 +173,14 @@ impl Notes {
 
     fn mistake(&mut self, place: &Place, text: String) {
         // `tls = false` beside two files is still one mistake to correct
-        let remark = Remark {
-            place: place.clone(),
-            text,
-        };
+        let remark = Remark { place: place.clone(), text };
         if !self.mistakes.contains(&remark) {
             self.mistakes.push(remark);
         }
     }
 
     fn warning(&mut self, place: &Place, text: String) {
-        self.warnings.push(Remark {
-            place: place.clone(),
-            text,
-        });
+        self.warnings.push(Remark { place: place.clone(), text });
     }
 }
 
@@ -229,19 +194,12 @@ fn openable(file: &Path) -> io::Result<()> {
 /// The first line of `file`, without its end.
 fn password(file: &Path) -> Result<Secret, String> {
     let name = file.display();
-    let bytes = read_bounded(file, PASSWORD_MAX).map_err(|error| {
-        format!(
-            "cannot read the password file {name}: {}; correct the path, or make it readable",
-            why(&error)
-        )
-    })?;
+    let bytes = read_bounded(file, PASSWORD_MAX)
+        .map_err(|error| format!("cannot read the password file {name}: {}; correct the path, or make it readable", why(&error)))?;
     let text = String::from_utf8(bytes).map_err(|_| format!("the password file {name} is not UTF-8 text"))?;
     match text.lines().next() {
         Some(line) if line.contains('\0') => Err(format!("the password in {name} contains a NUL")),
-        Some(line) if !line.is_empty() => Ok(Secret {
-            text: line.into(),
-            file: file.into(),
-        }),
+        Some(line) if !line.is_empty() => Ok(Secret { text: line.into(), file: file.into() }),
         _ => Err(format!("the password file {name} has no password: its first line is empty")),
     }
 }

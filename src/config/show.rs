@@ -22,10 +22,7 @@ fn write(out: &mut String, loaded: &Loaded) -> fmt::Result {
     writeln!(out)?;
     match &config.portal_id {
         Some(id) => writeln!(out, "portal_id = {}", quoted(id.as_str()))?,
-        None => writeln!(
-            out,
-            "# portal_id is not set: it is found out at start (unique-id file, the bus, MAC address)"
-        )?,
+        None => writeln!(out, "# portal_id is not set: it is found out at start (unique-id file, the bus, MAC address)")?,
     }
     writeln!(out, "log_level = \"{}\"", config.log_level.as_str().to_lowercase())?;
     writeln!(out, "\n[dbus]")?;
@@ -112,11 +109,7 @@ fn bridge(out: &mut String, loaded: &Loaded) -> fmt::Result {
 }
 
 fn seconds(duration: Duration) -> String {
-    if duration.subsec_nanos() == 0 {
-        duration.as_secs().to_string()
-    } else {
-        duration.as_secs_f64().to_string()
-    }
+    if duration.subsec_nanos() == 0 { duration.as_secs().to_string() } else { duration.as_secs_f64().to_string() }
 }
 
 fn list(filters: &[Filter]) -> String {

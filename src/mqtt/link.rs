@@ -120,11 +120,7 @@ impl Link {
                 () = keep_connected(broker, to_loop) => {}
             }
         });
-        Self {
-            events,
-            connection: None,
-            answered: VecDeque::new(),
-        }
+        Self { events, connection: None, answered: VecDeque::new() }
     }
 
     /// What happens next. Dropping the future loses nothing.
@@ -163,12 +159,7 @@ impl Link {
     fn take(&mut self, event: FromTask) -> Option<LinkEvent> {
         match event {
             FromTask::Up(requests, credit) => {
-                self.connection = Some(Connection {
-                    requests,
-                    credit,
-                    asked: VecDeque::new(),
-                    sent: Vec::new(),
-                });
+                self.connection = Some(Connection { requests, credit, asked: VecDeque::new(), sent: Vec::new() });
                 Some(LinkEvent::Up)
             }
             FromTask::Message { topic, payload, retained } => Some(LinkEvent::Message { topic, payload, retained }),
@@ -220,10 +211,7 @@ impl Link {
         let Some(connection) = &mut self.connection else { return };
         let done = match command {
             LinkCommand::Subscribe(filters) => {
-                let wanted: Vec<_> = filters
-                    .iter()
-                    .map(|filter| SubscribeFilter::new(filter.clone(), QoS::AtMostOnce))
-                    .collect();
+                let wanted: Vec<_> = filters.iter().map(|filter| SubscribeFilter::new(filter.clone(), QoS::AtMostOnce)).collect();
                 connection.asked.push_back(filters);
                 connection.requests.try_subscribe_many(wanted)
             }
@@ -236,9 +224,7 @@ impl Link {
 
     /// Says good-bye after everything that was given before; [`LinkEvent::Down`] comes when it is said.
     pub fn disconnect(&mut self) -> bool {
-        self.connection
-            .as_ref()
-            .is_some_and(|connection| connection.requests.try_disconnect().is_ok())
+        self.connection.as_ref().is_some_and(|connection| connection.requests.try_disconnect().is_ok())
     }
 }
 
@@ -264,11 +250,7 @@ async fn keep_connected(broker: Broker, to_loop: Sender<FromTask>) {
             return;
         }
         let reason = explain(&ended.error, &broker);
-        let level = if reason == last_reason && !ended.was_up {
-            log::Level::Debug
-        } else {
-            log::Level::Warn
-        };
+        let level = if reason == last_reason && !ended.was_up { log::Level::Debug } else { log::Level::Warn };
         let what = if ended.was_up { "the connection to" } else { "no connection to" };
         log::log!(level, "{what} the broker {}:{}: {}", broker.host, broker.port, escape(&reason));
         last_reason = reason;
@@ -292,10 +274,7 @@ async fn run(broker: &Broker, client: AsyncClient, mut events: EventLoop, to_loo
     let credit = Arc::new(Credit::default());
     let mut client = Some(client);
     loop {
-        let event = events.poll().await.map_err(|error| Ended {
-            was_up: client.is_none(),
-            error,
-        })?;
+        let event = events.poll().await.map_err(|error| Ended { was_up: client.is_none(), error })?;
         let told = match event {
             Event::Outgoing(Outgoing::Publish(_)) => {
                 credit.used.fetch_sub(1, Ordering::Relaxed);
@@ -305,11 +284,7 @@ async fn run(broker: &Broker, client: AsyncClient, mut events: EventLoop, to_loo
                 continue;
             }
             Event::Incoming(Packet::Publish(publish)) => match String::from_utf8(publish.topic.to_vec()) {
-                Ok(topic) => FromTask::Message {
-                    topic,
-                    payload: publish.payload.to_vec(),
-                    retained: publish.retain,
-                },
+                Ok(topic) => FromTask::Message { topic, payload: publish.payload.to_vec(), retained: publish.retain },
                 Err(_) => continue,
             },
             Event::Incoming(Packet::ConnAck(_)) => match client.take() {
@@ -357,10 +332,7 @@ fn connection(broker: &Broker) -> (AsyncClient, EventLoop) {
 fn explain(error: &ConnectionError, broker: &Broker) -> String {
     match error {
         ConnectionError::ConnectionRefused(ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized) => {
-            let who = broker
-                .login
-                .as_ref()
-                .map_or("nobody (no user is configured)", |(user, _)| user.as_str());
+            let who = broker.login.as_ref().map_or("nobody (no user is configured)", |(user, _)| user.as_str());
             format!("it refuses {who}: check user and password_file")
         }
         ConnectionError::ConnectionRefused(ConnectReturnCode::BadClientId) => {
@@ -379,12 +351,7 @@ fn explain(error: &ConnectionError, broker: &Broker) -> String {
 
 fn is_oversized(error: &ConnectionError) -> bool {
     use rumqttc::mqttbytes::Error::{OutgoingPacketTooLarge, PayloadSizeLimitExceeded};
-    matches!(
-        error,
-        ConnectionError::MqttState(StateError::Deserialization(
-            PayloadSizeLimitExceeded(_) | OutgoingPacketTooLarge { .. }
-        ))
-    )
+    matches!(error, ConnectionError::MqttState(StateError::Deserialization(PayloadSizeLimitExceeded(_) | OutgoingPacketTooLarge { .. })))
 }
 
 /// Between 80 and 120 % of `span`, so that many devices do not come back at once.
@@ -396,9 +363,6 @@ fn jitter(span: Duration) -> Duration {
 
 impl fmt::Debug for Broker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Broker")
-            .field("host", &self.host)
-            .field("port", &self.port)
-            .finish_non_exhaustive()
+        f.debug_struct("Broker").field("host", &self.host).field("port", &self.port).finish_non_exhaustive()
     }
 }

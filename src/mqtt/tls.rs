@@ -66,16 +66,12 @@ impl fmt::Display for TlsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreadable { file, why } => write!(f, "{}: cannot read it: {why}", file.display()),
-            Self::NoCertificate { file } => write!(
-                f,
-                "{}: there is no certificate in it; a PEM file has `-----BEGIN CERTIFICATE-----`",
-                file.display()
-            ),
-            Self::NoKey { file } => write!(
-                f,
-                "{}: there is no private key in it; a PEM file has `-----BEGIN PRIVATE KEY-----`",
-                file.display()
-            ),
+            Self::NoCertificate { file } => {
+                write!(f, "{}: there is no certificate in it; a PEM file has `-----BEGIN CERTIFICATE-----`", file.display())
+            }
+            Self::NoKey { file } => {
+                write!(f, "{}: there is no private key in it; a PEM file has `-----BEGIN PRIVATE KEY-----`", file.display())
+            }
             Self::EncryptedKey { file } => {
                 let file = file.display();
                 write!(
@@ -96,10 +92,9 @@ impl fmt::Display for TlsError {
                 key_file.display(),
                 cert_file.display()
             ),
-            Self::NoRoots { why } => write!(
-                f,
-                "the system has no trusted certificates ({why}); install ca-certificates, or name a CA with `ca_file`"
-            ),
+            Self::NoRoots { why } => {
+                write!(f, "the system has no trusted certificates ({why}); install ca-certificates, or name a CA with `ca_file`")
+            }
             Self::Rustls(error) => write!(f, "TLS cannot be set up: {error}"),
         }
     }
@@ -115,11 +110,7 @@ fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
 fn roots_from_file(file: &Path) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for (i, certificate) in certificates(file)?.into_iter().enumerate() {
-        roots.add(certificate).map_err(|error| TlsError::BrokenCertificate {
-            file: file.into(),
-            number: i + 1,
-            why: error.to_string(),
-        })?;
+        roots.add(certificate).map_err(|error| TlsError::BrokenCertificate { file: file.into(), number: i + 1, why: error.to_string() })?;
     }
     Ok(roots)
 }
@@ -138,9 +129,7 @@ fn system_roots() -> Result<RootCertStore, TlsError> {
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let bytes = read(file)?;
-    let certificates = CertificateDer::pem_slice_iter(&bytes)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| broken_pem(file, error))?;
+    let certificates = CertificateDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>().map_err(|error| broken_pem(file, error))?;
     if certificates.is_empty() {
         return Err(TlsError::NoCertificate { file: file.into() });
     }
@@ -168,15 +157,12 @@ fn is_encrypted(pem: &[u8]) -> bool {
 
 fn unfit(client: &ClientCertificate, error: rustls::Error) -> TlsError {
     match error {
-        rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => TlsError::WrongKey {
-            cert_file: client.cert_file.clone(),
-            key_file: client.key_file.clone(),
-        },
-        rustls::Error::InvalidCertificate(error) => TlsError::BrokenCertificate {
-            file: client.cert_file.clone(),
-            number: 1,
-            why: error.to_string(),
-        },
+        rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+            TlsError::WrongKey { cert_file: client.cert_file.clone(), key_file: client.key_file.clone() }
+        }
+        rustls::Error::InvalidCertificate(error) => {
+            TlsError::BrokenCertificate { file: client.cert_file.clone(), number: 1, why: error.to_string() }
+        }
         error => TlsError::UnfitKey {
             file: client.key_file.clone(),
             why: match error {
@@ -198,10 +184,7 @@ fn broken_pem(file: &Path, error: pem::Error) -> TlsError {
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
-    read_bounded(file, FILE_MAX).map_err(|error| TlsError::Unreadable {
-        file: file.into(),
-        why: why(&error),
-    })
+    read_bounded(file, FILE_MAX).map_err(|error| TlsError::Unreadable { file: file.into(), why: why(&error) })
 }
 
 #[cfg(test)]
@@ -220,28 +203,17 @@ mod tests {
     }
 
     fn with_ca(ca: PathBuf) -> Tls {
-        Tls {
-            ca_file: Some(ca),
-            client: None,
-        }
+        Tls { ca_file: Some(ca), client: None }
     }
 
     fn with_client(cert: PathBuf, key: PathBuf) -> Tls {
-        Tls {
-            ca_file: Some(fixture("ca.pem")),
-            client: Some(ClientCertificate {
-                cert_file: cert,
-                key_file: key,
-            }),
-        }
+        Tls { ca_file: Some(fixture("ca.pem")), client: Some(ClientCertificate { cert_file: cert, key_file: key }) }
     }
 
     /// The broker of these tests; with `client_ca` it wants a certificate.
     fn broker(client_ca: bool) -> Arc<ServerConfig> {
         let provider = Arc::new(ring::default_provider());
-        let builder = ServerConfig::builder_with_provider(provider.clone())
-            .with_safe_default_protocol_versions()
-            .unwrap();
+        let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().unwrap();
         let builder = if client_ca {
             let roots = Arc::new(roots_from_file(&fixture("ca.pem")).unwrap());
             builder.with_client_cert_verifier(WebPkiClientVerifier::builder_with_provider(roots, provider).build().unwrap())
@@ -249,11 +221,7 @@ mod tests {
             builder.with_no_client_auth()
         };
         let chain = certificates(&fixture("server.pem")).unwrap();
-        Arc::new(
-            builder
-                .with_single_cert(chain, private_key(&fixture("server.key")).unwrap())
-                .unwrap(),
-        )
+        Arc::new(builder.with_single_cert(chain, private_key(&fixture("server.key")).unwrap()).unwrap())
     }
 
     /// A whole handshake in memory.
@@ -303,9 +271,7 @@ mod tests {
     #[test]
     fn several_authorities_in_one_file() {
         let dir = Scratch::new();
-        let both = [fixture("client.pem"), fixture("ca.pem")]
-            .map(|file| std::fs::read(file).unwrap())
-            .concat();
+        let both = [fixture("client.pem"), fixture("ca.pem")].map(|file| std::fs::read(file).unwrap()).concat();
         assert_eq!(handshake(&with_ca(dir.file("both.pem", both)), "broker.test", false), Ok(()));
     }
 
@@ -344,29 +310,14 @@ mod tests {
         let table = [
             (with_ca(none.clone()), "none: cannot read it: no such file"),
             (with_ca(dir.path().join("")), ": cannot read it: it is a directory"),
-            (
-                with_ca(empty.clone()),
-                "empty: there is no certificate in it; a PEM file has `-----BEGIN CERTIFICATE-----`",
-            ),
-            (
-                with_ca(fixture("client.key")),
-                "tls/client.key: there is no certificate in it; a PEM file has `-----BEGIN CERTIFICATE-----`",
-            ),
-            (
-                with_ca(garbage),
-                "garbage: certificate 2 in it is broken: invalid peer certificate: BadEncoding",
-            ),
+            (with_ca(empty.clone()), "empty: there is no certificate in it; a PEM file has `-----BEGIN CERTIFICATE-----`"),
+            (with_ca(fixture("client.key")), "tls/client.key: there is no certificate in it; a PEM file has `-----BEGIN CERTIFICATE-----`"),
+            (with_ca(garbage), "garbage: certificate 2 in it is broken: invalid peer certificate: BadEncoding"),
             (with_ca(cut), "cut: not a whole PEM file: `-----END CERTIFICATE-----` is missing"),
-            (
-                with_ca(not_base64),
-                "not64: not a whole PEM file: a line between BEGIN and END is not base64",
-            ),
+            (with_ca(not_base64), "not64: not a whole PEM file: a line between BEGIN and END is not base64"),
             (with_client(none.clone(), key.clone()), "none: cannot read it: no such file"),
             (with_client(pem.clone(), none), "none: cannot read it: no such file"),
-            (
-                with_client(pem.clone(), empty),
-                "empty: there is no private key in it; a PEM file has `-----BEGIN PRIVATE KEY-----`",
-            ),
+            (with_client(pem.clone(), empty), "empty: there is no private key in it; a PEM file has `-----BEGIN PRIVATE KEY-----`"),
             (
                 with_client(pem.clone(), pem.clone()),
                 "tls/client.pem: there is no private key in it; a PEM file has `-----BEGIN PRIVATE KEY-----`",
@@ -388,10 +339,7 @@ mod tests {
                 "old: the key is encrypted, and nobody is there to type its password; `openssl pkey -in old -out NEW` writes one without",
             ),
         ];
-        let folders = [
-            format!("{}/", dir.path().display()),
-            format!("{}/tests/", env!("CARGO_MANIFEST_DIR")),
-        ];
+        let folders = [format!("{}/", dir.path().display()), format!("{}/tests/", env!("CARGO_MANIFEST_DIR"))];
         for (tls, expected) in table {
             let mut error = client_config(&tls).unwrap_err().to_string();
             for folder in &folders {
