@@ -113,13 +113,7 @@ impl State {
         {
             self.gone(older, false);
         }
-        let client = Client {
-            name,
-            will: connect.last_will,
-            filters: Vec::new(),
-            unreleased: HashSet::new(),
-            queue,
-        };
+        let client = Client { name, will: connect.last_will, filters: Vec::new(), unreleased: HashSet::new(), queue };
         self.clients.insert(id, client);
         self.send(id, Packet::ConnAck(ConnAck::new(ConnectReturnCode::Success, false)));
     }
@@ -185,12 +179,7 @@ impl State {
             self.retained.insert(topic.to_owned(), payload.clone());
         }
         let wanted = |client: &Client| client.filters.iter().any(|filter| matches(topic, filter));
-        let to: Vec<u64> = self
-            .clients
-            .iter()
-            .filter(|(_, client)| wanted(client))
-            .map(|(id, _)| *id)
-            .collect();
+        let to: Vec<u64> = self.clients.iter().filter(|(_, client)| wanted(client)).map(|(id, _)| *id).collect();
         for id in to {
             self.send(id, message(topic, payload.clone(), false));
         }
@@ -314,18 +303,12 @@ mod tests {
     impl Peer {
         async fn connect(port: u16, name: &str, will: Option<LastWill>) -> Self {
             let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
-            let mut peer = Self {
-                stream,
-                incoming: BytesMut::new(),
-            };
+            let mut peer = Self { stream, incoming: BytesMut::new() };
             let mut connect = Connect::new(name);
             connect.clean_session = true;
             connect.last_will = will;
             peer.send(Packet::Connect(connect)).await;
-            assert_eq!(
-                peer.next().await,
-                Some(Packet::ConnAck(ConnAck::new(ConnectReturnCode::Success, false)))
-            );
+            assert_eq!(peer.next().await, Some(Packet::ConnAck(ConnAck::new(ConnectReturnCode::Success, false))));
             peer
         }
 
@@ -354,10 +337,7 @@ mod tests {
         /// `None`: the broker has closed the connection.
         async fn next(&mut self) -> Option<Packet> {
             let read = read(&mut self.stream, &mut self.incoming);
-            match tokio::time::timeout(Duration::from_secs(5), read)
-                .await
-                .expect("nothing came in 5 s")
-            {
+            match tokio::time::timeout(Duration::from_secs(5), read).await.expect("nothing came in 5 s") {
                 Ok(packet) => Some(packet),
                 Err(ReadError::Closed) => None,
                 Err(ReadError::Malformed(error)) => panic!("{error}"),
@@ -500,12 +480,7 @@ mod tests {
     fn what_is_no_mqtt_is_cut_off_and_harms_nobody() {
         story(async |port| {
             let mut client = Peer::connect(port, "client", None).await;
-            for bytes in [
-                &b"GET / HTTP/1.1\r\n\r\n"[..],
-                &[0xc0, 0],
-                &[0xff; 16],
-                &[0x30, 0xff, 0xff, 0xff, 0x7f],
-            ] {
+            for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xc0, 0], &[0xff; 16], &[0x30, 0xff, 0xff, 0xff, 0x7f]] {
                 let mut rude = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
                 rude.write_all(bytes).await.unwrap();
                 rude.shutdown().await.unwrap();

@@ -21,9 +21,7 @@ impl Bus {
         let (stop, stopped) = oneshot::channel();
         let (ready, listening) = oneshot::channel();
         let listen_on = address.clone();
-        let thread = std::thread::Builder::new()
-            .name("bus".into())
-            .spawn(move || zruntime::block_on(serve(listen_on, ready, stopped)))?;
+        let thread = std::thread::Builder::new().name("bus".into()).spawn(move || zruntime::block_on(serve(listen_on, ready, stopped)))?;
         if listening.await.is_err() {
             let error = thread.join().map_err(|_| anyhow!("its thread panicked")).flatten().err();
             return Err(error.unwrap_or_else(|| anyhow!("it ended"))).context("the bus did not start");

@@ -57,18 +57,12 @@ pub async fn running(port: u16, expected: &BTreeSet<String>, deadline: Instant) 
     client.publish(&format!("W/{relay}"), r#"{"value": 1}"#)?;
     let shown = format!("N/{relay}");
     let on = |payload: &[u8]| payload.starts_with(br#"{"value":1,"#) || payload == br#"{"value":1}"#;
-    client
-        .until(deadline, |topic, publish| topic == shown && on(&publish.payload))
-        .await
-        .context("a write was not answered")?;
+    client.until(deadline, |topic, publish| topic == shown && on(&publish.payload)).await.context("a write was not answered")?;
     println!("ok  W/{relay} switched the relay");
 
     client.publish(&format!("R/{PORTAL_ID}/battery/512/CustomName"), "")?;
     let name = format!("N/{PORTAL_ID}/battery/512/CustomName");
-    client
-        .until(deadline, |topic, _| topic == name)
-        .await
-        .context("a read was not answered")?;
+    client.until(deadline, |topic, _| topic == name).await.context("a read was not answered")?;
     println!("ok  R/{PORTAL_ID}/battery/512/CustomName was answered");
 
     let retained = retained(port, deadline).await?;

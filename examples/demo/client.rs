@@ -24,10 +24,7 @@ impl Client {
         let early = VecDeque::new();
         let mut client = Self { requests, events, early };
         for filter in filters {
-            client
-                .requests
-                .try_subscribe(*filter, QoS::AtMostOnce)
-                .with_context(|| format!("subscribe {filter}"))?;
+            client.requests.try_subscribe(*filter, QoS::AtMostOnce).with_context(|| format!("subscribe {filter}"))?;
         }
         let deadline = Instant::now() + Duration::from_secs(5);
         let mut acknowledged = 0;
@@ -43,9 +40,7 @@ impl Client {
     }
 
     pub fn publish(&self, topic: &str, payload: &str) -> anyhow::Result<()> {
-        let sent = self
-            .requests
-            .try_publish(topic, payload.as_bytes().to_vec(), PublishOptions::at_most_once());
+        let sent = self.requests.try_publish(topic, payload.as_bytes().to_vec(), PublishOptions::at_most_once());
         sent.with_context(|| format!("publish {topic}"))
     }
 
@@ -64,9 +59,7 @@ impl Client {
     /// Takes messages until `enough` says so; an error when that takes longer than until `deadline`.
     pub async fn until(&mut self, deadline: Instant, mut enough: impl FnMut(&str, &Publish) -> bool) -> anyhow::Result<()> {
         loop {
-            let Ok(publish) = timeout_at(deadline, self.next()).await else {
-                bail!("it did not come in time")
-            };
+            let Ok(publish) = timeout_at(deadline, self.next()).await else { bail!("it did not come in time") };
             let publish = publish?;
             if enough(&topic(&publish), &publish) {
                 return Ok(());

@@ -29,21 +29,13 @@ pub fn system(portal_id: &str) -> Items {
 pub fn settings() -> Items {
     let mut items = Items::new("com.victronenergy.settings", None, "Settings");
     items.style = Style::Settings;
-    items
-        .double("/Settings/CGwacs/AcPowerSetPoint", "W", 0, 50.0)
-        .limited(-5_000.0, 5_000.0, Some(50.0));
-    items
-        .double("/Settings/CGwacs/BatteryLife/MinimumSocLimit", "%", 0, 20.0)
-        .limited(0.0, 100.0, Some(10.0));
-    items
-        .double("/Settings/SystemSetup/MaxChargeCurrent", "A", 0, 100.0)
-        .limited(0.0, 1_000.0, Some(100.0));
+    items.double("/Settings/CGwacs/AcPowerSetPoint", "W", 0, 50.0).limited(-5_000.0, 5_000.0, Some(50.0));
+    items.double("/Settings/CGwacs/BatteryLife/MinimumSocLimit", "%", 0, 20.0).limited(0.0, 100.0, Some(10.0));
+    items.double("/Settings/SystemSetup/MaxChargeCurrent", "A", 0, 100.0).limited(0.0, 1_000.0, Some(100.0));
     items.text("/Settings/SystemSetup/SystemName", "The demo's house").writable();
     items.int("/Settings/Relay/Function", "", 2).limited(0.0, 5.0, Some(0.0));
     // its value must never be seen outside
-    items
-        .text("/Settings/Services/AccessPointPassword", "not-for-the-broker")
-        .writable();
+    items.text("/Settings/Services/AccessPointPassword", "not-for-the-broker").writable();
     items
 }
 
@@ -135,9 +127,7 @@ pub fn tank(name: &'static str, instance: i32, custom: &str, fluid: i32, litres:
     let mut items = Items::new(name, Some(instance), "Tank sensor");
     items.text("/CustomName", custom).writable();
     items.int("/FluidType", "", fluid).limited(0.0, 11.0, None);
-    items
-        .double("/Capacity", "m3", 3, litres / 1_000.0)
-        .limited(0.0, 1_000.0, Some(0.2));
+    items.double("/Capacity", "m3", 3, litres / 1_000.0).limited(0.0, 1_000.0, Some(0.2));
     items.double("/Level", "%", 2, level);
     items.double("/Remaining", "m3", 5, level / 100.0 * litres / 1_000.0);
     items.int("/Status", "", 0);

@@ -71,30 +71,10 @@ impl House {
             chance: Chance(0x2545_f491_4f6c_dd1d),
             fridge_cools: false,
             loads: [
-                Load {
-                    watts: 2_100.0,
-                    per_hour: 1.2,
-                    hours: 0.15,
-                    left: 0.0,
-                }, // kettle and stove
-                Load {
-                    watts: 900.0,
-                    per_hour: 0.25,
-                    hours: 1.2,
-                    left: 0.0,
-                }, // washing machine
-                Load {
-                    watts: 650.0,
-                    per_hour: 0.6,
-                    hours: 0.8,
-                    left: 0.4,
-                }, // heat pump
-                Load {
-                    watts: 180.0,
-                    per_hour: 0.5,
-                    hours: 2.0,
-                    left: 1.0,
-                }, // lights, screens
+                Load { watts: 2_100.0, per_hour: 1.2, hours: 0.15, left: 0.0 }, // kettle and stove
+                Load { watts: 900.0, per_hour: 0.25, hours: 1.2, left: 0.0 },   // washing machine
+                Load { watts: 650.0, per_hour: 0.6, hours: 0.8, left: 0.4 },    // heat pump
+                Load { watts: 180.0, per_hour: 0.5, hours: 2.0, left: 1.0 },    // lights, screens
             ],
             soc: 61.0,
             car_wh: 0.0,
@@ -102,18 +82,8 @@ impl House {
             settings: settings(),
             vebus: vebus(),
             battery: battery(),
-            south: solarcharger(
-                "com.victronenergy.solarcharger.ttyUSB1",
-                278,
-                "Roof south",
-                "SmartSolar Charger MPPT 250/70 rev2",
-            ),
-            west: solarcharger(
-                "com.victronenergy.solarcharger.ttyUSB2",
-                279,
-                "Roof west",
-                "SmartSolar Charger MPPT 150/45",
-            ),
+            south: solarcharger("com.victronenergy.solarcharger.ttyUSB1", 278, "Roof south", "SmartSolar Charger MPPT 250/70 rev2"),
+            west: solarcharger("com.victronenergy.solarcharger.ttyUSB2", 279, "Roof west", "SmartSolar Charger MPPT 150/45"),
             carport: carport(),
             grid: grid(),
             fresh: tank("com.victronenergy.tank.adc_tank1", 21, "Fresh water", 1, FRESH_L, 72.0),
@@ -182,17 +152,9 @@ impl House {
 
     fn water(&mut self, hours: f64) {
         let day = self.hours % 24.0;
-        let thirst = if (6.0..9.0).contains(&day) || (18.0..22.0).contains(&day) {
-            22.0
-        } else {
-            5.0
-        };
+        let thirst = if (6.0..9.0).contains(&day) || (18.0..22.0).contains(&day) { 22.0 } else { 5.0 };
         let used = (thirst * hours * (1.0 + self.chance.around(0.8))).max(0.0);
-        let pumped = if self.system.number("/Relay/0/State") == 1.0 {
-            600.0 * hours
-        } else {
-            0.0
-        };
+        let pumped = if self.system.number("/Relay/0/State") == 1.0 { 600.0 * hours } else { 0.0 };
         let fresh = self.fresh.number("/Remaining") * 1_000.0;
         let emptied = self.waste.number("/Level") > 92.0;
         let waste = if emptied { 2.0 } else { self.waste.number("/Remaining") * 1_000.0 };
@@ -204,8 +166,7 @@ impl House {
         let degrees = self.fridge.number("/Temperature");
         self.fridge_cools = if self.fridge_cools { degrees > 3.4 } else { degrees > 5.6 };
         let drift = if self.fridge_cools { -5.0 } else { 2.4 };
-        self.fridge
-            .set("/Temperature", degrees + (drift + self.chance.around(0.6)) * hours.min(0.4));
+        self.fridge.set("/Temperature", degrees + (drift + self.chance.around(0.6)) * hours.min(0.4));
     }
 
     /// What is switched on behind the inverter: everything but the car, and the car.
@@ -224,11 +185,7 @@ impl House {
         let light = self.switches.number("/SwitchableOutput/output_2/State") * self.switches.number("/SwitchableOutput/output_2/Dimming");
         watts += 0.6 * light;
         let charging = self.car.number("/StartStop") == 1.0 && self.car_wh < 40_000.0;
-        let car = if charging {
-            self.car.number("/SetCurrent") * MAINS_V * (1.0 + self.chance.around(0.004))
-        } else {
-            0.0
-        };
+        let car = if charging { self.car.number("/SetCurrent") * MAINS_V * (1.0 + self.chance.around(0.004)) } else { 0.0 };
         (watts, car)
     }
 
@@ -239,19 +196,12 @@ impl House {
         let volts = 49.6 + 0.044 * self.soc;
         let charge_w = self.settings.number("/Settings/SystemSetup/MaxChargeCurrent") * volts;
         let room = if self.soc >= 99.9 { 0.0 } else { charge_w };
-        let reserve = if self.soc <= self.settings.number("/Settings/CGwacs/BatteryLife/MinimumSocLimit") {
-            0.0
-        } else {
-            -INVERTER_W / EFFICIENCY
-        };
+        let reserve =
+            if self.soc <= self.settings.number("/Settings/CGwacs/BatteryLife/MinimumSocLimit") { 0.0 } else { -INVERTER_W / EFFICIENCY };
 
         let roof = 3_600.0 * south + 1_900.0 * west;
         let (loads, car) = if mode == OFF { (0.0, 0.0) } else { (loads, car) };
-        let carport = if mode == INVERTER_ONLY {
-            (2_400.0 * carport).min(loads + car)
-        } else {
-            2_400.0 * carport
-        };
+        let carport = if mode == INVERTER_ONLY { (2_400.0 * carport).min(loads + car) } else { 2_400.0 * carport };
         let needed = loads + car - carport;
         let wanted = match mode {
             OFF => 0.0,
@@ -261,11 +211,7 @@ impl House {
         };
         // to the battery, before what the inverter does not manage; the roof gives less when nobody takes it
         let to_battery = (roof - dc(wanted)).clamp(reserve, room);
-        let mut inverter = if mode == OFF {
-            0.0
-        } else {
-            ac(roof - to_battery).clamp(-INVERTER_W, INVERTER_W)
-        };
+        let mut inverter = if mode == OFF { 0.0 } else { ac(roof - to_battery).clamp(-INVERTER_W, INVERTER_W) };
         if mode == INVERTER_ONLY {
             inverter = needed;
         } else if mode != OFF {
@@ -274,11 +220,7 @@ impl House {
         }
         let battery = (roof - dc(inverter)).min(room);
         let roof = battery + dc(inverter);
-        let share = if south + west > 0.0 {
-            3_600.0 * south / (3_600.0 * south + 1_900.0 * west)
-        } else {
-            0.5
-        };
+        let share = if south + west > 0.0 { 3_600.0 * south / (3_600.0 * south + 1_900.0 * west) } else { 0.5 };
         Power {
             mode,
             loads,
@@ -294,11 +236,7 @@ impl House {
 
     fn integrate(&mut self, hours: f64, power: &Power) {
         self.soc = (self.soc + power.battery * hours / CAPACITY_WH * 100.0).clamp(0.0, 100.0);
-        self.car_wh = if self.car.number("/StartStop") == 1.0 {
-            self.car_wh + power.car * hours
-        } else {
-            0.0
-        };
+        self.car_wh = if self.car.number("/StartStop") == 1.0 { self.car_wh + power.car * hours } else { 0.0 };
         for (charger, watts) in [(&mut self.south, power.south), (&mut self.west, power.west)] {
             charger.add_to("/Yield/System", watts * hours / 1_000.0);
             charger.add_to("/History/Daily/0/Yield", watts * hours / 1_000.0);
@@ -313,7 +251,7 @@ impl House {
         let amps = power.battery / volts;
         let mains = MAINS_V + self.chance.around(1.2);
         self.show_battery(power, volts, amps);
-        self.show_inverter(power, volts, amps, mains);
+        self.show_inverter(power, volts, mains);
         for (charger, watts, open) in [(&mut self.south, power.south, 118.0), (&mut self.west, power.west, 84.0)] {
             charger.set("/Yield/Power", watts);
             charger.set("/Pv/V", if watts > 0.0 { open + watts / 300.0 } else { 2.1 });
@@ -363,35 +301,24 @@ impl House {
         battery.set("/ConsumedAmphours", -(100.0 - self.soc) / 100.0 * CAPACITY_WH / 51.2);
         // only a battery that is being emptied has a time to go
         let left = self.soc / 100.0 * CAPACITY_WH / -power.battery * 3_600.0;
-        battery.set(
-            "/TimeToGo",
-            if power.battery < -20.0 {
-                (left / 60.0).round() * 60.0
-            } else {
-                f64::NAN
-            },
-        );
+        battery.set("/TimeToGo", if power.battery < -20.0 { (left / 60.0).round() * 60.0 } else { f64::NAN });
         battery.set("/Info/MaxChargeCurrent", if self.soc > 97.0 { 40.0 } else { 140.0 });
     }
 
-    fn show_inverter(&mut self, power: &Power, volts: f64, amps: f64, mains: f64) {
+    fn show_inverter(&mut self, power: &Power, volts: f64, mains: f64) {
         let vebus = &mut self.vebus;
         let out = power.loads + power.car;
-        vebus.set(
-            "/Ac/ActiveIn/Connected",
-            if matches!(power.mode, INVERTER_ONLY | OFF) { 0.0 } else { 1.0 },
-        );
-        for (power_path, current_path, watts) in [
-            ("/Ac/ActiveIn/L1/P", "/Ac/ActiveIn/L1/I", out - power.inverter),
-            ("/Ac/Out/L1/P", "/Ac/Out/L1/I", out),
-        ] {
+        vebus.set("/Ac/ActiveIn/Connected", if matches!(power.mode, INVERTER_ONLY | OFF) { 0.0 } else { 1.0 });
+        for (power_path, current_path, watts) in
+            [("/Ac/ActiveIn/L1/P", "/Ac/ActiveIn/L1/I", out - power.inverter), ("/Ac/Out/L1/P", "/Ac/Out/L1/I", out)]
+        {
             vebus.set(power_path, if power.mode == OFF { 0.0 } else { watts });
             vebus.set(current_path, if power.mode == OFF { 0.0 } else { watts / mains });
         }
         vebus.set("/Ac/ActiveIn/L1/V", mains);
         vebus.set("/Ac/Out/L1/V", if power.mode == OFF { 0.0 } else { mains });
         vebus.set("/Dc/0/Voltage", volts);
-        vebus.set("/Dc/0/Current", amps);
+        vebus.set("/Dc/0/Current", -dc(power.inverter) / volts);
         vebus.set("/Dc/0/Power", -dc(power.inverter));
         // off, bulk, inverting, external control
         vebus.set(
@@ -428,10 +355,7 @@ impl House {
         system.set("/Ac/PvOnGrid/L1/Power", power.carport);
         system.set("/Ac/Consumption/L1/Power", power.loads + power.car);
         system.set("/Ac/Grid/L1/Power", power.grid);
-        system.set(
-            "/Ac/ActiveIn/Source",
-            if matches!(power.mode, INVERTER_ONLY | OFF) { 240.0 } else { 1.0 },
-        );
+        system.set("/Ac/ActiveIn/Source", if matches!(power.mode, INVERTER_ONLY | OFF) { 240.0 } else { 1.0 });
         system.set("/SystemState/State", self.vebus.number("/State"));
     }
 }
@@ -503,16 +427,10 @@ mod tests {
             let ac_in = house.system.number("/Ac/Grid/L1/Power") + house.system.number("/Ac/PvOnGrid/L1/Power");
             let used = house.system.number("/Ac/Consumption/L1/Power");
             let inverter = ac(-house.vebus.number("/Dc/0/Power"));
-            assert!(
-                (ac_in + inverter - used).abs() < 10.0,
-                "second {second}: {ac_in} + {inverter} != {used}"
-            );
+            assert!((ac_in + inverter - used).abs() < 10.0, "second {second}: {ac_in} + {inverter} != {used}");
             let roof = house.system.number("/Dc/Pv/Power");
             let battery = house.system.number("/Dc/Battery/Power");
-            assert!(
-                (roof - battery + house.vebus.number("/Dc/0/Power")).abs() < 10.0,
-                "second {second}: {roof} {battery}"
-            );
+            assert!((roof - battery + house.vebus.number("/Dc/0/Power")).abs() < 10.0, "second {second}: {roof} {battery}");
             brightest = brightest.max(roof);
             lowest = lowest.min(house.soc);
         }
@@ -557,9 +475,7 @@ mod tests {
     #[test]
     fn no_number_ever_breaks() {
         let mut house = house();
-        house
-            .settings
-            .write("/Settings/CGwacs/BatteryLife/MinimumSocLimit", Value::Double(0.0));
+        house.settings.write("/Settings/CGwacs/BatteryLife/MinimumSocLimit", Value::Double(0.0));
         house.vebus.write("/Mode", Value::Int(INVERTER_ONLY));
         for _ in 0..1_200 {
             house.step(SECOND);

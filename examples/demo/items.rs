@@ -115,12 +115,7 @@ pub struct Items {
 impl Items {
     /// The items that every service has, then its own by [`int`](Self::int), [`double`](Self::double) and [`text`](Self::text).
     pub fn new(name: &'static str, instance: Option<i32>, product: &str) -> Self {
-        let mut items = Self {
-            name,
-            style: Style::Items,
-            items: IndexMap::new(),
-            changed: IndexSet::new(),
-        };
+        let mut items = Self { name, style: Style::Items, items: IndexMap::new(), changed: IndexSet::new() };
         items.text("/Mgmt/ProcessName", "venus-mqtt demo");
         items.text("/Mgmt/ProcessVersion", env!("CARGO_PKG_VERSION"));
         items.text("/Mgmt/Connection", "simulated");
@@ -180,9 +175,7 @@ impl Items {
     /// The items below an inner path (`/` is the whole service), by their path relative to it, without a leading slash.
     pub fn below(&self, path: &str) -> BTreeMap<&'static str, &Item> {
         let prefix = path.trim_end_matches('/');
-        self.iter()
-            .filter_map(|(path, item)| Some((path.strip_prefix(prefix)?.strip_prefix('/')?, item)))
-            .collect()
+        self.iter().filter_map(|(path, item)| Some((path.strip_prefix(prefix)?.strip_prefix('/')?, item))).collect()
     }
 
     /// What `SetValue` does and answers.
@@ -210,14 +203,7 @@ impl Items {
 
     fn add(&mut self, path: &'static str, unit: &'static str, decimals: usize, value: Value) -> &mut Item {
         let exact = as_f64(&value).unwrap_or(0.0);
-        let item = Item {
-            value,
-            limits: None,
-            exact,
-            unit,
-            decimals,
-            writable: false,
-        };
+        let item = Item { value, limits: None, exact, unit, decimals, writable: false };
         self.items.entry(path).insert_entry(item).into_mut()
     }
 }

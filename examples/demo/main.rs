@@ -5,7 +5,7 @@
 //! program, as a child process of this same executable. Then it does what a client does: subscribes, sends the keep-alives, and
 //! shows the topics as they change ([`client`], [`screen`]). Everything listens on 127.0.0.1 or in a folder of its own, and
 //! ends with the demo ([`parts`]), which never outlives Ctrl-C by more than a few seconds. If the demo is killed, its bus dies
-//! with it, and the bridge then ends by itself.
+//! with it, the bridge then ends by itself, and only an empty socket in the temporary folder stays.
 //!
 //! `--once SECONDS` is for tests: the demo looks at itself ([`check`]) and ends.
 
@@ -86,9 +86,7 @@ fn main() -> ExitCode {
     }
     let options = Options::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let ended = runtime
-        .context("cannot start a runtime")
-        .and_then(|runtime| runtime.block_on(demo(&options)));
+    let ended = runtime.context("cannot start a runtime").and_then(|runtime| runtime.block_on(demo(&options)));
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -189,11 +187,7 @@ async fn move_in(mut house: House, bus: &str) -> zbus::Result<JoinHandle<()>> {
 
 async fn reply(house: &mut House, connections: &[Connection], number: usize, call: &zbus::Message) -> zbus::Result<()> {
     let Some(connection) = connections.get(number) else { return Ok(()) };
-    let reply = house
-        .services()
-        .into_iter()
-        .nth(number)
-        .and_then(|service| service::answer(service, call).transpose());
+    let reply = house.services().into_iter().nth(number).and_then(|service| service::answer(service, call).transpose());
     // what was written is obeyed now
     if call.header().member().is_some_and(|member| member == "SetValue") {
         house.step(Duration::ZERO);
@@ -212,9 +206,7 @@ async fn show(options: &Options, port: u16, items: usize) -> anyhow::Result<()> 
         first_keep_alives(&mut client, &mut screen, items).await?;
     }
     let mut out = io::stdout();
-    out.write_all(explain(options, port, screen.len()).as_bytes())
-        .and_then(|()| out.flush())
-        .context("cannot write what is shown")?;
+    out.write_all(explain(options, port, screen.len()).as_bytes()).and_then(|()| out.flush()).context("cannot write what is shown")?;
     screen.skip();
     let mut keep_alive = interval_at(Instant::now() + KEEP_ALIVE, KEEP_ALIVE);
     let mut line = interval(LINE_EVERY);
@@ -257,11 +249,7 @@ fn explain(options: &Options, port: u16, topics: usize) -> String {
     } else {
         format!("{topics} topics of 14 services are on the broker; the demo keeps them alive.")
     };
-    let below = if options.quiet {
-        ""
-    } else {
-        "\nThe latest changes, a few a second:\n"
-    };
+    let below = if options.quiet { "" } else { "\nThe latest changes, a few a second:\n" };
     format!(
         r#"
 The bridge is running. {keep_alive}

@@ -27,10 +27,7 @@ pub struct Folder(PathBuf);
 impl Folder {
     pub fn create() -> anyhow::Result<Self> {
         let path = std::env::temp_dir().join(format!("venus-mqtt-demo-{}", std::process::id()));
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&path)
-            .with_context(|| format!("cannot create {}", path.display()))?;
+        DirBuilder::new().mode(0o700).create(&path).with_context(|| format!("cannot create {}", path.display()))?;
         Ok(Self(path))
     }
 
@@ -54,11 +51,7 @@ pub struct Process {
 impl Process {
     /// In a process group of its own: Ctrl-C at the terminal is for the demo, which then ends its parts in order.
     pub fn start(name: &'static str, command: &mut Command) -> anyhow::Result<Self> {
-        let child = command
-            .stdin(Stdio::null())
-            .process_group(0)
-            .spawn()
-            .with_context(|| format!("cannot start {name}"))?;
+        let child = command.stdin(Stdio::null()).process_group(0).spawn().with_context(|| format!("cannot start {name}"))?;
         Ok(Self { child, name })
     }
 
@@ -126,11 +119,7 @@ impl Process {
         let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
         match tokio::time::timeout(END_WITHIN, self.ended()).await {
             Ok(status) => Ok(status?),
-            Err(_) => bail!(
-                "{} did not end within {} s of SIGTERM and was killed",
-                self.name,
-                END_WITHIN.as_secs()
-            ),
+            Err(_) => bail!("{} did not end within {} s of SIGTERM and was killed", self.name, END_WITHIN.as_secs()),
         }
     }
 }
@@ -150,11 +139,7 @@ pub struct Signals(UnixStream);
 impl Signals {
     pub fn install() -> io::Result<Self> {
         let (read, write) = StdUnixStream::pair()?;
-        for signal in [
-            signal_hook::consts::SIGINT,
-            signal_hook::consts::SIGTERM,
-            signal_hook::consts::SIGHUP,
-        ] {
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
             signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
         }
         read.set_nonblocking(true)?;
@@ -169,10 +154,7 @@ impl Signals {
 fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let beyond = ["/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin"].map(PathBuf::from);
-    std::env::split_paths(&path)
-        .chain(beyond)
-        .map(|folder| folder.join(program))
-        .find(|path| is_file(path))
+    std::env::split_paths(&path).chain(beyond).map(|folder| folder.join(program)).find(|path| is_file(path))
 }
 
 fn is_file(path: &Path) -> bool {

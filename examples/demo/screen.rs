@@ -27,11 +27,7 @@ pub struct Screen {
 impl Screen {
     pub fn changed(&mut self, publish: &Publish, now: Instant) {
         let topic = topic(publish);
-        let payload = if publish.payload.is_empty() {
-            "(null)".into()
-        } else {
-            String::from_utf8_lossy(&publish.payload)
-        };
+        let payload = if publish.payload.is_empty() { "(null)".into() } else { String::from_utf8_lossy(&publish.payload) };
         let line: String = payload.chars().map(|c| if c.is_control() { '.' } else { c }).take(WIDTH).collect();
         match self.topics.insert(topic.clone(), (line.clone(), now)) {
             Some((before, _)) if before == line => {}
@@ -88,10 +84,7 @@ mod tests {
         screen.changed(&message("a", "3"), at(2));
         screen.changed(&message("mode", "3"), at(19));
         screen.changed(&message("mode", "4"), at(30));
-        assert_eq!(
-            (screen.rare, screen.busy),
-            (VecDeque::from(["mode".into()]), VecDeque::from(["a".into(), "b".into()]))
-        );
+        assert_eq!((screen.rare, screen.busy), (VecDeque::from(["mode".into()]), VecDeque::from(["a".into(), "b".into()])));
         assert_eq!(screen.topics["a"].0, "3");
     }
 }

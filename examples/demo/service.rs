@@ -69,11 +69,7 @@ pub fn answer(items: &mut Items, call: &Message) -> zbus::Result<Option<Message>
             Err(error) => refuse(INVALID_ARGS, format!("SetValue takes one variant: {error}")),
         },
         (None | Some(ITEM), "GetMin" | "GetMax" | "GetDefault") => match items.get(path) {
-            Some(item) => reply().build(
-                &entry(item)
-                    .remove(member.trim_start_matches("Get"))
-                    .unwrap_or_else(|| variant(&Value::Invalid)),
-            ),
+            Some(item) => reply().build(&entry(item).remove(member.trim_start_matches("Get")).unwrap_or_else(|| variant(&Value::Invalid))),
             None => refuse(UNKNOWN_OBJECT, format!("no item at {path}")),
         },
         (None | Some("org.freedesktop.DBus.Introspectable"), "Introspect") => reply().build(&introspection(items, path)),
@@ -92,9 +88,7 @@ pub fn signals(items: &mut Items) -> zbus::Result<Vec<Message>> {
         let entries: BTreeMap<_, _> = changed.map(|(path, item)| (path, value_and_text(item))).collect();
         return Ok(vec![Message::signal("/", ITEM, "ItemsChanged").build(&entries)?]);
     }
-    changed
-        .map(|(path, item)| Message::signal(path, ITEM, "PropertiesChanged").build(&value_and_text(item)))
-        .collect()
+    changed.map(|(path, item)| Message::signal(path, ITEM, "PropertiesChanged").build(&value_and_text(item))).collect()
 }
 
 fn entry(item: &Item) -> Entry {
@@ -148,11 +142,7 @@ fn introspection(items: &Items, path: &str) -> String {
     let mut children: Vec<&str> = items.below(path).into_keys().filter_map(|path| path.split('/').next()).collect();
     children.dedup();
     let children: String = children.iter().map(|child| format!("<node name=\"{child}\"/>")).collect();
-    let interface = if items.get(path).is_some() {
-        format!("<interface name=\"{ITEM}\"/>")
-    } else {
-        String::new()
-    };
+    let interface = if items.get(path).is_some() { format!("<interface name=\"{ITEM}\"/>") } else { String::new() };
     format!("<node>{interface}{children}</node>")
 }
 
@@ -191,9 +181,7 @@ mod tests {
         let reply = call(&mut grid(Style::Items), "/Ac", "GetValue");
         assert_eq!(reply.body().signature().to_string(), "v");
         let body = reply.body();
-        let Variant::Dict(values) = body.deserialize().unwrap() else {
-            unreachable!()
-        };
+        let Variant::Dict(values) = body.deserialize().unwrap() else { unreachable!() };
         assert_eq!(values.get::<_, f64>(&"L1/Power").unwrap(), Some(120.0));
     }
 
@@ -212,28 +200,17 @@ mod tests {
         let mut items = grid(Style::Items);
         items.set("/Ac/L1/Power", 130.0);
         let member = |message: &Message| message.header().member().unwrap().to_string();
-        assert_eq!(
-            signals(&mut items).unwrap().iter().map(member).collect::<Vec<_>>(),
-            ["PropertiesChanged"]
-        );
+        assert_eq!(signals(&mut items).unwrap().iter().map(member).collect::<Vec<_>>(), ["PropertiesChanged"]);
         items.set("/Ac/L1/Power", 140.0);
         items.set("/Ac/L1/Voltage", 230.0);
-        assert_eq!(
-            signals(&mut items).unwrap().iter().map(member).collect::<Vec<_>>(),
-            ["ItemsChanged"]
-        );
+        assert_eq!(signals(&mut items).unwrap().iter().map(member).collect::<Vec<_>>(), ["ItemsChanged"]);
         assert!(signals(&mut items).unwrap().is_empty());
     }
 
     #[test]
     fn a_write_is_answered_with_velibs_code() {
         let mut items = grid(Style::Items);
-        for (written, code) in [
-            (Variant::from(2), 0),
-            (Variant::from(4), 2),
-            (Variant::from("2"), 1),
-            (Vec::<i32>::new().into(), 1),
-        ] {
+        for (written, code) in [(Variant::from(2), 0), (Variant::from(4), 2), (Variant::from("2"), 1), (Vec::<i32>::new().into(), 1)] {
             let call = Message::method_call("/Role", "SetValue").build(&(written,)).unwrap();
             let reply = answer(&mut items, &call).unwrap().unwrap();
             assert_eq!(reply.body().deserialize::<i32>().unwrap(), code);
