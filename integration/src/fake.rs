@@ -30,11 +30,11 @@ pub struct Call {
 }
 
 impl Call {
-    /// `SetValue /Mode i 3`
+    /// `SetValue /Mode i 3`: the value's type on the wire, then the value as JSON.
     pub fn show(&self) -> String {
         if self.member == "SetValue" {
             let value = Variant::from(self.value.try_clone().expect("no file descriptors"));
-            format!("SetValue {} {} {value}", self.path, value.value_signature())
+            format!("SetValue {} {} {}", self.path, value.value_signature(), json(&value))
         } else {
             format!("{} {}", self.member, self.path)
         }
@@ -49,9 +49,7 @@ impl Fake {
             .block_on(async { connection::Builder::address(address).method_timeout(DEADLINE).build().await })
             .with_context(|| format!("connecting to the bus at {address}"))?;
         let fake = Self { runtime, connection };
-        eventually("the fake services' own name on the bus", DEADLINE, || {
-            fake.names().contains(&NAME.to_owned()).then_some(())
-        });
+        eventually("the fake services' own name on the bus", DEADLINE, || fake.names().contains(&NAME.to_owned()).then_some(()));
         Ok(fake)
     }
 
@@ -126,24 +124,12 @@ impl Fake {
 
     pub fn calls(&self, handle: &str) -> Vec<Call> {
         let calls: Vec<(String, String, String, OwnedVariant)> = self.order("Calls", &handle);
-        calls
-            .into_iter()
-            .map(|(path, interface, member, value)| Call {
-                path,
-                interface,
-                member,
-                value,
-            })
-            .collect()
+        calls.into_iter().map(|(path, interface, member, value)| Call { path, interface, member, value }).collect()
     }
 
     /// The calls of one kind, as text: `SetValue /Mode i 3`.
     pub fn calls_of(&self, handle: &str, member: &str) -> Vec<String> {
-        self.calls(handle)
-            .iter()
-            .filter(|call| call.member == member)
-            .map(Call::show)
-            .collect()
+        self.calls(handle).iter().filter(|call| call.member == member).map(Call::show).collect()
     }
 
     /// Waits until a call is logged that shows as `wanted`.
@@ -183,9 +169,7 @@ impl Fake {
     where
         T: DeserializeOwned + Type,
     {
-        let reply = self
-            .runtime
-            .block_on(self.connection.call_method(Some(service), path, Some(interface), member, body));
+        let reply = self.runtime.block_on(self.connection.call_method(Some(service), path, Some(interface), member, body));
         let reply = reply.with_context(|| format!("{member} of {service} {path}"))?;
         Ok(reply.body().deserialize()?)
     }
@@ -195,5 +179,26 @@ impl Fake {
             Ok(answer) => answer,
             Err(error) => panic!("the fake services refuse {member}: {error:#}"),
         }
+    }
+}
+
+/// What a value looks like, whatever the width of its numbers.
+fn json(value: &Variant<'_>) -> String {
+    let join = |parts: Vec<String>| parts.join(",");
+    match value {
+        Variant::U8(n) => n.to_string(),
+        Variant::I16(n) => n.to_string(),
+        Variant::U16(n) => n.to_string(),
+        Variant::I32(n) => n.to_string(),
+        Variant::U32(n) => n.to_string(),
+        Variant::I64(n) => n.to_string(),
+        Variant::U64(n) => n.to_string(),
+        Variant::F64(n) => format!("{n:?}"),
+        Variant::Bool(b) => b.to_string(),
+        Variant::Str(text) => format!("{:?}", text.as_str()),
+        Variant::Variant(inner) => json(inner),
+        Variant::Array(array) => format!("[{}]", join(array.inner().iter().map(json).collect())),
+        Variant::Dict(dict) => format!("{{{}}}", join(dict.iter().map(|(key, value)| format!("{}:{}", json(key), json(value))).collect())),
+        other => other.to_string(),
     }
 }

@@ -65,10 +65,7 @@ pub fn owned(value: impl Into<Variant<'static>>) -> OwnedVariant {
 
 /// A copy of an entry.
 pub fn copy(entry: &Entry) -> Entry {
-    entry
-        .iter()
-        .map(|(key, value)| (key.clone(), value.try_clone().expect("no file descriptors in items")))
-        .collect()
+    entry.iter().map(|(key, value)| (key.clone(), value.try_clone().expect("no file descriptors in items"))).collect()
 }
 
 /// What `GetText` would say.

@@ -33,11 +33,7 @@ impl Message {
 
 impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text: String = if self.payload.is_empty() {
-            "(empty)".into()
-        } else {
-            self.text().chars().take(300).collect()
-        };
+        let text: String = if self.payload.is_empty() { "(empty)".into() } else { self.text().chars().take(300).collect() };
         write!(f, "{} {text}{}", self.topic, if self.retain { " retained" } else { "" })
     }
 }
@@ -91,12 +87,7 @@ impl Client {
         let inbox = Arc::new((Mutex::new(Inbox::default()), Condvar::new()));
         let (reader, shared) = (stream.try_clone()?, Arc::clone(&inbox));
         std::thread::spawn(move || read_all(reader, &shared));
-        Ok(Self {
-            stream,
-            inbox,
-            prefix: String::new(),
-            mark: Mutex::new(0),
-        })
+        Ok(Self { stream, inbox, prefix: String::new(), mark: Mutex::new(0) })
     }
 
     pub fn with_prefix(mut self, prefix: &str) -> Self {
@@ -157,9 +148,7 @@ impl Client {
     /// A message on this topic with this payload (JSON: spaces do not count), since the mark.
     pub fn expect(&self, topic: &str, payload: &str) -> Message {
         let wanted = without_spaces(payload.as_bytes());
-        self.wait_for(&format!("{topic} {payload}"), |message| {
-            message.topic == topic && without_spaces(&message.payload) == wanted
-        })
+        self.wait_for(&format!("{topic} {payload}"), |message| message.topic == topic && without_spaces(&message.payload) == wanted)
     }
 
     pub fn expect_topic(&self, topic: &str) -> Message {
@@ -168,12 +157,8 @@ impl Client {
 
     /// Once `after` has come, nothing may have come on `topic` since the mark.
     pub fn expect_silence_on(&self, topic: &str, after: &Message) {
-        let heard: Vec<Message> = self
-            .since()
-            .into_iter()
-            .take_while(|message| message != after)
-            .filter(|message| message.topic == topic)
-            .collect();
+        let heard: Vec<Message> =
+            self.since().into_iter().take_while(|message| message != after).filter(|message| message.topic == topic).collect();
         assert!(heard.is_empty(), "silence was expected on {topic}, before {after:?}: {heard:?}");
     }
 
@@ -184,11 +169,7 @@ impl Client {
         self.subscribe(filter);
         self.publish("retained-view/done", "");
         self.expect_topic("retained-view/done");
-        self.since()
-            .into_iter()
-            .filter(|message| message.retain)
-            .map(|message| (message.topic.clone(), message.text()))
-            .collect()
+        self.since().into_iter().filter(|message| message.retain).map(|message| (message.topic.clone(), message.text())).collect()
     }
 
     /// Nothing that was sent by or to this client before is still on its way when this returns.
@@ -198,12 +179,7 @@ impl Client {
         let before = self.inbox().messages.len();
         self.publish(&topic, "");
         self.await_inbox("a barrier's own message", DEADLINE, |inbox| {
-            inbox
-                .messages
-                .iter()
-                .skip(before)
-                .any(|message| message.topic == topic)
-                .then_some(())
+            inbox.messages.iter().skip(before).any(|message| message.topic == topic).then_some(())
         });
     }
 
@@ -281,20 +257,12 @@ impl Client {
             }
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() || inbox.closed {
-                let reason = if inbox.closed {
-                    "the broker closed the connection"
-                } else {
-                    "time is up"
-                };
+                let reason = if inbox.closed { "the broker closed the connection" } else { "time is up" };
                 let since = inbox.messages.get(mark..).unwrap_or_default().to_vec();
                 // the lock must not be poisoned for those who look next
                 drop(inbox);
                 let shown: Vec<_> = since.iter().rev().take(60).rev().map(|message| format!("  {message:?}")).collect();
-                panic!(
-                    "{reason} after {within:?} without {what}\n{} since the mark, the last of them:\n{}",
-                    since.len(),
-                    shown.join("\n")
-                );
+                panic!("{reason} after {within:?} without {what}\n{} since the mark, the last of them:\n{}", since.len(), shown.join("\n"));
             }
             (inbox, _) = self.inbox.1.wait_timeout(inbox, left).expect("the reader does not panic");
         }
@@ -327,17 +295,10 @@ fn read_all(mut stream: TcpStream, shared: &(Mutex<Inbox>, Condvar)) {
         let Ok(mut inbox) = shared.0.lock() else { return };
         match packet {
             Ok((kind, body)) if kind >> 4 == 3 => {
-                let split = body
-                    .get(..2)
-                    .map(|length| 2 + usize::from(u16::from_be_bytes([length[0], length[1]])));
+                let split = body.get(..2).map(|length| 2 + usize::from(u16::from_be_bytes([length[0], length[1]])));
                 if let Some((topic, payload)) = split.and_then(|split| Some((body.get(2..split)?, body.get(split..)?))) {
                     let topic = String::from_utf8_lossy(topic).into_owned();
-                    inbox.messages.push(Message {
-                        topic,
-                        payload: payload.to_vec(),
-                        retain: kind & 1 == 1,
-                        at: Instant::now(),
-                    });
+                    inbox.messages.push(Message { topic, payload: payload.to_vec(), retain: kind & 1 == 1, at: Instant::now() });
                 }
             }
             Ok((0x90, body)) if body.len() > 2 => {
@@ -398,10 +359,7 @@ mod tests {
 
     #[test]
     fn spaces() {
-        assert_eq!(
-            without_spaces(br#"{ "a b": [1, 2], "c": "\" x\\" , "d" : 1}"#),
-            br#"{"a b":[1,2],"c":"\" x\\","d":1}"#
-        );
+        assert_eq!(without_spaces(br#"{ "a b": [1, 2], "c": "\" x\\" , "d" : 1}"#), br#"{"a b":[1,2],"c":"\" x\\","d":1}"#);
     }
 
     #[test]

@@ -97,8 +97,5 @@ fn forward(shared: &Arc<(Mutex<State>, Condvar)>, client: TcpStream, server: Tcp
 /// Whether the proxy is over.
 fn wait_while_cut(shared: &(Mutex<State>, Condvar)) -> bool {
     let Ok(state) = shared.0.lock() else { return true };
-    shared
-        .1
-        .wait_while(state, |state| state.cut && !state.over)
-        .map_or(true, |state| state.over)
+    shared.1.wait_while(state, |state| state.cut && !state.over).map_or(true, |state| state.over)
 }

@@ -34,10 +34,7 @@ impl Rig {
                 Err(error) => last = Some(error),
             }
         }
-        panic!(
-            "the rig does not come up: {:#}",
-            last.unwrap_or_else(|| anyhow::anyhow!("no reason"))
-        );
+        panic!("the rig does not come up: {:#}", last.unwrap_or_else(|| anyhow::anyhow!("no reason")));
     }
 
     /// As containers.
@@ -52,9 +49,7 @@ impl Rig {
         let mut rig = Self { fake: None, parts, setup };
         rig.start(Part::Bus);
         let socket = rig.dir().join("bus");
-        eventually("the bus listens", DEADLINE, || {
-            std::os::unix::net::UnixStream::connect(&socket).ok()
-        });
+        eventually("the bus listens", DEADLINE, || std::os::unix::net::UnixStream::connect(&socket).ok());
         rig.start(Part::Broker);
         rig.start(Part::Fake);
         rig.fake = Some(Fake::connect(&bus_address(rig.dir()))?);
@@ -78,13 +73,8 @@ impl Rig {
 
     /// A client that has subscribed to nothing yet.
     pub fn client(&self) -> Client {
-        let options = Options {
-            client_id: String::new(),
-            credentials: self.setup.credentials.clone(),
-        };
-        Client::connect(self.parts.broker(), &options)
-            .expect("the broker takes the test's client")
-            .with_prefix(&self.setup.prefix)
+        let options = Options { client_id: String::new(), credentials: self.setup.credentials.clone() };
+        Client::connect(self.parts.broker(), &options).expect("the broker takes the test's client").with_prefix(&self.setup.prefix)
     }
 
     /// A client that has subscribed to everything.
@@ -120,15 +110,11 @@ impl Rig {
     }
 
     pub fn start(&mut self, part: Part) {
-        self.parts
-            .start(part)
-            .unwrap_or_else(|error| panic!("starting the {part}: {error:#}"));
+        self.parts.start(part).unwrap_or_else(|error| panic!("starting the {part}: {error:#}"));
     }
 
     pub fn signal(&mut self, part: Part, signal: Signal) {
-        self.parts
-            .signal(part, signal)
-            .unwrap_or_else(|error| panic!("{signal} to the {part}: {error:#}"));
+        self.parts.signal(part, signal).unwrap_or_else(|error| panic!("{signal} to the {part}: {error:#}"));
     }
 
     /// SIGTERM, and how it ended.
@@ -157,15 +143,11 @@ impl Rig {
     }
 
     pub fn pause(&mut self, part: Part) {
-        self.parts
-            .pause(part)
-            .unwrap_or_else(|error| panic!("pausing the {part}: {error:#}"));
+        self.parts.pause(part).unwrap_or_else(|error| panic!("pausing the {part}: {error:#}"));
     }
 
     pub fn resume(&mut self, part: Part) {
-        self.parts
-            .resume(part)
-            .unwrap_or_else(|error| panic!("resuming the {part}: {error:#}"));
+        self.parts.resume(part).unwrap_or_else(|error| panic!("resuming the {part}: {error:#}"));
     }
 
     /// Nothing passes between the bridge and the broker, and nobody is told.
@@ -220,19 +202,14 @@ impl Rig {
 
     /// The process ID of a part that runs, as this machine sees it.
     pub fn pid(&self, part: Part) -> i32 {
-        self.parts
-            .pid(part)
-            .unwrap_or_else(|error| panic!("the pid of the {part}: {error:#}"))
+        self.parts.pid(part).unwrap_or_else(|error| panic!("the pid of the {part}: {error:#}"))
     }
 
     /// Resident memory of a part, in KiB.
     pub fn rss(&self, part: Part) -> u64 {
         let pid = self.pid(part);
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the part runs");
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .expect("a process has VmRSS");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has VmRSS");
         line.trim().trim_end_matches(" kB").parse().expect("VmRSS is a number")
     }
 
@@ -250,10 +227,8 @@ impl Rig {
         loop {
             let all = self.retained("#");
             let items = all.keys().filter_map(|topic| topic.strip_prefix(&prefix));
-            let mut now: Vec<String> = items
-                .filter(|rest| !["system/0/Serial", "keepalive"].contains(rest))
-                .map(ToOwned::to_owned)
-                .collect();
+            let mut now: Vec<String> =
+                items.filter(|rest| !["system/0/Serial", "keepalive"].contains(rest)).map(ToOwned::to_owned).collect();
             now.sort();
             let mut sorted = wanted.clone();
             sorted.sort();

@@ -38,51 +38,26 @@ impl Containers {
         }
         let dir = tempfile::Builder::new().prefix("venus-rig-").tempdir()?;
         setup.write_files(dir.path())?;
-        let project = dir
-            .path()
-            .file_name()
-            .map(|name| name.to_string_lossy().to_lowercase())
-            .unwrap_or_default();
-        let mut parts = Self {
-            dir,
-            project,
-            image,
-            port: free_port()?,
-            ids: BTreeMap::new(),
-        };
+        let project = dir.path().file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
+        let mut parts = Self { dir, project, image, port: free_port()?, ids: BTreeMap::new() };
         parts.configure(setup)?;
         Ok(parts)
     }
 
     /// Compose, in whichever of its two spellings is there.
     fn compose(&self, arguments: &[&str]) -> Result<String> {
-        let plugin = Command::new("docker")
-            .args(["compose", "version"])
-            .output()
-            .is_ok_and(|output| output.status.success());
-        let mut command = if plugin {
-            Command::new("docker")
-        } else {
-            Command::new("docker-compose")
-        };
+        let plugin = Command::new("docker").args(["compose", "version"]).output().is_ok_and(|output| output.status.success());
+        let mut command = if plugin { Command::new("docker") } else { Command::new("docker-compose") };
         if plugin {
             command.arg("compose");
         }
-        command
-            .args(["-f", concat!(env!("CARGO_MANIFEST_DIR"), "/compose.yaml"), "-p", &self.project])
-            .args(arguments);
-        command
-            .env("VENUS_MQTT_IMAGE", &self.image)
-            .env("RIG_DIR", self.dir.path())
-            .env("RIG_PORT", self.port.to_string());
+        command.args(["-f", concat!(env!("CARGO_MANIFEST_DIR"), "/compose.yaml"), "-p", &self.project]).args(arguments);
+        command.env("VENUS_MQTT_IMAGE", &self.image).env("RIG_DIR", self.dir.path()).env("RIG_PORT", self.port.to_string());
         run(&mut command)
     }
 
     fn id(&self, part: Part) -> Result<&str> {
-        self.ids
-            .get(&part)
-            .map(String::as_str)
-            .with_context(|| format!("the {part} was never started"))
+        self.ids.get(&part).map(String::as_str).with_context(|| format!("the {part} was never started"))
     }
 
     fn find(&self, part: Part) -> Result<String> {
@@ -152,15 +127,7 @@ impl Parts for Containers {
     }
 
     fn reconnect(&mut self) -> Result<()> {
-        docker(&[
-            "network",
-            "connect",
-            "--alias",
-            Part::Bridge.name(),
-            &self.network(),
-            self.id(Part::Bridge)?,
-        ])
-        .map(drop)
+        docker(&["network", "connect", "--alias", Part::Bridge.name(), &self.network(), self.id(Part::Bridge)?]).map(drop)
     }
 
     fn broker(&self) -> SocketAddr {
@@ -177,11 +144,7 @@ impl Parts for Containers {
         let Ok(output) = Command::new("docker").args(["logs", id]).output() else {
             return String::new();
         };
-        format!(
-            "{}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        )
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
     }
 
     fn dir(&self) -> &Path {

@@ -35,18 +35,8 @@ impl Processes {
         setup.write_files(dir.path())?;
         let port = free_port()?;
         let second = if setup.has_listener() { Some(free_port()?) } else { None };
-        let proxy = if setup.proxied {
-            Some(Proxy::start(loopback(second.unwrap_or(port)))?)
-        } else {
-            None
-        };
-        let mut parts = Self {
-            dir,
-            children: BTreeMap::new(),
-            port,
-            second,
-            proxy,
-        };
+        let proxy = if setup.proxied { Some(Proxy::start(loopback(second.unwrap_or(port)))?) } else { None };
+        let mut parts = Self { dir, children: BTreeMap::new(), port, second, proxy };
         parts.configure(setup)?;
         Ok(parts)
     }
@@ -54,14 +44,9 @@ impl Processes {
     fn command(&self, part: Part) -> Result<Command> {
         let dir = self.dir.path();
         let (program, arguments): (PathBuf, Vec<String>) = match part {
-            Part::Bus => (
-                "dbus-daemon".into(),
-                vec![
-                    "--nofork".into(),
-                    "--nopidfile".into(),
-                    format!("--config-file={}/bus.conf", dir.display()),
-                ],
-            ),
+            Part::Bus => {
+                ("dbus-daemon".into(), vec!["--nofork".into(), "--nopidfile".into(), format!("--config-file={}/bus.conf", dir.display())])
+            }
             Part::Broker => (mosquitto(), vec!["-c".into(), format!("{}/mosquitto.conf", dir.display())]),
             Part::Fake => (binary("VENUS_FAKE_BIN", "fake-venus")?, vec!["--dbus".into(), bus_address(dir)]),
             Part::Bridge => (
@@ -72,17 +57,12 @@ impl Processes {
         // so that nothing is left even when the test itself is killed: the kernel ends the part with the thread that started it
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(arguments);
-        command
-            .env_remove("JOURNAL_STREAM")
-            .env_remove("DBUS_SESSION_BUS_ADDRESS")
-            .stdin(Stdio::null());
+        command.env_remove("JOURNAL_STREAM").env_remove("DBUS_SESSION_BUS_ADDRESS").stdin(Stdio::null());
         Ok(command)
     }
 
     fn child(&mut self, part: Part) -> Result<&mut Child> {
-        self.children
-            .get_mut(&part)
-            .with_context(|| format!("the {part} was never started"))
+        self.children.get_mut(&part).with_context(|| format!("the {part} was never started"))
     }
 
     fn log_path(&self, part: Part) -> PathBuf {
@@ -93,14 +73,8 @@ impl Processes {
 impl Parts for Processes {
     fn configure(&mut self, setup: &Setup) -> Result<()> {
         let dir = self.dir.path();
-        std::fs::write(
-            dir.join("mosquitto.conf"),
-            setup.mosquitto_conf(dir, "127.0.0.1", self.port, self.second),
-        )?;
-        let port = self
-            .proxy
-            .as_ref()
-            .map_or(self.second.unwrap_or(self.port), |proxy| proxy.address().port());
+        std::fs::write(dir.join("mosquitto.conf"), setup.mosquitto_conf(dir, "127.0.0.1", self.port, self.second))?;
+        let port = self.proxy.as_ref().map_or(self.second.unwrap_or(self.port), |proxy| proxy.address().port());
         std::fs::write(dir.join("venus-mqtt.toml"), setup.bridge_toml(dir, &setup.host, port))?;
         Ok(())
     }
@@ -114,9 +88,7 @@ impl Parts for Processes {
         let log: File = OpenOptions::new().create(true).append(true).open(self.log_path(part))?;
         let mut command = self.command(part)?;
         command.stdout(log.try_clone()?).stderr(log);
-        let child = command
-            .spawn()
-            .with_context(|| format!("starting the {part}: is setpriv (util-linux) there?"))?;
+        let child = command.spawn().with_context(|| format!("starting the {part}: is setpriv (util-linux) there?"))?;
         self.children.insert(part, child);
         Ok(())
     }
@@ -170,9 +142,7 @@ impl Parts for Processes {
     }
 
     fn log(&self, part: Part) -> String {
-        std::fs::read(self.log_path(part))
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-            .unwrap_or_default()
+        std::fs::read(self.log_path(part)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
     fn dir(&self) -> &Path {
@@ -202,10 +172,7 @@ pub fn binary(variable: &str, name: &str) -> Result<PathBuf> {
             return Ok(place);
         }
     }
-    bail!(
-        "no {name} beside {}: run `cargo build --workspace` first, or name it in {variable}",
-        test.display()
-    )
+    bail!("no {name} beside {}: run `cargo build --workspace` first, or name it in {variable}", test.display())
 }
 
 /// Debian keeps it where a user's PATH does not look.

@@ -203,8 +203,7 @@ fn a_name_changes_hands() {
     expect_battery(&mqtt);
     mqtt.mark();
     let second = format!("{BATTERY}#2");
-    rig.fake()
-        .add(&second, items([("/DeviceInstance", item(512)), ("/Soc", item(10.0))]));
+    rig.fake().add(&second, items([("/DeviceInstance", item(512)), ("/Soc", item(10.0))]));
     mqtt.n("battery/512/Soc", r#"{"value":10.0}"#);
     mqtt.n("battery/512/Dc/0/Voltage", "");
     mqtt.mark();
@@ -230,8 +229,7 @@ fn two_services_share_type_and_instance() {
     expect_battery(&mqtt);
     mqtt.mark();
     let second = "com.victronenergy.battery.ttyO2";
-    rig.fake()
-        .add(second, items([("/DeviceInstance", item(512)), ("/Soc", item(20.0))]));
+    rig.fake().add(second, items([("/DeviceInstance", item(512)), ("/Soc", item(20.0))]));
     rig.await_log(Part::Bridge, second);
     rig.fake().items_changed(second, items([("/Soc", item(21.0))]));
     rig.fake().items_changed(BATTERY, items([("/Soc", item(80.0))]));
@@ -263,33 +261,20 @@ fn the_instance_changes_while_running() {
     rig.fake().properties_changed(BATTERY, items([("/DeviceInstance", item(7))]));
     for (topic, payload) in BATTERY_TOPICS {
         mqtt.n(topic, "");
-        let payload = if topic.ends_with("DeviceInstance") {
-            r#"{"value":7}"#
-        } else {
-            payload
-        };
+        let payload = if topic.ends_with("DeviceInstance") { r#"{"value":7}"# } else { payload };
         mqtt.n(&topic.replace("512", "7"), payload);
     }
     mqtt.write("battery/7/Soc", r#"{"value":1}"#);
     rig.fake().await_call(BATTERY, "SetValue /Soc i 1");
-    rig.await_retained_items(&[
-        "battery/7/Soc",
-        "battery/7/DeviceInstance",
-        "battery/7/Dc/0/Voltage",
-        "battery/7/Dc/0/Current",
-    ]);
+    rig.await_retained_items(&["battery/7/Soc", "battery/7/DeviceInstance", "battery/7/Dc/0/Voltage", "battery/7/Dc/0/Current"]);
 }
 
 #[test]
 fn instances_come_from_where_they_are() {
     let mut rig = Rig::new(Setup::default());
     let soc = || ("/Soc", item(1));
-    rig.fake()
-        .add("com.victronenergy.battery.text", items([("/Identifier", item("can0_5")), soc()]));
-    rig.fake().add(
-        "com.victronenergy.battery.both",
-        items([("/Identifier", item("x")), ("/DeviceInstance", item(4)), soc()]),
-    );
+    rig.fake().add("com.victronenergy.battery.text", items([("/Identifier", item("can0_5")), soc()]));
+    rig.fake().add("com.victronenergy.battery.both", items([("/Identifier", item("x")), ("/DeviceInstance", item(4)), soc()]));
     rig.fake().add("com.victronenergy.battery.none", items([soc()]));
     rig.fake().add("com.victronenergy.settings", items([("/Settings/A", item(1))]));
     rig.fake().add("com.victronenergy.platform", items([("/Device/Model", item("x"))]));
@@ -297,14 +282,9 @@ fn instances_come_from_where_they_are() {
     rig.start_bridge();
     let mqtt = rig.listener();
     mqtt.keepalive("");
-    for topic in [
-        "battery/can0_5/Soc",
-        "battery/4/Soc",
-        "battery/0/Soc",
-        "settings/0/Settings/A",
-        "platform/0/Device/Model",
-        "vecan/0/Link",
-    ] {
+    for topic in
+        ["battery/can0_5/Soc", "battery/4/Soc", "battery/0/Soc", "settings/0/Settings/A", "platform/0/Device/Model", "vecan/0/Link"]
+    {
         mqtt.expect_topic(&mqtt.topic('N', topic));
     }
 }
@@ -385,21 +365,16 @@ fn partial_entries_change_the_limits() {
     mqtt.mark();
     rig.fake().items_changed(BATTERY, items([("/Soc", Item::bare().limits(0, 100))]));
     mqtt.n("battery/512/Soc", r#"{"value":87.0,"min":0,"max":100}"#);
-    rig.fake()
-        .properties_changed(BATTERY, items([("/Soc", Item::bare().with("Max", 90.5))]));
+    rig.fake().properties_changed(BATTERY, items([("/Soc", Item::bare().with("Max", 90.5))]));
     mqtt.n("battery/512/Soc", r#"{"value":87.0,"min":0,"max":90.5}"#);
     rig.fake().items_changed(BATTERY, items([("/Soc", item(50.0))]));
     mqtt.n("battery/512/Soc", r#"{"value":50.0,"min":0,"max":90.5}"#);
     // an invalid limit is none
-    rig.fake().items_changed(
-        BATTERY,
-        items([("/Soc", Item::bare().with("Min", empty_array("i")).with("Default", 1.5))]),
-    );
+    rig.fake().items_changed(BATTERY, items([("/Soc", Item::bare().with("Min", empty_array("i")).with("Default", 1.5))]));
     mqtt.n("battery/512/Soc", r#"{"value":50.0,"max":90.5,"default":1.5}"#);
     // a text alone is nothing to us
     mqtt.mark();
-    rig.fake()
-        .items_changed(BATTERY, items([("/Soc", Item::bare().with("Text", "fifty"))]));
+    rig.fake().items_changed(BATTERY, items([("/Soc", Item::bare().with("Text", "fifty"))]));
     rig.fake().items_changed(BATTERY, items([("/Dc/0/Current", item(0.0))]));
     let after = mqtt.n("battery/512/Dc/0/Current", r#"{"value":0.0}"#);
     mqtt.expect_silence_on(&mqtt.topic('N', "battery/512/Soc"), &after);
@@ -439,22 +414,11 @@ fn garbage_from_the_bus_is_survived() {
     // paths that can never be topics
     rig.fake().items_changed(
         TANK,
-        items([
-            ("", item(1)),
-            ("/", item(1)),
-            ("Level", item(1)),
-            ("/a//b", item(1)),
-            ("/a+/#", item(1)),
-            ("/ä", item(1)),
-        ]),
+        items([("", item(1)), ("/", item(1)), ("Level", item(1)), ("/a//b", item(1)), ("/a+/#", item(1)), ("/ä", item(1))]),
     );
     rig.fake().items_changed(TANK, items([("/Level", item(0.25))]));
     mqtt.n("tank/3/Level", r#"{"value":0.25}"#);
-    assert!(
-        mqtt.since()
-            .iter()
-            .all(|message| !message.topic.contains(['+', '#']) && !message.topic.contains("//"))
-    );
+    assert!(mqtt.since().iter().all(|message| !message.topic.contains(['+', '#']) && !message.topic.contains("//")));
     assert!(rig.runs(Part::Bridge));
 }
 
@@ -469,9 +433,6 @@ fn calls_are_well_formed() {
     mqtt.write("battery/512/Soc", r#"{"value":1}"#);
     rig.fake().await_call(BATTERY, "SetValue /Soc i 1");
     for call in rig.fake().calls(BATTERY) {
-        assert!(
-            ["com.victronenergy.BusItem", "org.freedesktop.DBus.Introspectable"].contains(&call.interface.as_str()),
-            "{call:?}"
-        );
+        assert!(["com.victronenergy.BusItem", "org.freedesktop.DBus.Introspectable"].contains(&call.interface.as_str()), "{call:?}");
     }
 }

@@ -6,9 +6,7 @@ use zbus::{OwnedVariant, Variant};
 use crate::{BATTERY, TANK, battery, tank};
 
 fn value_of(rig: &Rig, path: &str) -> String {
-    rig.fake()
-        .value(BATTERY, path)
-        .map_or_else(|error| format!("{error:#}"), |value| Variant::from(value).to_string())
+    rig.fake().value(BATTERY, path).map_or_else(|error| format!("{error:#}"), |value| Variant::from(value).to_string())
 }
 
 both! {
@@ -31,31 +29,18 @@ both! {
 fn styles_behave() {
     let rig = Rig::new(Setup::default());
     let get_items = |name: &str| -> Result<venus_mqtt_integration::Items, String> {
-        rig.fake()
-            .call(name, "/", "com.victronenergy.BusItem", "GetItems", &())
-            .map_err(|error| format!("{error:#}"))
+        rig.fake().call(name, "/", "com.victronenergy.BusItem", "GetItems", &()).map_err(|error| format!("{error:#}"))
     };
     rig.fake().add("com.victronenergy.grid.normal", battery());
     let answer = get_items("com.victronenergy.grid.normal").expect("it answers");
-    assert_eq!(
-        answer.keys().collect::<Vec<_>>(),
-        ["/Dc/0/Current", "/Dc/0/Voltage", "/DeviceInstance", "/Soc"]
-    );
+    assert_eq!(answer.keys().collect::<Vec<_>>(), ["/Dc/0/Current", "/Dc/0/Voltage", "/DeviceInstance", "/Soc"]);
     rig.fake().add_styled("com.victronenergy.grid.older", "older", battery());
     assert!(get_items("com.victronenergy.grid.older").is_err_and(|error| error.contains("UnknownMethod")));
     assert!(rig.fake().value("com.victronenergy.grid.older", "/").is_ok());
     rig.fake().add_styled("com.victronenergy.grid.leaves", "leaves", battery());
     assert!(rig.fake().value("com.victronenergy.grid.leaves", "/").is_err());
-    let xml: String = rig
-        .fake()
-        .call(
-            "com.victronenergy.grid.leaves",
-            "/Dc/0",
-            "org.freedesktop.DBus.Introspectable",
-            "Introspect",
-            &(),
-        )
-        .expect("xml");
+    let xml: String =
+        rig.fake().call("com.victronenergy.grid.leaves", "/Dc/0", "org.freedesktop.DBus.Introspectable", "Introspect", &()).expect("xml");
     assert!(xml.contains("<node name=\"Voltage\"/>") && !xml.contains("interface"), "{xml}");
     rig.fake().add_styled("com.victronenergy.grid.dies", "dies", battery());
     assert!(get_items("com.victronenergy.grid.dies").is_err());
@@ -81,10 +66,7 @@ fn the_retained_view_is_exact() {
     client.publish_retained("a/1", "");
     client.publish("a/3", "z");
     client.barrier();
-    assert_eq!(
-        rig.retained("a/#").into_iter().collect::<Vec<_>>(),
-        [("a/2".to_owned(), "y".to_owned())]
-    );
+    assert_eq!(rig.retained("a/#").into_iter().collect::<Vec<_>>(), [("a/2".to_owned(), "y".to_owned())]);
 }
 
 #[test]
@@ -93,11 +75,9 @@ fn a_proxied_link_is_cut_off_and_comes_back() {
     // the bridge's port is the proxy's
     let config = std::fs::read_to_string(rig.config()).expect("written by the rig");
     let port = config.lines().find_map(|line| line.strip_prefix("port = ")).expect("a port");
-    let through = Client::connect(
-        ([127, 0, 0, 1], port.parse().expect("a number")).into(),
-        &venus_mqtt_integration::mqtt::Options::default(),
-    )
-    .expect("the proxy forwards");
+    let through =
+        Client::connect(([127, 0, 0, 1], port.parse().expect("a number")).into(), &venus_mqtt_integration::mqtt::Options::default())
+            .expect("the proxy forwards");
     through.subscribe("x");
     rig.cut_off();
     rig.client().publish("x", "1");
@@ -132,8 +112,7 @@ fn nothing_is_left_behind() {
 fn floods_count_up() {
     let rig = Rig::new(Setup::default());
     rig.fake().add(TANK, tank());
-    rig.fake()
-        .flood(TANK, &["/Level".into()], 100, std::time::Duration::from_micros(100));
+    rig.fake().flood(TANK, &["/Level".into()], 100, std::time::Duration::from_micros(100));
     venus_mqtt_integration::eventually("the last value", venus_mqtt_integration::DEADLINE, || {
         let value: OwnedVariant = rig.fake().value(TANK, "/Level").ok()?;
         (f64::try_from(&value).ok()? == 100.5).then_some(())

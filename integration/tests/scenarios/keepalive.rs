@@ -68,10 +68,7 @@ fn filters_ask_for_what_they_take() {
         (r#"["tank/#"]"#, &["tank/3/DeviceInstance", "tank/3/Level"]),
         (r#"["battery/+/Dc/0/Voltage"]"#, &["battery/512/Dc/0/Voltage"]),
         (r#"["battery/512/Dc/#"]"#, &["battery/512/Dc/0/Current", "battery/512/Dc/0/Voltage"]),
-        (
-            r#"["+/+/DeviceInstance"]"#,
-            &["battery/512/DeviceInstance", "tank/3/DeviceInstance"],
-        ),
+        (r#"["+/+/DeviceInstance"]"#, &["battery/512/DeviceInstance", "tank/3/DeviceInstance"]),
         (r#"["battery/512/Soc", "tank/3/Level"]"#, &["battery/512/Soc", "tank/3/Level"]),
         (r##"["#"]"##, &ALL),
         (r#"["grid/#"]"#, &[]),
@@ -90,8 +87,7 @@ fn changes_are_published_as_far_as_the_filters_go() {
     mqtt.keepalive(r#"["battery/+/Soc"]"#);
     mqtt.completed();
     mqtt.mark();
-    rig.fake()
-        .items_changed(BATTERY, items([("/Dc/0/Voltage", item(1.0)), ("/Soc", item(2.0))]));
+    rig.fake().items_changed(BATTERY, items([("/Dc/0/Voltage", item(1.0)), ("/Soc", item(2.0))]));
     rig.fake().items_changed(TANK, items([("/Level", item(0.1))]));
     rig.fake().items_changed(BATTERY, items([("/Soc", item(3.0))]));
     mqtt.n("battery/512/Soc", r#"{"value":3.0}"#);
@@ -185,10 +181,7 @@ fn suppress_republish_prolongs() {
     rig.fake().items_changed(BATTERY, items([("/Soc", item(1.0))]));
     mqtt.n("battery/512/Soc", r#"{"value":1.0}"#);
     assert!(
-        mqtt.since()
-            .iter()
-            .filter(|message| message.topic.starts_with("N/"))
-            .all(|message| !message.payload.is_empty()),
+        mqtt.since().iter().filter(|message| message.topic.starts_with("N/")).all(|message| !message.payload.is_empty()),
         "{:?}",
         mqtt.since()
     );
@@ -201,9 +194,7 @@ fn the_echo_comes_back() {
     let mqtt = rig.listener();
     for echo in ["1", "a \\\"quoted\\\" one", "ä€", &"x".repeat(256)] {
         mqtt.mark();
-        mqtt.keepalive(format!(
-            "{{\"keepalive-options\": [{{\"full-publish-completed-echo\": \"{echo}\"}}]}}"
-        ));
+        mqtt.keepalive(format!("{{\"keepalive-options\": [{{\"full-publish-completed-echo\": \"{echo}\"}}]}}"));
         let completed = mqtt.completed();
         let json: serde_json::Value = serde_json::from_slice(&completed.payload).expect("JSON");
         let wanted: serde_json::Value = serde_json::from_str(&format!("\"{echo}\"")).expect("JSON");
@@ -218,10 +209,7 @@ fn the_echo_comes_back() {
 fn anything_else_asks_for_everything() {
     let rig = house(Setup::default());
     let mqtt = rig.listener();
-    let long = format!(
-        "{{\"keepalive-options\": [{{\"full-publish-completed-echo\": \"{}\"}}]}}",
-        "x".repeat(257)
-    );
+    let long = format!("{{\"keepalive-options\": [{{\"full-publish-completed-echo\": \"{}\"}}]}}", "x".repeat(257));
     for payload in [
         &b"1"[..],
         b"0",
@@ -270,16 +258,13 @@ fn the_serial_is_a_keepalive_too() {
 fn whoever_asks_has_everything_at_the_completion() {
     let rig = house(Setup::default());
     let paths: Vec<String> = (0..50).map(|n| format!("/Flood/{n}")).collect();
-    rig.fake()
-        .items_changed(TANK, paths.iter().map(|path| (path.clone(), item(0.0).0)).collect());
+    rig.fake().items_changed(TANK, paths.iter().map(|path| (path.clone(), item(0.0).0)).collect());
     rig.fake().flood(TANK, &paths, 1000, Duration::from_millis(1));
     let clients: Vec<_> = (0..3).map(|_| rig.client()).collect();
     for (n, client) in clients.iter().enumerate() {
         client.subscribe(&client.topic('N', "#"));
         client.mark();
-        client.keepalive(format!(
-            "{{\"keepalive-options\": [{{\"full-publish-completed-echo\": \"client {n}\"}}]}}"
-        ));
+        client.keepalive(format!("{{\"keepalive-options\": [{{\"full-publish-completed-echo\": \"client {n}\"}}]}}"));
     }
     for (n, client) in clients.iter().enumerate() {
         let own = client.wait_for("the own echo", |message| message.text().contains(&format!("client {n}")));
@@ -287,10 +272,7 @@ fn whoever_asks_has_everything_at_the_completion() {
         for path in paths.iter().map(|path| format!("tank/3{path}")).chain(ALL.map(ToOwned::to_owned)) {
             let topic = client.topic('N', &path);
             assert!(
-                heard
-                    .iter()
-                    .take_while(|message| **message != own)
-                    .any(|message| message.topic == topic),
+                heard.iter().take_while(|message| **message != own).any(|message| message.topic == topic),
                 "client {n} completed without {path}"
             );
         }
@@ -305,9 +287,7 @@ fn no_echo_is_lost() {
     mqtt.mark();
     let started = Instant::now();
     for n in 0..12 {
-        mqtt.keepalive(format!(
-            "{{\"keepalive-options\": [{{\"full-publish-completed-echo\": \"echo {n}\"}}]}}"
-        ));
+        mqtt.keepalive(format!("{{\"keepalive-options\": [{{\"full-publish-completed-echo\": \"echo {n}\"}}]}}"));
         mqtt.barrier();
     }
     for n in 0..12 {
@@ -317,16 +297,10 @@ fn no_echo_is_lost() {
     }
     let took = started.elapsed().as_secs_f64();
     let published = mqtt.on(&mqtt.topic('N', "tank/3/Level")).len();
-    assert!(
-        f64::from(u32::try_from(published).expect("few")) <= 3.0 + 3.0 * took.ceil(),
-        "{published} republishes in {took} s"
-    );
+    assert!(f64::from(u32::try_from(published).expect("few")) <= 3.0 + 3.0 * took.ceil(), "{published} republishes in {took} s");
     // the completions come in the order of the questions
-    let order: Vec<String> = mqtt
-        .on(&mqtt.topic('N', "full_publish_completed"))
-        .iter()
-        .map(venus_mqtt_integration::Message::text)
-        .collect();
+    let order: Vec<String> =
+        mqtt.on(&mqtt.topic('N', "full_publish_completed")).iter().map(venus_mqtt_integration::Message::text).collect();
     let position = |n: i32| order.iter().position(|text| text.contains(&format!("\"echo {n}\"")));
     assert!((1..12).all(|n| position(n - 1) <= position(n)), "{order:?}");
 }
@@ -342,16 +316,10 @@ fn sixty_seconds_are_sixty_seconds() {
     mqtt.completed();
     let topic = mqtt.topic('N', "battery/512/Soc");
     let cleared = mqtt.wait_within("the end", Duration::from_secs(75), |messages| {
-        messages
-            .iter()
-            .find(|message| message.topic == topic && message.payload.is_empty())
-            .cloned()
+        messages.iter().find(|message| message.topic == topic && message.payload.is_empty()).cloned()
     });
     let after = cleared.at - asked;
-    assert!(
-        after > Duration::from_millis(59_500) && after < Duration::from_secs(63),
-        "{after:?}"
-    );
+    assert!(after > Duration::from_millis(59_500) && after < Duration::from_secs(63), "{after:?}");
 }
 
 #[test]
@@ -372,13 +340,7 @@ fn always_on_needs_no_keepalive() {
     eventually("the keep-alive is over", DEADLINE, || (Instant::now() > over).then_some(()));
     rig.fake().items_changed(TANK, items([("/Level", item(0.1))]));
     mqtt.n("tank/3/Level", r#"{"value":0.1}"#);
-    assert!(
-        mqtt.since()
-            .iter()
-            .all(|message| !message.payload.is_empty() || message.topic.starts_with("barrier")),
-        "{:?}",
-        mqtt.since()
-    );
+    assert!(mqtt.since().iter().all(|message| !message.payload.is_empty() || message.topic.starts_with("barrier")), "{:?}", mqtt.since());
     rig.await_retained_items(&ALL);
 }
 
@@ -393,8 +355,7 @@ fn always_on_can_be_a_list() {
     mqtt.keepalive("");
     mqtt.completed();
     rig.await_retained_items(&["battery/512/Soc"]);
-    rig.fake()
-        .items_changed(BATTERY, items([("/Dc/0/Voltage", item(1.0)), ("/Soc", item(2.0))]));
+    rig.fake().items_changed(BATTERY, items([("/Dc/0/Voltage", item(1.0)), ("/Soc", item(2.0))]));
     mqtt.n("battery/512/Soc", r#"{"value":2.0}"#);
 }
 
@@ -413,8 +374,5 @@ fn a_keepalive_at_the_start_is_complete_as_well() {
     mqtt.mark();
     mqtt.keepalive("");
     let completed = before_completed(&mqtt);
-    assert!(
-        completed.contains(&"tank/3/Level".to_owned()) && completed.contains(&"battery/512/Many/499".to_owned()),
-        "{completed:?}"
-    );
+    assert!(completed.contains(&"tank/3/Level".to_owned()) && completed.contains(&"battery/512/Many/499".to_owned()), "{completed:?}");
 }

@@ -65,10 +65,7 @@ fn tls_with_a_client_certificate() {
         .listener("require_certificate true")
         .listener("use_identity_as_username true")
         .mqtt("ca_file = \"{dir}/ca.pem\"");
-    let with = setup
-        .clone()
-        .mqtt("cert_file = \"{dir}/client.pem\"")
-        .mqtt("key_file = \"{dir}/client.key\"");
+    let with = setup.clone().mqtt("cert_file = \"{dir}/client.pem\"").mqtt("key_file = \"{dir}/client.key\"");
     let mut rig = Rig::new(with);
     rig.fake().add(BATTERY, battery());
     rig.start_bridge();
@@ -84,9 +81,7 @@ fn never_online(rig: &mut Rig) {
     let mqtt = rig.listener();
     eventually("the bridge says that it cannot connect", DEADLINE, || {
         let log = rig.log(Part::Bridge);
-        log.lines()
-            .any(|line| line.starts_with("warn:") || line.starts_with("error:"))
-            .then_some(())
+        log.lines().any(|line| line.starts_with("warn:") || line.starts_with("error:")).then_some(())
     });
     assert!(rig.runs(Part::Bridge));
     assert!(mqtt.on(&rig.status_topic()).is_empty());
@@ -115,11 +110,7 @@ fn user_and_password() {
     let mosquitto_passwd = |password: &str| {
         let dir = tempfile::tempdir().expect("a folder");
         let file = dir.path().join("passwd");
-        let done = std::process::Command::new("mosquitto_passwd")
-            .args(["-b", "-c"])
-            .arg(&file)
-            .args(["bridge", password])
-            .status();
+        let done = std::process::Command::new("mosquitto_passwd").args(["-b", "-c"]).arg(&file).args(["bridge", password]).status();
         assert!(done.is_ok_and(|status| status.success()), "mosquitto_passwd comes with mosquitto");
         std::fs::read(file).expect("it wrote the file")
     };
@@ -149,9 +140,7 @@ fn the_broker_may_come_later() {
     rig.start(Part::Bridge);
     rig.fake().await_call(BATTERY, "GetItems /");
     rig.start(Part::Broker);
-    let mqtt = eventually("the broker is back", DEADLINE, || {
-        Client::connect(rig.broker_address(), &Options::default()).ok()
-    });
+    let mqtt = eventually("the broker is back", DEADLINE, || Client::connect(rig.broker_address(), &Options::default()).ok());
     mqtt.subscribe("#");
     mqtt.expect(&rig.status_topic(), "online");
     serves(&rig, &mqtt);
@@ -171,19 +160,14 @@ fn a_broker_that_restarts_is_served_again() {
         for m in 0..200 {
             rig.fake().items_changed(BATTERY, items([("/Dc/0/Current", item(f64::from(m)))]));
         }
-        rig.fake()
-            .items_changed(BATTERY, items([("/Dc/0/Current", item(1000.0 + f64::from(n)))]));
+        rig.fake().items_changed(BATTERY, items([("/Dc/0/Current", item(1000.0 + f64::from(n)))]));
         rig.start(Part::Broker);
-        let mqtt = eventually("the broker is back", DEADLINE, || {
-            Client::connect(rig.broker_address(), &Options::default()).ok()
-        });
+        let mqtt = eventually("the broker is back", DEADLINE, || Client::connect(rig.broker_address(), &Options::default()).ok());
         mqtt.subscribe("#");
         // still awake, so without being asked for
         mqtt.n("battery/512/Dc/0/Current", &format!("{{\"value\":{:?}}}", 1000.0 + f64::from(n)));
-        let stale = mqtt
-            .on(&mqtt.topic('N', "battery/512/Dc/0/Current"))
-            .iter()
-            .any(|message| message.text().len() < r#"{"value":1001.0}"#.len());
+        let stale =
+            mqtt.on(&mqtt.topic('N', "battery/512/Dc/0/Current")).iter().any(|message| message.text().len() < r#"{"value":1001.0}"#.len());
         assert!(!stale, "what queued during the outage is stale: {:?}", mqtt.since());
         mqtt.write("battery/512/Soc", r#"{"value":50}"#);
         mqtt.n("battery/512/Soc", r#"{"value":50}"#);
@@ -262,8 +246,7 @@ fn packets_up_to_a_mebibyte_pass() {
     let mut rig = Rig::new(Setup::default());
     let large = "x".repeat(200 * 1024);
     rig.fake().add(BATTERY, battery());
-    rig.fake()
-        .items_changed(BATTERY, items([("/Large", Item::bare().with("Value", large.clone()))]));
+    rig.fake().items_changed(BATTERY, items([("/Large", Item::bare().with("Value", large.clone()))]));
     rig.start_bridge();
     let mqtt = rig.listener();
     mqtt.keepalive("");
@@ -292,10 +275,7 @@ fn a_packet_beyond_the_limit_is_survived() {
     eventually("it serves again", DEADLINE, || {
         mqtt.keepalive("");
         mqtt.barrier();
-        mqtt.since()
-            .iter()
-            .any(|message| message.topic.ends_with("full_publish_completed"))
-            .then_some(())
+        mqtt.since().iter().any(|message| message.topic.ends_with("full_publish_completed")).then_some(())
     });
     assert!(rig.runs(Part::Bridge));
 }
@@ -313,16 +293,8 @@ fn refused_subscriptions_are_reported() {
         }
     });
     let config = std::fs::read_to_string(rig.config()).expect("written by the rig");
-    let config: Vec<String> = config
-        .lines()
-        .map(|line| {
-            if line.starts_with("port = ") {
-                format!("port = {port}")
-            } else {
-                line.into()
-            }
-        })
-        .collect();
+    let config: Vec<String> =
+        config.lines().map(|line| if line.starts_with("port = ") { format!("port = {port}") } else { line.into() }).collect();
     std::fs::write(rig.config(), config.join("\n")).expect("written");
     rig.start(Part::Bridge);
     eventually("a line about the refusal", DEADLINE, || {
@@ -364,10 +336,7 @@ fn a_client_id_taken_over_is_no_busy_loop() {
     rig.start_bridge();
     let connects = || rig.log(Part::Broker).matches(" as venus-mqtt-").count();
     let until = Instant::now() + Duration::from_secs(2);
-    let options = Options {
-        client_id: format!("venus-mqtt-{PORTAL}"),
-        credentials: None,
-    };
+    let options = Options { client_id: format!("venus-mqtt-{PORTAL}"), credentials: None };
     let mut other = Client::connect(rig.broker_address(), &options).expect("the broker takes it");
     while Instant::now() < until {
         if other.is_closed() {
@@ -381,9 +350,6 @@ fn a_client_id_taken_over_is_no_busy_loop() {
     eventually("it serves again", DEADLINE, || {
         mqtt.keepalive("");
         mqtt.barrier();
-        mqtt.since()
-            .iter()
-            .any(|message| message.topic.ends_with("full_publish_completed"))
-            .then_some(())
+        mqtt.since().iter().any(|message| message.topic.ends_with("full_publish_completed")).then_some(())
     });
 }

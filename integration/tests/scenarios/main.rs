@@ -53,12 +53,7 @@ const BATTERY: &str = "com.victronenergy.battery.ttyO1";
 const TANK: &str = "com.victronenergy.tank.builtin_1";
 
 fn battery() -> Items {
-    items([
-        ("/DeviceInstance", item(512)),
-        ("/Soc", item(87.0)),
-        ("/Dc/0/Voltage", item(26.4)),
-        ("/Dc/0/Current", item(-3.5)),
-    ])
+    items([("/DeviceInstance", item(512)), ("/Soc", item(87.0)), ("/Dc/0/Voltage", item(26.4)), ("/Dc/0/Current", item(-3.5))])
 }
 
 fn tank() -> Items {

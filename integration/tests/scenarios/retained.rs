@@ -4,18 +4,11 @@ use venus_mqtt_integration::{Client, DEADLINE, Ended, PORTAL, Part, Rig, Setup, 
 
 use crate::{BATTERY, TANK, battery, tank};
 
-const BATTERY_ITEMS: [&str; 4] = [
-    "battery/512/Dc/0/Current",
-    "battery/512/Dc/0/Voltage",
-    "battery/512/DeviceInstance",
-    "battery/512/Soc",
-];
+const BATTERY_ITEMS: [&str; 4] = ["battery/512/Dc/0/Current", "battery/512/Dc/0/Voltage", "battery/512/DeviceInstance", "battery/512/Soc"];
 
 /// The broker after it was started again.
 fn back(rig: &Rig) -> Client {
-    eventually("the broker is back", DEADLINE, || {
-        Client::connect(rig.broker_address(), &Options::default()).ok()
-    })
+    eventually("the broker is back", DEADLINE, || Client::connect(rig.broker_address(), &Options::default()).ok())
 }
 
 both! {
@@ -90,10 +83,7 @@ fn the_sweep_keeps_what_is_published() {
     planter.barrier();
     rig.start_bridge();
     rig.await_retained_items(&["battery/512/Soc"]);
-    assert_eq!(
-        rig.retained("#").get(&planter.topic('N', "battery/512/Soc")).map(String::as_str),
-        Some(r#"{"value":87.0}"#)
-    );
+    assert_eq!(rig.retained("#").get(&planter.topic('N', "battery/512/Soc")).map(String::as_str), Some(r#"{"value":87.0}"#));
 }
 
 /// A keep-alive that comes while the sweep goes on: what it asks for is there at the end.
@@ -115,10 +105,7 @@ fn a_keepalive_during_the_sweep_wins() {
     rig.await_online(&planter);
     planter.keepalive("");
     rig.await_retained_items(&BATTERY_ITEMS);
-    assert_eq!(
-        rig.retained("#").get(&planter.topic('N', "battery/512/Soc")).map(String::as_str),
-        Some(r#"{"value":87.0}"#)
-    );
+    assert_eq!(rig.retained("#").get(&planter.topic('N', "battery/512/Soc")).map(String::as_str), Some(r#"{"value":87.0}"#));
 }
 
 #[test]

@@ -55,9 +55,7 @@ async fn order(house: &mut House, call: &Message) -> Result<Message> {
                 own(&connection, &name, 1 | 2 | 4).await?;
             } else {
                 let bus = "org.freedesktop.DBus";
-                connection
-                    .call_method(Some(bus), "/org/freedesktop/DBus", Some(bus), "ReleaseName", &name)
-                    .await?;
+                connection.call_method(Some(bus), "/org/freedesktop/DBus", Some(bus), "ReleaseName", &name).await?;
             }
             answer(call, &())
         }

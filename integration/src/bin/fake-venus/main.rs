@@ -58,21 +58,13 @@ fn main() -> Result<()> {
         [flag, address] if flag == "--dbus" => address.clone(),
         _ => bail!("usage: fake-venus --dbus ADDRESS"),
     };
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(run(address))
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run(address))
 }
 
 async fn run(address: String) -> Result<()> {
     let (events, mut inbox) = mpsc::unbounded_channel();
     let control = connect(&address, CONTROL, &events).await?;
-    let mut house = House {
-        address,
-        events,
-        control,
-        services: BTreeMap::new(),
-    };
+    let mut house = House { address, events, control, services: BTreeMap::new() };
     own(&house.control, "org.venusmqtt.Fake", 4).await?;
     while let Some(event) = inbox.recv().await {
         match event {
@@ -114,10 +106,7 @@ impl House {
             let mut ticks = tokio::time::interval(every);
             for _ in 0..signals {
                 ticks.tick().await;
-                let event = Event::Flood {
-                    handle: handle.clone(),
-                    paths: paths.clone(),
-                };
+                let event = Event::Flood { handle: handle.clone(), paths: paths.clone() };
                 if events.send(event).is_err() {
                     return;
                 }
@@ -128,22 +117,13 @@ impl House {
 
 /// A connection whose messages go to the loop.
 async fn connect(address: &str, handle: &str, events: &UnboundedSender<Event>) -> Result<Connection> {
-    let connection = connection::Builder::address(address)
-        .build()
-        .await
-        .with_context(|| format!("connecting to {address}"))?;
+    let connection = connection::Builder::address(address).build().await.with_context(|| format!("connecting to {address}"))?;
     let mut stream = MessageStream::from(&connection);
     let (events, handle) = (events.clone(), handle.to_owned());
     tokio::spawn(async move {
         while let Some(next) = std::future::poll_fn(|cx| Pin::new(&mut stream).poll_next(cx)).await {
             let Ok(message) = next else { break };
-            if events
-                .send(Event::Message {
-                    handle: handle.clone(),
-                    message,
-                })
-                .is_err()
-            {
+            if events.send(Event::Message { handle: handle.clone(), message }).is_err() {
                 return;
             }
         }

@@ -59,14 +59,7 @@ impl Service {
             other => bail!("no style {other}: normal, older, leaves, mute, dies, late"),
         };
         let behaviour = behaviour.iter().map(|(what, mode)| ((*what).into(), (*mode).into())).collect();
-        Ok(Self {
-            connection,
-            items,
-            hidden: Items::new(),
-            behaviour,
-            calls: Vec::new(),
-            held: Vec::new(),
-        })
+        Ok(Self { connection, items, hidden: Items::new(), behaviour, calls: Vec::new(), held: Vec::new() })
     }
 
     pub fn behave(&mut self, what: &str, mode: &str) {
@@ -75,10 +68,7 @@ impl Service {
 
     /// What was called so far, oldest first.
     pub fn calls(&self) -> Vec<(&str, &str, &str, &OwnedVariant)> {
-        self.calls
-            .iter()
-            .map(|(path, interface, member, value)| (path.as_str(), interface.as_str(), member.as_str(), value))
-            .collect()
+        self.calls.iter().map(|(path, interface, member, value)| (path.as_str(), interface.as_str(), member.as_str(), value)).collect()
     }
 
     pub async fn close(self) {
@@ -92,11 +82,7 @@ impl Service {
         let path = header.path().map(|path| path.to_string()).unwrap_or_default();
         let interface = header.interface().map(|interface| interface.to_string()).unwrap_or_default();
         let member = header.member().map(|member| member.to_string()).unwrap_or_default();
-        let value: Option<OwnedVariant> = if member == "SetValue" {
-            call.body().deserialize().ok()
-        } else {
-            None
-        };
+        let value: Option<OwnedVariant> = if member == "SetValue" { call.body().deserialize().ok() } else { None };
         let logged = value.as_ref().and_then(|value| value.try_clone().ok()).unwrap_or_else(|| owned(""));
         self.calls.push((path.clone(), interface, member.clone(), logged));
 
@@ -166,11 +152,7 @@ impl Service {
     pub async fn count_up(&mut self, paths: &[String]) -> Result<()> {
         let mut entries = Items::new();
         for path in paths {
-            let before = self
-                .items
-                .get(path)
-                .and_then(|entry| entry.get("Value"))
-                .and_then(|value| f64::try_from(value).ok());
+            let before = self.items.get(path).and_then(|entry| entry.get("Value")).and_then(|value| f64::try_from(value).ok());
             entries.insert(path.clone(), item(before.unwrap_or_default() + 1.0).0);
         }
         self.change("items", entries).await
@@ -203,19 +185,11 @@ impl Service {
         };
         match mode {
             "hold" => {
-                self.held.push(Held::Set {
-                    call: call.clone(),
-                    path,
-                    value,
-                });
+                self.held.push(Held::Set { call: call.clone(), path, value });
                 return Ok(());
             }
             "unknown-method" | "error" => {
-                let name = if mode == "error" {
-                    "com.victronenergy.Fake.Failed"
-                } else {
-                    UNKNOWN_METHOD
-                };
+                let name = if mode == "error" { "com.victronenergy.Fake.Failed" } else { UNKNOWN_METHOD };
                 send(&self.connection, &error(call, name)?).await;
                 return Ok(());
             }
@@ -240,10 +214,7 @@ impl Service {
     }
 
     fn mode(&self, what: &str) -> &str {
-        self.behaviour
-            .get(what)
-            .or_else(|| self.behaviour.get("*"))
-            .map_or("answer", String::as_str)
+        self.behaviour.get(what).or_else(|| self.behaviour.get("*")).map_or("answer", String::as_str)
     }
 
     fn find(&self, path: &str) -> Option<&Entry> {
@@ -256,11 +227,7 @@ impl Service {
             return Ok(reply.build(&(self.introspect(path),))?);
         }
         if let Some(entry) = self.find(path) {
-            let property = |name: &str| {
-                entry
-                    .get(name)
-                    .map_or_else(|| Ok(owned(Vec::<i32>::new())), OwnedVariant::try_clone)
-            };
+            let property = |name: &str| entry.get(name).map_or_else(|| Ok(owned(Vec::<i32>::new())), OwnedVariant::try_clone);
             return Ok(match member {
                 "GetValue" => reply.build(&property("Value")?)?,
                 "GetText" => reply.build(&(String::try_from(property("Text")?).unwrap_or_default(),))?,
@@ -281,16 +248,10 @@ impl Service {
 
     /// Values of everything below an inner path.
     fn tree(&self, path: &str) -> Result<BTreeMap<String, Variant<'static>>> {
-        let slash = if self.behaviour.get("keys").is_some_and(|keys| keys == "slash") {
-            "/"
-        } else {
-            ""
-        };
+        let slash = if self.behaviour.get("keys").is_some_and(|keys| keys == "slash") { "/" } else { "" };
         let mut values = BTreeMap::new();
         for (relative, entry) in self.below(path) {
-            let value = entry
-                .get("Value")
-                .map_or_else(|| Ok(owned(Vec::<i32>::new())), OwnedVariant::try_clone)?;
+            let value = entry.get("Value").map_or_else(|| Ok(owned(Vec::<i32>::new())), OwnedVariant::try_clone)?;
             values.insert(format!("{slash}{relative}"), Variant::from(value));
         }
         Ok(values)
@@ -299,10 +260,7 @@ impl Service {
     /// Items below an inner path, by what remains of their own.
     fn below<'a>(&'a self, path: &str) -> Vec<(&'a str, &'a Entry)> {
         let prefix = format!("{}/", path.trim_end_matches('/'));
-        self.items
-            .iter()
-            .filter_map(|(path, entry)| Some((path.strip_prefix(&prefix)?, entry)))
-            .collect()
+        self.items.iter().filter_map(|(path, entry)| Some((path.strip_prefix(&prefix)?, entry))).collect()
     }
 
     fn introspect(&self, path: &str) -> String {
@@ -316,11 +274,7 @@ impl Service {
                 "  <interface name=\"{BUS_ITEM}\">\n    <method name=\"GetValue\"><arg direction=\"out\" type=\"v\"/></method>\n    <method name=\"SetValue\"><arg direction=\"in\" type=\"v\" name=\"newvalue\"/><arg direction=\"out\" type=\"i\"/></method>\n  </interface>"
             );
         }
-        let children: BTreeSet<&str> = self
-            .below(path)
-            .iter()
-            .filter_map(|(relative, _)| relative.split('/').next())
-            .collect();
+        let children: BTreeSet<&str> = self.below(path).iter().filter_map(|(relative, _)| relative.split('/').next()).collect();
         for child in children {
             let _ = writeln!(xml, "  <node name=\"{child}\"/>");
         }
@@ -336,10 +290,6 @@ pub async fn send(connection: &Connection, message: &Message) {
 
 fn error(call: &Message, name: &str) -> Result<Message> {
     let header = call.header();
-    let text = format!(
-        "{} of {}",
-        header.member().map_or("?", |member| member.as_str()),
-        header.path().map_or("?", |path| path.as_str())
-    );
+    let text = format!("{} of {}", header.member().map_or("?", |member| member.as_str()), header.path().map_or("?", |path| path.as_str()));
     Ok(Message::error(&header, name).build(&(text,))?)
 }
