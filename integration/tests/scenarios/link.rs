@@ -177,25 +177,25 @@ fn a_broker_that_restarts_is_served_again() {
     }
 }
 
-/// A pulled cable: nobody is told, the connection's own keep-alive notices.
-#[test]
-fn a_link_that_is_cut_off_is_noticed_and_comes_back() {
-    let mut rig = Rig::new(Setup::default().proxied().mqtt("keep_alive = 2"));
-    rig.fake().add(BATTERY, battery());
-    rig.start_bridge();
-    let mqtt = rig.listener();
-    mqtt.keepalive("");
-    mqtt.completed();
-    mqtt.mark();
-    rig.cut_off();
-    rig.fake().items_changed(BATTERY, items([("/Soc", item(1.0))]));
-    mqtt.expect(&rig.status_topic(), "offline");
-    rig.fake().items_changed(BATTERY, items([("/Soc", item(2.0))]));
-    rig.reconnect();
-    mqtt.expect(&rig.status_topic(), "online");
-    mqtt.n("battery/512/Soc", r#"{"value":2.0}"#);
-    mqtt.write("battery/512/Soc", r#"{"value":3}"#);
-    mqtt.n("battery/512/Soc", r#"{"value":3}"#);
+both! {
+    /// A pulled cable: nobody is told, the connection's own keep-alive notices.
+    fn a_link_that_is_cut_off_is_noticed_and_comes_back(rig in Setup::default().proxied().mqtt("keep_alive = 2")) {
+        rig.fake().add(BATTERY, battery());
+        rig.start_bridge();
+        let mqtt = rig.listener();
+        mqtt.keepalive("");
+        mqtt.completed();
+        mqtt.mark();
+        rig.cut_off();
+        rig.fake().items_changed(BATTERY, items([("/Soc", item(1.0))]));
+        mqtt.expect(&rig.status_topic(), "offline");
+        rig.fake().items_changed(BATTERY, items([("/Soc", item(2.0))]));
+        rig.reconnect();
+        mqtt.expect(&rig.status_topic(), "online");
+        mqtt.n("battery/512/Soc", r#"{"value":2.0}"#);
+        mqtt.write("battery/512/Soc", r#"{"value":3}"#);
+        mqtt.n("battery/512/Soc", r#"{"value":3}"#);
+    }
 }
 
 /// A broker that hangs, and 5,000 changes a second: the bus side does not wait, memory stays flat, and the latest values are there

@@ -40,16 +40,17 @@ fn sigterm_and_sigint_end_it_politely() {
     }
 }
 
-/// Within two seconds, whatever the broker does.
-#[test]
-fn it_ends_although_the_broker_does_not_answer() {
-    let mut rig = Rig::new(Setup::default());
-    rig.fake().add(BATTERY, battery());
-    rig.start_bridge();
-    rig.pause(Part::Broker);
-    let asked = Instant::now();
-    assert_eq!(rig.stop(Part::Bridge), Ended::Code(0));
-    assert!(asked.elapsed() < Duration::from_millis(3000), "{:?}", asked.elapsed());
+both! {
+    /// Within two seconds, whatever the broker does.
+    fn it_ends_although_the_broker_does_not_answer(rig in Setup::default()) {
+        rig.fake().add(BATTERY, battery());
+        rig.start_bridge();
+        rig.pause(Part::Broker);
+        let asked = Instant::now();
+        assert_eq!(rig.stop(Part::Bridge), Ended::Code(0));
+        assert!(asked.elapsed() < Duration::from_millis(3000), "{:?}", asked.elapsed());
+        rig.resume(Part::Broker);
+    }
 }
 
 #[test]

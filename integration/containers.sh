@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Builds the image the scenarios run their parts in, and prints its name; all else goes to stderr.
+#
+#     integration/containers.sh FOLDER [NAME]     FOLDER holds fake-venus and venus-mqtt (a build directory)
+#
+# The base is Debian bookworm: pulled where a registry can be reached, else made from Debian's packages. It and the layer with the
+# bus and the broker are kept for the next run; remove them with `docker rmi venus-mqtt-base:bookworm venus-mqtt-parts:bookworm`.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+binaries=${1:?the folder with fake-venus and venus-mqtt}
+name=${2:-venus-mqtt-test:by-hand}
+base=venus-mqtt-base:bookworm
+parts=venus-mqtt-parts:bookworm
+
+say() { echo "containers: $*" >&2; }
+
+make_base() {
+    if timeout 60 docker pull -q debian:bookworm-slim >/dev/null 2>&1; then
+        say "base image: debian:bookworm-slim from the registry"
+        docker tag debian:bookworm-slim "$base"
+        return
+    fi
+    command -v mmdebstrap >/dev/null || { say "no registry, and no mmdebstrap to make a base image with (apt-get install mmdebstrap)"; exit 1; }
+    say "no registry: making a base image of Debian bookworm with mmdebstrap"
+    local tar
+    tar=$(mktemp --suffix=.tar)
+    mmdebstrap --quiet --variant=apt bookworm "$tar" >&2
+    docker import "$tar" "$base" >&2
+    rm -f "$tar"
+}
+
+docker image inspect "$base" >/dev/null 2>&1 || make_base
+if ! docker image inspect "$parts" >/dev/null 2>&1; then
+    say "adding the bus and the broker"
+    docker build -q --build-arg BASE="$base" -t "$parts" -f "$here/containers/Dockerfile.parts" "$here/containers" >&2
+fi
+
+context=$(mktemp -d)
+trap 'rm -rf "$context"' EXIT
+# without their symbols: a tenth of the size
+for binary in fake-venus venus-mqtt; do
+    [ -x "$binaries/$binary" ] || { say "no $binary in $binaries: cargo build --workspace first"; exit 1; }
+    objcopy --strip-debug "$binaries/$binary" "$context/$binary" 2>/dev/null || cp "$binaries/$binary" "$context/$binary"
+done
+docker build -q --build-arg BASE="$parts" -t "$name" -f "$here/containers/Dockerfile" "$context" >&2
+if ! docker run --rm "$name" venus-mqtt --version >&2; then
+    say "venus-mqtt does not run in Debian bookworm: it was built against a newer glibc than 2.36"
+    exit 1
+fi
+echo "$name"
