@@ -470,6 +470,9 @@ impl Bridge {
         self.enqueue_all(now, ghost);
         self.services.free_if_done(ghost);
         self.services.release_topics(id);
+        if let Some(service) = self.services.get_mut(id) {
+            service.instance = instance;
+        }
         self.take_over(now, (service_type, old));
         self.take_instance(now, id);
     }
@@ -595,7 +598,7 @@ impl Bridge {
         let topic = self.outbox.pop_stale()?;
         self.next_pass();
         if let Incoming::Notification(rest) = self.topics.parse(&topic)
-            && self.stands_for(now, rest)
+            && self.takes_over_retained(now, rest)
         {
             return None;
         }

@@ -295,7 +295,7 @@ impl Bridge {
             }
             return;
         }
-        let stale = !payload.is_empty() && !matches!(rest, SERIAL | KEEPALIVE) && !self.stands_for(now, rest);
+        let stale = !payload.is_empty() && !matches!(rest, SERIAL | KEEPALIVE) && !self.takes_over_retained(now, rest);
         if let Some(sweep) = &mut self.sweep {
             sweep.quiet = now + limits::SWEEP_QUIET;
             if stale {
@@ -308,15 +308,17 @@ impl Bridge {
         }
     }
 
-    /// Whether the topic has a value now, or is about to get one.
-    pub(super) fn stands_for(&self, now: Time, rest: &str) -> bool {
+    /// Whether the topic has a value now, or is about to get one. What is retained there is ours to take back then.
+    pub(super) fn takes_over_retained(&mut self, now: Time, rest: &str) -> bool {
         let topic = self.topics.request('R', rest);
-        let Incoming::Read(Address { service_type, instance, path }) = self.topics.parse(&topic) else {
-            return false;
-        };
-        let holder = self.services.by_topic(service_type, instance).and_then(|id| self.services.get(id));
-        let item = holder.and_then(|service| service.items.get(path));
-        item.is_some_and(|item| item.secrecy != Secrecy::Blocked && (self.keepalives.everything(now) || now < item.until))
+        let Incoming::Read(Address { service_type, instance, path }) = self.topics.parse(&topic) else { return false };
+        let everything = self.keepalives.everything(now);
+        let holder = self.services.by_topic(service_type, instance);
+        let Some(service) = holder.and_then(|id| self.services.get_mut(id)) else { return false };
+        let Some(item) = service.items.get_mut(path) else { return false };
+        let stands = item.secrecy != Secrecy::Blocked && (everything || now < item.until);
+        item.published |= stands;
+        stands
     }
 
     fn end_pass(&mut self) {
