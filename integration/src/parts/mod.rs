@@ -8,7 +8,7 @@ use std::{fmt, net::SocketAddr, path::Path, time::Duration};
 use anyhow::Result;
 pub use containers::Containers;
 pub use nix::sys::signal::Signal;
-pub use processes::{Processes, binary};
+pub use processes::{Processes, binary, free_port};
 
 use crate::Setup;
 

@@ -33,6 +33,7 @@ macro_rules! both {
     };
 }
 
+mod demo;
 mod discovery;
 mod flashmq;
 mod harness;
