@@ -41,40 +41,42 @@ pub enum Ended {
 
 /// Serves until it is told to stop, or cannot go on. `reload` reads the configuration again.
 pub async fn serve<E: std::fmt::Display>(config: &Config, signals: &mut Signals, reload: impl Fn() -> Result<Config, E>) -> Ended {
-    let address = bus_address(&config.dbus);
-    let watcher = match Watcher::connect(&address).await {
-        Ok(watcher) => watcher,
-        Err(error) => {
-            return Ended::Unready(format!("no connection to the bus {}: {}", escape(&address), escape(&error.to_string())));
-        }
+    let ready = tokio::select! {
+        biased;
+        () = stop_wanted(signals) => return Ended::Stopped,
+        ready = set_up(config) => ready,
     };
+    match ready {
+        Ok(mut daemon) => daemon.run(signals, reload).await,
+        Err(ended) => ended,
+    }
+}
+
+/// While nothing is served yet, there is nothing else to obey.
+async fn stop_wanted(signals: &mut Signals) {
+    while signals.next().await != Signal::Stop {}
+}
+
+async fn set_up(config: &Config) -> Result<Daemon, Ended> {
+    let address = bus_address(&config.dbus).map_err(Ended::Unusable)?;
+    let watcher = Watcher::connect(&address).await.map_err(|error| {
+        let (address, error) = (escape(&address).to_string(), error.to_string());
+        Ended::Unready(format!("no connection to the bus {address}: {}", escape(&error)))
+    })?;
     log::info!("connected to the bus {}", escape(&address));
     let sources = portal::Sources::new(config.portal_id.clone());
-    let portal = match sources.find(async || watcher.system_serial().await).await {
-        Ok(found) => {
-            log::info!("the portal ID is {} (from {})", found.id, found.from);
-            found.id
-        }
-        // who knows it may not be there yet
-        Err(error) => return Ended::Unready(error.to_string()),
+    // who knows it may not be there yet
+    let found = sources.find(async || watcher.system_serial().await).await.map_err(|error| Ended::Unready(error.to_string()))?;
+    log::info!("the portal ID is {} (from {})", found.id, found.from);
+    let broker = broker(config, &found.id).map_err(Ended::Unusable)?;
+    let setup = Setup {
+        portal: found.id,
+        prefix: config.mqtt.prefix.clone(),
+        options: config.bridge.clone(),
+        nonce: nonce(),
+        verbosity: config.log_level.to_level().unwrap_or(log::Level::Error),
     };
-    let broker = match broker(config, &portal) {
-        Ok(broker) => broker,
-        Err(error) => return Ended::Unusable(error),
-    };
-    let mut daemon = Daemon {
-        bridge: Bridge::new(Setup {
-            portal,
-            prefix: config.mqtt.prefix.clone(),
-            options: config.bridge.clone(),
-            nonce: nonce(),
-            verbosity: config.log_level.to_level().unwrap_or(log::Level::Error),
-        }),
-        watcher,
-        link: Link::start(broker),
-        began: Instant::now(),
-    };
-    daemon.run(signals, reload).await
+    Ok(Daemon { bridge: Bridge::new(setup), watcher, link: Link::start(broker), began: Instant::now() })
 }
 
 struct Daemon {
@@ -249,16 +251,17 @@ impl Timer {
     }
 }
 
-fn bus_address(address: &BusAddress) -> String {
-    const SYSTEM: &str = "unix:path=/var/run/dbus/system_bus_socket";
-    let from = |variable: &str| std::env::var(variable).ok().filter(|address| !address.is_empty());
-    let system = || from("DBUS_SYSTEM_BUS_ADDRESS").unwrap_or_else(|| SYSTEM.into());
-    match address {
-        BusAddress::Auto => from("DBUS_SESSION_BUS_ADDRESS").unwrap_or_else(system),
-        BusAddress::System => system(),
-        BusAddress::Session => from("DBUS_SESSION_BUS_ADDRESS").unwrap_or_else(|| "autolaunch:".into()),
-        BusAddress::Address(address) => address.clone(),
-    }
+fn bus_address(address: &BusAddress) -> Result<String, String> {
+    let session_is_named = std::env::var_os("DBUS_SESSION_BUS_ADDRESS").is_some_and(|address| !address.is_empty());
+    let known = match address {
+        BusAddress::Address(address) => return Ok(address.clone()),
+        BusAddress::Session => zbus::Address::session(),
+        BusAddress::Auto if session_is_named => zbus::Address::session(),
+        BusAddress::Auto | BusAddress::System => zbus::Address::system(),
+    };
+    known
+        .map(|address| address.to_string())
+        .map_err(|error| format!("the address of the {address} bus in the environment is none: {error}"))
 }
 
 fn broker(config: &Config, portal: &PortalId) -> Result<Broker, String> {

@@ -97,6 +97,8 @@ struct Credit {
     used: AtomicUsize,
     /// The loop waits for credit.
     starved: AtomicBool,
+    /// The loop has said good-bye.
+    leaving: AtomicBool,
     room: Notify,
 }
 
@@ -224,7 +226,10 @@ impl Link {
 
     /// Says good-bye after everything that was given before; [`LinkEvent::Down`] comes when it is said.
     pub fn disconnect(&mut self) -> bool {
-        self.connection.as_ref().is_some_and(|connection| connection.requests.try_disconnect().is_ok())
+        self.connection.as_ref().is_some_and(|connection| {
+            connection.credit.leaving.store(true, Ordering::Relaxed);
+            connection.requests.try_disconnect().is_ok()
+        })
     }
 }
 
@@ -246,7 +251,7 @@ async fn keep_connected(broker: Broker, to_loop: Sender<FromTask>) {
             return;
         };
         let oversized = is_oversized(&ended.error);
-        if to_loop.send(FromTask::Down { oversized }).await.is_err() {
+        if to_loop.send(FromTask::Down { oversized }).await.is_err() || ended.polite {
             return;
         }
         let reason = explain(&ended.error, &broker);
@@ -266,6 +271,8 @@ async fn keep_connected(broker: Broker, to_loop: Sender<FromTask>) {
 
 struct Ended {
     was_up: bool,
+    /// It was the loop that ended it.
+    polite: bool,
     error: ConnectionError,
 }
 
@@ -274,7 +281,11 @@ async fn run(broker: &Broker, client: AsyncClient, mut events: EventLoop, to_loo
     let credit = Arc::new(Credit::default());
     let mut client = Some(client);
     loop {
-        let event = events.poll().await.map_err(|error| Ended { was_up: client.is_none(), error })?;
+        let event = events.poll().await.map_err(|error| Ended {
+            was_up: client.is_none(),
+            polite: credit.leaving.load(Ordering::Relaxed),
+            error,
+        })?;
         let told = match event {
             Event::Outgoing(Outgoing::Publish(_)) => {
                 credit.used.fetch_sub(1, Ordering::Relaxed);
