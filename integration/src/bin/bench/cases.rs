@@ -82,44 +82,19 @@ pub fn start(rig: &mut Rig, bridge: &str, figures: &mut Figures) -> Result<()> {
     drop(counts);
     quiet(rig, SETTLED)?;
     figures.add("start to all values", took * 1e3, Unit::Millis, Target::AtMost(150.0));
-    figures.add(
-        "topics missing after start",
-        expected.saturating_sub(topics) as f64,
-        Unit::Count,
-        Target::AtMost(0.0),
-    );
-    figures.add(
-        "CPU of the bridge to start",
-        cpu_seconds(rig.bridge_pid()) * 1e3,
-        Unit::Millis,
-        Target::None,
-    );
+    figures.add("topics missing after start", expected.saturating_sub(topics) as f64, Unit::Count, Target::AtMost(0.0));
+    figures.add("CPU of the bridge to start", cpu_seconds(rig.bridge_pid()) * 1e3, Unit::Millis, Target::None);
     Ok(())
 }
 
 fn rss(rig: &mut Rig, _: &Size, figures: &mut Figures) -> Result<()> {
-    figures.add(
-        "RSS of the bridge",
-        resident_kb(rig.bridge_pid()) / 1024.0,
-        Unit::Megabytes,
-        Target::AtMost(8.0),
-    );
-    figures.add(
-        "RSS of the broker",
-        resident_kb(rig.broker.pid()) / 1024.0,
-        Unit::Megabytes,
-        Target::None,
-    );
+    figures.add("RSS of the bridge", resident_kb(rig.bridge_pid()) / 1024.0, Unit::Megabytes, Target::AtMost(8.0));
+    figures.add("RSS of the broker", resident_kb(rig.broker.pid()) / 1024.0, Unit::Megabytes, Target::None);
     Ok(())
 }
 
 fn rss_end(rig: &mut Rig, _: &Size, figures: &mut Figures) -> Result<()> {
-    figures.add(
-        "RSS of the bridge at the end",
-        resident_kb(rig.bridge_pid()) / 1024.0,
-        Unit::Megabytes,
-        Target::AtMost(8.0),
-    );
+    figures.add("RSS of the bridge at the end", resident_kb(rig.bridge_pid()) / 1024.0, Unit::Megabytes, Target::AtMost(8.0));
     Ok(())
 }
 
@@ -130,28 +105,16 @@ fn republish(rig: &mut Rig, size: &Size, figures: &mut Figures) -> Result<()> {
         rig.subscriber.reset();
         let before = Cpus::now(rig);
         let asked = rig.subscriber.keep_alive("")?;
-        wait_until(Duration::from_secs(20), "full_publish_completed", || {
-            Ok(rig.subscriber.counts().completions > 0)
-        })?;
+        wait_until(Duration::from_secs(20), "full_publish_completed", || Ok(rig.subscriber.counts().completions > 0))?;
         quiet(rig, 0.3)?;
         let used = before.since(rig);
         times.push((rig.subscriber.counts().completed - asked) * 1e3);
         cpus.push(used.bridge * 1e3);
         brokers.push(used.broker * 1e3);
     }
-    figures.add(
-        "keep-alive to full_publish_completed",
-        crate::report::median(&mut times),
-        Unit::Millis,
-        Target::None,
-    );
+    figures.add("keep-alive to full_publish_completed", crate::report::median(&mut times), Unit::Millis, Target::None);
     figures.add("  CPU of the bridge", crate::report::median(&mut cpus), Unit::Millis, Target::None);
-    figures.add(
-        "  CPU of the broker",
-        crate::report::median(&mut brokers),
-        Unit::Millis,
-        Target::None,
-    );
+    figures.add("  CPU of the broker", crate::report::median(&mut brokers), Unit::Millis, Target::None);
     Ok(())
 }
 
@@ -162,14 +125,7 @@ fn idle(rig: &mut Rig, size: &Size, figures: &mut Figures) -> Result<()> {
     sleep(rig, size.seconds / 2.0)?;
     let (used, took) = (before.since(rig), clock::now() - started);
     let noise = machine.noise_since(used.total);
-    figures
-        .add(
-            "idle, CPU of the bridge in a second",
-            used.bridge * 1e3 / took,
-            Unit::Millis,
-            Target::AtMost(0.1),
-        )
-        .noise(noise);
+    figures.add("idle, CPU of the bridge in a second", used.bridge * 1e3 / took, Unit::Millis, Target::AtMost(0.1)).noise(noise);
     figures.add("  of the broker", used.broker * 1e3 / took, Unit::Millis, Target::None);
     Ok(())
 }
@@ -200,15 +156,7 @@ fn steady_pc(rig: &mut Rig, size: &Size, figures: &mut Figures) -> Result<()> {
 
 fn flat_out(rig: &mut Rig, size: &Size, figures: &mut Figures) -> Result<()> {
     rig.pin(false)?;
-    let load = load(
-        rig,
-        Emission {
-            rate: None,
-            until: Until::Values(size.flat_out),
-            style: TEN,
-            without: None,
-        },
-    )?;
+    let load = load(rig, Emission { rate: None, until: Until::Values(size.flat_out), style: TEN, without: None })?;
     figures.load("flat out x10", load, Target::AtMost(0.9), Target::None);
     rig.pin(true)
 }
@@ -222,9 +170,7 @@ fn write(rig: &mut Rig, size: &Size, figures: &mut Figures) -> Result<()> {
     let noise = machine.noise_since(before.since(rig).total);
     let millis = |share| trips.latency.percentile(share) as f64 / 1e3;
     figures.add("W to N, p50", millis(0.5), Unit::Millis, Target::None);
-    figures
-        .add("W to N, p99", millis(0.99), Unit::Millis, Target::AtMost(2.0))
-        .noise(noise);
+    figures.add("W to N, p99", millis(0.99), Unit::Millis, Target::AtMost(2.0)).noise(noise);
     figures.add("W without N", trips.missed as f64, Unit::Count, Target::AtMost(0.0));
     Ok(())
 }
@@ -235,18 +181,10 @@ fn leave(rig: &mut Rig, size: &Size, figures: &mut Figures) -> Result<()> {
     rig.subscriber.stay_awake()?;
     quiet(rig, 0.6)?;
     let (gone, back) = leave_and_return(rig, &leaver)?;
-    figures.add(
-        &format!("a service of {} items leaves", leaver.items),
-        gone * 1e3,
-        Unit::Millis,
-        Target::None,
-    );
+    figures.add(&format!("a service of {} items leaves", leaver.items), gone * 1e3, Unit::Millis, Target::None);
     figures.add("  returns, until all its values are there", back * 1e3, Unit::Millis, Target::None);
 
-    let emission = Emission {
-        without: Some(leaver.index),
-        ..steadily(1000.0, (size.seconds / 4.0).max(4.0), TEN)
-    };
+    let emission = Emission { without: Some(leaver.index), ..steadily(1000.0, (size.seconds / 4.0).max(4.0), TEN) };
     let running = Running::begin(rig, emission)?;
     sleep(rig, 1.0)?;
     for present in [false, true] {
@@ -284,26 +222,17 @@ fn flood(rig: &mut Rig, size: &Size, figures: &mut Figures) -> Result<()> {
     let mut running = Running::begin(rig, emission)?;
     sleep(rig, 1.0)?;
     "bench-flood".clone_into(&mut rig.subscriber.counts().echo);
-    let asked = rig
-        .subscriber
-        .keep_alive(r#"{"keepalive-options":[{"full-publish-completed-echo":"bench-flood"}]}"#)?;
+    let asked = rig.subscriber.keep_alive(r#"{"keepalive-options":[{"full-publish-completed-echo":"bench-flood"}]}"#)?;
     while !running.emitted_within(0.2)? {
         memory.sample(rig);
     }
-    wait_until(Duration::from_secs(10), "the answer to a keep-alive", || {
-        Ok(rig.subscriber.counts().echoed > 0.0)
-    })?;
+    wait_until(Duration::from_secs(10), "the answer to a keep-alive", || Ok(rig.subscriber.counts().echoed > 0.0))?;
     let answered = rig.subscriber.counts().echoed - asked;
     let load = running.end(rig, &[])?;
     memory.sample(rig);
     figures.add("100,000/s: changes a second reached", load.rate, Unit::Count, Target::None);
     figures.load("100,000/s x10", load, Target::None, Target::None);
-    figures.add(
-        "  RSS of the bridge grows by",
-        memory.bridge_growth(),
-        Unit::Megabytes,
-        Target::AtMost(2.0),
-    );
+    figures.add("  RSS of the bridge grows by", memory.bridge_growth(), Unit::Megabytes, Target::AtMost(2.0));
     figures.add("  keep-alive answered within", answered * 1e3, Unit::Millis, Target::AtMost(1000.0));
     rig.pin(true)
 }
@@ -330,41 +259,16 @@ fn stopped(rig: &mut Rig, size: &Size, figures: &mut Figures) -> Result<()> {
     rig.check()?;
     let took = if latest.is_ok() { clock::now() - continued } else { f64::INFINITY };
     let load = running.end(rig, &[])?;
-    figures.add(
-        "broker stopped under 5,000/s: latest values after",
-        took * 1e3,
-        Unit::Millis,
-        Target::AtMost(5000.0),
-    );
-    figures.add(
-        "  RSS of the bridge grows by",
-        memory.bridge_growth(),
-        Unit::Megabytes,
-        Target::AtMost(2.0),
-    );
-    figures.add(
-        "  RSS of dbus-daemon grows by",
-        memory.bus_growth(),
-        Unit::Megabytes,
-        Target::AtMost(2.0),
-    );
-    figures.add(
-        "  services are kept waiting by",
-        load.behind * 1e3,
-        Unit::Millis,
-        Target::AtMost(100.0),
-    );
+    figures.add("broker stopped under 5,000/s: latest values after", took * 1e3, Unit::Millis, Target::AtMost(5000.0));
+    figures.add("  RSS of the bridge grows by", memory.bridge_growth(), Unit::Megabytes, Target::AtMost(2.0));
+    figures.add("  RSS of dbus-daemon grows by", memory.bus_growth(), Unit::Megabytes, Target::AtMost(2.0));
+    figures.add("  services are kept waiting by", load.behind * 1e3, Unit::Millis, Target::AtMost(100.0));
     figures.add("  wrong last values", load.wrong, Unit::Count, Target::AtMost(0.0));
     rig.pin(true)
 }
 
 fn steadily(rate: f64, seconds: f64, style: Style) -> Emission {
-    Emission {
-        rate: Some(rate),
-        until: Until::Seconds(seconds),
-        style,
-        without: None,
-    }
+    Emission { rate: Some(rate), until: Until::Seconds(seconds), style, without: None }
 }
 
 fn load(rig: &mut Rig, emission: Emission) -> Result<Load> {
@@ -385,12 +289,7 @@ impl Running {
         quiet(rig, 0.6)?;
         rig.subscriber.reset();
         let (machine, before) = (Machine::now(), Cpus::now(rig));
-        Ok(Self {
-            emitting: rig.fake.emit(emission)?,
-            emitted: None,
-            machine,
-            before,
-        })
+        Ok(Self { emitting: rig.fake.emit(emission)?, emitted: None, machine, before })
     }
 
     fn emitted_within(&mut self, seconds: f64) -> Result<bool> {
@@ -470,16 +369,8 @@ struct Leaver {
 impl Leaver {
     fn find() -> Result<Self> {
         let house = model::house();
-        let (index, service) = house
-            .iter()
-            .enumerate()
-            .find(|(_, service)| service.name == model::LEAVER)
-            .context("no such service")?;
-        Ok(Self {
-            index,
-            items: service.items.len(),
-            topic: format!("{}/{}/", service.kind, service.instance),
-        })
+        let (index, service) = house.iter().enumerate().find(|(_, service)| service.name == model::LEAVER).context("no such service")?;
+        Ok(Self { index, items: service.items.len(), topic: format!("{}/{}/", service.kind, service.instance) })
     }
 }
 
@@ -547,24 +438,10 @@ struct Cpus {
 
 impl Cpus {
     fn now(rig: &Rig) -> Self {
-        let (bridge, broker, bus) = (
-            cpu_seconds(rig.bridge_pid()),
-            cpu_seconds(rig.broker.pid()),
-            cpu_seconds(rig.bus.pid()),
-        );
-        let own: f64 = crate::measure::tasks(std::process::id() as i32)
-            .into_iter()
-            .map(|(_, task)| thread_cpu_seconds(task))
-            .sum();
+        let (bridge, broker, bus) = (cpu_seconds(rig.bridge_pid()), cpu_seconds(rig.broker.pid()), cpu_seconds(rig.bus.pid()));
+        let own: f64 = crate::measure::tasks(std::process::id() as i32).into_iter().map(|(_, task)| thread_cpu_seconds(task)).sum();
         let (fakes, subscriber) = (thread_cpu_seconds(rig.fake.thread_id), thread_cpu_seconds(rig.subscriber.thread_id));
-        Self {
-            bridge,
-            broker,
-            bus,
-            fakes,
-            subscriber,
-            total: bridge + broker + bus + own,
-        }
+        Self { bridge, broker, bus, fakes, subscriber, total: bridge + broker + bus + own }
     }
 
     fn since(&self, rig: &Rig) -> Self {
@@ -589,10 +466,7 @@ struct Memory {
 impl Memory {
     fn before(rig: &Rig) -> Self {
         let (bridge, bus) = (resident_kb(rig.bridge_pid()), resident_kb(rig.bus.pid()));
-        Self {
-            bridge: (bridge, bridge),
-            bus: (bus, bus),
-        }
+        Self { bridge: (bridge, bridge), bus: (bus, bus) }
     }
 
     fn sample(&mut self, rig: &Rig) {

@@ -33,12 +33,7 @@ impl Connection {
     pub fn open(socket: &Path) -> Result<Self> {
         let stream = UnixStream::connect(socket).with_context(|| format!("cannot connect to the bus at {}", socket.display()))?;
         stream.set_read_timeout(Some(ANSWER_WITHIN))?;
-        let mut connection = Self {
-            stream,
-            incoming: Vec::new(),
-            kept: VecDeque::new(),
-            serial: 0,
-        };
+        let mut connection = Self { stream, incoming: Vec::new(), kept: VecDeque::new(), serial: 0 };
         connection.authenticate()?;
         connection.stream.set_nonblocking(true)?;
         connection.ask_bus("Hello", "", &[])?;
@@ -94,12 +89,7 @@ impl Connection {
     }
 
     fn authenticate(&mut self) -> Result<()> {
-        let user: String = std::fs::metadata("/proc/self")?
-            .uid()
-            .to_string()
-            .bytes()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let user: String = std::fs::metadata("/proc/self")?.uid().to_string().bytes().map(|byte| format!("{byte:02x}")).collect();
         self.stream.write_all(format!("\0AUTH EXTERNAL {user}\r\n").as_bytes())?;
         let mut answer = Vec::new();
         let mut byte = [0];

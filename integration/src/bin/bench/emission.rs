@@ -71,12 +71,7 @@ pub fn prepare(services: &[Service], emission: &Emission) -> Emitter {
         if !service.moves || service.absent || emission.without == Some(index) {
             continue;
         }
-        let moving: Vec<_> = service
-            .items
-            .iter()
-            .enumerate()
-            .filter(|(_, item)| matches!(item.value, Value::Double(_)))
-            .collect();
+        let moving: Vec<_> = service.items.iter().enumerate().filter(|(_, item)| matches!(item.value, Value::Double(_))).collect();
         let batch = match emission.style {
             Style::Items { batch } => batch.max(1),
             Style::Properties => 1,
@@ -84,31 +79,13 @@ pub fn prepare(services: &[Service], emission: &Emission) -> Emitter {
         for group in moving.chunks(batch) {
             let items: Vec<&Item> = group.iter().map(|(_, item)| *item).collect();
             let (bytes, places) = changed_signal(&items, emission.style);
-            signals.push(Prepared {
-                service: index,
-                bytes,
-                places,
-                items: group.iter().map(|(n, _)| *n).collect(),
-                last: None,
-            });
+            signals.push(Prepared { service: index, bytes, places, items: group.iter().map(|(n, _)| *n).collect(), last: None });
         }
     }
     shuffle(&mut signals);
     let started = clock::now();
-    let sent = Emitted {
-        values: 0,
-        signals: 0,
-        started,
-        ended: started,
-        behind: 0.0,
-        by_service: vec![0; services.len()],
-    };
-    Emitter {
-        emission: *emission,
-        signals,
-        next: 0,
-        sent,
-    }
+    let sent = Emitted { values: 0, signals: 0, started, ended: started, behind: 0.0, by_service: vec![0; services.len()] };
+    Emitter { emission: *emission, signals, next: 0, sent }
 }
 
 impl Emitter {

@@ -46,25 +46,18 @@ impl Fake {
         let (wake, woken) = UnixStream::pair()?;
         woken.set_nonblocking(true)?;
         let (ready, is_ready) = mpsc::channel();
-        thread::Builder::new()
-            .name("fake-services".into())
-            .spawn(move || match Services::open(&socket) {
-                Ok(mut services) => {
-                    let items = services.all.iter().map(|service| service.items.len()).sum();
-                    drop(ready.send(Ok((nix::unistd::gettid().as_raw(), items))));
-                    if let Err(error) = services.serve(&inbox, &woken) {
-                        eprintln!("bench: the fake services ended: {error:#}");
-                    }
+        thread::Builder::new().name("fake-services".into()).spawn(move || match Services::open(&socket) {
+            Ok(mut services) => {
+                let items = services.all.iter().map(|service| service.items.len()).sum();
+                drop(ready.send(Ok((nix::unistd::gettid().as_raw(), items))));
+                if let Err(error) = services.serve(&inbox, &woken) {
+                    eprintln!("bench: the fake services ended: {error:#}");
                 }
-                Err(error) => drop(ready.send(Err(error))),
-            })?;
+            }
+            Err(error) => drop(ready.send(Err(error))),
+        })?;
         let (thread_id, items) = is_ready.recv().context("the fake services did not start")??;
-        Ok(Self {
-            commands,
-            wake,
-            thread_id,
-            items,
-        })
+        Ok(Self { commands, wake, thread_id, items })
     }
 
     /// Starts to emit; the answer comes when the last signal is with the bus.
@@ -147,11 +140,7 @@ impl Services {
         for service in &mut all {
             service.connection.own(&service.name)?;
         }
-        Ok(Self {
-            all,
-            style: Style::Items { batch: 10 },
-            last_values: Vec::new(),
-        })
+        Ok(Self { all, style: Style::Items { batch: 10 }, last_values: Vec::new() })
     }
 
     fn serve(&mut self, inbox: &Receiver<Command>, woken: &UnixStream) -> Result<()> {
@@ -217,23 +206,13 @@ impl Services {
 
     /// Waits for calls or a command; the services that have calls.
     fn readable(&self, woken: &UnixStream, pause: Duration) -> Result<Vec<usize>> {
-        let mut ready: Vec<_> = self
-            .all
-            .iter()
-            .map(|service| PollFd::new(service.connection.as_fd(), PollFlags::POLLIN))
-            .collect();
+        let mut ready: Vec<_> = self.all.iter().map(|service| PollFd::new(service.connection.as_fd(), PollFlags::POLLIN)).collect();
         ready.push(PollFd::new(woken.as_fd(), PollFlags::POLLIN));
         match ppoll(&mut ready, Some(TimeSpec::from_duration(pause)), None) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error).context("cannot poll the bus"),
         }
-        Ok(ready
-            .iter()
-            .take(self.all.len())
-            .enumerate()
-            .filter(|(_, fd)| fd.any().unwrap_or(false))
-            .map(|(index, _)| index)
-            .collect())
+        Ok(ready.iter().take(self.all.len()).enumerate().filter(|(_, fd)| fd.any().unwrap_or(false)).map(|(index, _)| index).collect())
     }
 
     fn answer_calls(&mut self, index: usize) -> Result<()> {
@@ -318,13 +297,7 @@ impl Service {
     }
 
     fn reply(&mut self, call: &Received<'_>, signature: &str, body: &Writer) -> Result<()> {
-        let head = Head {
-            kind: wire::REPLY,
-            reply_to: Some(call.serial),
-            destination: Some(call.sender),
-            signature,
-            ..Head::default()
-        };
+        let head = Head { kind: wire::REPLY, reply_to: Some(call.serial), destination: Some(call.sender), signature, ..Head::default() };
         if call.wants_no_reply {
             return Ok(());
         }
@@ -333,13 +306,8 @@ impl Service {
     }
 
     fn refuse(&mut self, call: &Received<'_>, error: &str) -> Result<()> {
-        let head = Head {
-            kind: wire::ERROR,
-            error: Some(error),
-            reply_to: Some(call.serial),
-            destination: Some(call.sender),
-            ..Head::default()
-        };
+        let head =
+            Head { kind: wire::ERROR, error: Some(error), reply_to: Some(call.serial), destination: Some(call.sender), ..Head::default() };
         let serial = self.connection.next_serial();
         self.connection.write(&wire::message(head, serial, &[]).0)
     }
@@ -353,21 +321,10 @@ pub fn changed_signal(items: &[&Item], style: Style) -> (Vec<u8>, Vec<usize>) {
             let places = properties(&mut body, item, false);
             (item.path.as_str(), "PropertiesChanged", "a{sv}", places.into_iter().collect())
         }
-        _ => (
-            "/",
-            "ItemsChanged",
-            "a{sa{sv}}",
-            items_body(&mut body, items.iter().copied(), false),
-        ),
+        _ => ("/", "ItemsChanged", "a{sa{sv}}", items_body(&mut body, items.iter().copied(), false)),
     };
-    let head = Head {
-        kind: wire::SIGNAL,
-        path: Some(path),
-        interface: Some(INTERFACE),
-        member: Some(member),
-        signature,
-        ..Head::default()
-    };
+    let head =
+        Head { kind: wire::SIGNAL, path: Some(path), interface: Some(INTERFACE), member: Some(member), signature, ..Head::default() };
     let (bytes, start) = wire::message(head, 0, &body.bytes);
     (bytes, places.into_iter().map(|place: usize| place + start).collect())
 }
@@ -450,12 +407,7 @@ mod tests {
     use super::*;
 
     fn item(path: &str, value: f64) -> Item {
-        Item {
-            path: path.into(),
-            value: Value::Double(value),
-            text: "1.0V".into(),
-            limits: None,
-        }
+        Item { path: path.into(), value: Value::Double(value), text: "1.0V".into(), limits: None }
     }
 
     #[test]
@@ -480,9 +432,6 @@ mod tests {
         let (mut bytes, _) = changed_signal(&[&voltage], Style::Properties);
         set_serial(&mut bytes, 42);
         let read = wire::parse(&bytes).unwrap();
-        assert_eq!(
-            (read.kind, read.serial, read.path, read.member),
-            (wire::SIGNAL, 42, "/Dc/0/Voltage", "PropertiesChanged")
-        );
+        assert_eq!((read.kind, read.serial, read.path, read.member), (wire::SIGNAL, 42, "/Dc/0/Voltage", "PropertiesChanged"));
     }
 }

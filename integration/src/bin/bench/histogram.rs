@@ -15,11 +15,7 @@ pub struct Histogram {
 
 impl Histogram {
     pub fn new() -> Self {
-        Self {
-            counts: vec![0; BUCKETS],
-            total: 0,
-            max: 0,
-        }
+        Self { counts: vec![0; BUCKETS], total: 0, max: 0 }
     }
 
     pub fn add(&mut self, micros: u64) {

@@ -79,30 +79,14 @@ fn main() -> Result<()> {
         }
         runs.push(figures);
     }
-    println!(
-        "{}, {} runs, loads of up to {} s; {}\n",
-        rig_description(),
-        options.runs,
-        options.size.seconds,
-        bridge
-    );
+    println!("{}, {} runs, loads of up to {} s; {}\n", rig_description(), options.runs, options.size.seconds, bridge);
     println!("{}\n{}", report::table(&runs), report::loads(&runs));
     Ok(())
 }
 
 fn options(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options>> {
-    let size = Size {
-        seconds: 30.0,
-        flat_out: 300_000,
-        republishes: 5,
-        writes: 200,
-    };
-    let mut options = Options {
-        only: Vec::new(),
-        runs: 3,
-        size,
-        bridge: None,
-    };
+    let size = Size { seconds: 30.0, flat_out: 300_000, republishes: 5, writes: 200 };
+    let mut options = Options { only: Vec::new(), runs: 3, size, bridge: None };
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} wants a value; see --help"));
         match argument.as_str() {
@@ -111,23 +95,14 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options
             "--runs" => options.runs = value()?.parse().context("--runs wants a number")?,
             "--quick" => {
                 options.runs = 1;
-                options.size = Size {
-                    seconds: 8.0,
-                    flat_out: 100_000,
-                    republishes: 2,
-                    writes: 100,
-                };
+                options.size = Size { seconds: 8.0, flat_out: 100_000, republishes: 2, writes: 100 };
             }
             "--bridge" => options.bridge = Some(value()?),
             "--help" | "-h" => return Ok(None),
             other => bail!("unknown argument {other}; see --help"),
         }
     }
-    if let Some(unknown) = options
-        .only
-        .iter()
-        .find(|only| *only != "start" && !CASES.iter().any(|(name, ..)| name == only))
-    {
+    if let Some(unknown) = options.only.iter().find(|only| *only != "start" && !CASES.iter().any(|(name, ..)| name == only)) {
         bail!("--only: there is no measurement {unknown}; see --help");
     }
     if !(2.0..=600.0).contains(&options.size.seconds) || !(1..=100).contains(&options.runs) {
@@ -157,9 +132,7 @@ fn own_bridge() -> Result<String> {
         None => build()?,
     };
     let program = program.to_str().context("the path of venus-mqtt is not UTF-8")?;
-    Ok(format!(
-        "{program} --dbus {{bus}} --host 127.0.0.1 --port {{port}} --portal-id {{portal}} --bridge true --log-level warn"
-    ))
+    Ok(format!("{program} --dbus {{bus}} --host 127.0.0.1 --port {{port}} --portal-id {{portal}} --bridge true --log-level warn"))
 }
 
 fn build() -> Result<PathBuf> {
@@ -168,17 +141,7 @@ fn build() -> Result<PathBuf> {
     let target = this.ancestors().nth(2).context("the bench is not in a target directory")?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command
-        .args([
-            "build",
-            "--release",
-            "--package",
-            "venus-mqtt",
-            "--bin",
-            "venus-mqtt",
-            "--manifest-path",
-        ])
-        .arg(&manifest);
+    command.args(["build", "--release", "--package", "venus-mqtt", "--bin", "venus-mqtt", "--manifest-path"]).arg(&manifest);
     command.arg("--target-dir").arg(target);
     if !command.status().context("cannot run cargo")?.success() {
         bail!("venus-mqtt does not build; name another program with --bridge or VENUS_MQTT_BIN");
@@ -208,21 +171,10 @@ mod tests {
 
     #[test]
     fn options_are_read_and_checked() {
-        let options = parsed(&["--quick", "--runs", "2", "--only", "start,flat", "--bridge", "x {port}"])
-            .unwrap()
-            .unwrap();
-        assert_eq!(
-            (options.runs, options.only.len(), options.bridge.as_deref()),
-            (2, 2, Some("x {port}"))
-        );
+        let options = parsed(&["--quick", "--runs", "2", "--only", "start,flat", "--bridge", "x {port}"]).unwrap().unwrap();
+        assert_eq!((options.runs, options.only.len(), options.bridge.as_deref()), (2, 2, Some("x {port}")));
         assert!(parsed(&["--help"]).unwrap().is_none());
-        for wrong in [
-            &["--only", "nothing"][..],
-            &["--secs"],
-            &["--secs", "0"],
-            &["--runs", "x"],
-            &["--faster"],
-        ] {
+        for wrong in [&["--only", "nothing"][..], &["--secs"], &["--secs", "0"], &["--runs", "x"], &["--faster"]] {
             assert!(parsed(wrong).is_err(), "{wrong:?}");
         }
     }

@@ -6,11 +6,7 @@ use crate::clock;
 
 /// CPU seconds of a process, its threads and its children, from the scheduler's own count.
 pub fn cpu_seconds(pid: i32) -> f64 {
-    family(pid)
-        .into_iter()
-        .flat_map(tasks)
-        .map(|(pid, task)| task_cpu_seconds(&format!("/proc/{pid}/task/{task}")))
-        .sum()
+    family(pid).into_iter().flat_map(tasks).map(|(pid, task)| task_cpu_seconds(&format!("/proc/{pid}/task/{task}"))).sum()
 }
 
 /// CPU seconds of one thread of this process.
@@ -39,9 +35,7 @@ pub fn tasks(pid: i32) -> Vec<(i32, i32)> {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else {
         return Vec::new();
     };
-    entries
-        .filter_map(|entry| Some((pid, entry.ok()?.file_name().to_str()?.parse().ok()?)))
-        .collect()
+    entries.filter_map(|entry| Some((pid, entry.ok()?.file_name().to_str()?.parse().ok()?))).collect()
 }
 
 /// The machine's CPU time at one moment.
@@ -55,21 +49,14 @@ pub struct Machine {
 impl Machine {
     pub fn now() -> Self {
         let (busy, stolen) = machine_seconds(&fs::read_to_string("/proc/stat").unwrap_or_default());
-        Self {
-            busy,
-            stolen,
-            at: clock::now(),
-        }
+        Self { busy, stolen, at: clock::now() }
     }
 
     /// What was used since by others than `ours` seconds of our own, and what the host took; both in % of one CPU.
     pub fn noise_since(&self, ours: f64) -> (f64, f64) {
         let now = Self::now();
         let elapsed = (now.at - self.at).max(1e-3);
-        (
-            (now.busy - self.busy - ours) / elapsed * 100.0,
-            (now.stolen - self.stolen) / elapsed * 100.0,
-        )
+        ((now.busy - self.busy - ours) / elapsed * 100.0, (now.stolen - self.stolen) / elapsed * 100.0)
     }
 }
 
@@ -78,14 +65,7 @@ const TICKS: f64 = 100.0;
 
 /// Busy and stolen seconds of all CPUs, from /proc/stat.
 fn machine_seconds(stat: &str) -> (f64, f64) {
-    let fields: Vec<f64> = stat
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .split_whitespace()
-        .skip(1)
-        .filter_map(|n| n.parse().ok())
-        .collect();
+    let fields: Vec<f64> = stat.lines().next().unwrap_or_default().split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
     // user nice system idle iowait irq softirq steal
     let at = |n: usize| fields.get(n).copied().unwrap_or_default() / TICKS;
     ([0, 1, 2, 5, 6].into_iter().map(at).sum(), at(7))
@@ -93,18 +73,12 @@ fn machine_seconds(stat: &str) -> (f64, f64) {
 
 fn task_cpu_seconds(task: &str) -> f64 {
     let text = fs::read_to_string(format!("{task}/schedstat")).unwrap_or_default();
-    text.split_whitespace()
-        .next()
-        .and_then(|nanos| nanos.parse::<f64>().ok())
-        .unwrap_or_default()
-        / 1e9
+    text.split_whitespace().next().and_then(|nanos| nanos.parse::<f64>().ok()).unwrap_or_default() / 1e9
 }
 
 fn field(text: &str, name: &str) -> f64 {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
-    line.and_then(|line| line.split_whitespace().next())
-        .and_then(|number| number.parse().ok())
-        .unwrap_or_default()
+    line.and_then(|line| line.split_whitespace().next()).and_then(|number| number.parse().ok()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -47,19 +47,9 @@ pub fn house() -> Vec<Service> {
     for n in 0..3 {
         house.push(service("battery", &format!("bench{n}"), 1 + n, battery()));
     }
-    house.push(service(
-        "grid",
-        "bench0",
-        30,
-        meter(&["Power", "Voltage", "Current", "Energy/Forward", "Energy/Reverse"]),
-    ));
+    house.push(service("grid", "bench0", 30, meter(&["Power", "Voltage", "Current", "Energy/Forward", "Energy/Reverse"])));
     for n in 0..2 {
-        house.push(service(
-            "pvinverter",
-            &format!("bench{n}"),
-            20 + n,
-            meter(&["Power", "Voltage", "Current", "Energy/Forward"]),
-        ));
+        house.push(service("pvinverter", &format!("bench{n}"), 20 + n, meter(&["Power", "Voltage", "Current", "Energy/Forward"])));
     }
     for n in 0..4 {
         house.push(service("tank", &format!("bench{n}"), 3 + n, tank()));
@@ -84,13 +74,7 @@ fn service(kind: &'static str, suffix: &str, instance: i32, own: Items) -> Servi
     items.int("/DeviceInstance", instance);
     items.0.extend(own.0);
     let dot = if suffix.is_empty() { "" } else { "." };
-    Service {
-        name: format!("com.victronenergy.{kind}{dot}{suffix}"),
-        kind,
-        instance,
-        items: items.0,
-        moves: kind != "settings",
-    }
+    Service { name: format!("com.victronenergy.{kind}{dot}{suffix}"), kind, instance, items: items.0, moves: kind != "settings" }
 }
 
 #[derive(Default)]
@@ -98,12 +82,7 @@ struct Items(Vec<Item>);
 
 impl Items {
     fn add(&mut self, path: &str, value: Value, text: &str) {
-        self.0.push(Item {
-            path: path.to_owned(),
-            value,
-            text: text.to_owned(),
-            limits: None,
-        });
+        self.0.push(Item { path: path.to_owned(), value, text: text.to_owned(), limits: None });
     }
 
     fn limited(&mut self, path: &str, value: Value, limits: (f64, f64)) {
@@ -113,12 +92,7 @@ impl Items {
             Value::Text(v) => v.clone(),
             Value::Unsigned(_) | Value::Word(_) | Value::Invalid => String::new(),
         };
-        self.0.push(Item {
-            path: path.to_owned(),
-            value,
-            text,
-            limits: Some(limits),
-        });
+        self.0.push(Item { path: path.to_owned(), value, text, limits: Some(limits) });
     }
 
     /// Doubles differ from path to path, with a fraction that prints long where the path is of a sensor.
@@ -176,10 +150,7 @@ fn solarcharger() -> Items {
         items.doubles(&base, &daily);
         items.doubles(&base, &LAST_ERRORS);
     }
-    items.doubles(
-        "/History/Overall",
-        &["DaysAvailable", "MinBatteryVoltage", "MaxBatteryVoltage", "MaxPvVoltage"],
-    );
+    items.doubles("/History/Overall", &["DaysAvailable", "MinBatteryVoltage", "MaxBatteryVoltage", "MaxPvVoltage"]);
     items.doubles("/History/Overall", &LAST_ERRORS);
     items.doubles("/Yield", &["System", "User", "Power"]);
     items.doubles("/Dc/0", &["Voltage", "Current"]);
@@ -197,39 +168,15 @@ fn solarcharger() -> Items {
         "/GroupId",
         "/FirmwareVersion",
     ]);
-    items.unsigned(&[
-        "/Capabilities/Capabilities1",
-        "/Settings/BmsPresent",
-        "/Devices/0/ProductId",
-        "/Devices/0/FirmwareVersion",
-    ]);
-    items.unsigned(&[
-        "/Link/TemperatureSenseActive",
-        "/Link/VoltageSenseActive",
-        "/Link/NetworkStatus",
-        "/Link/NetworkMode",
-    ]);
-    items.unsigned(&[
-        "/VEDirect/HexChecksumErrors",
-        "/VEDirect/HexInvalidCharacterErrors",
-        "/VEDirect/HexUnfinishedErrors",
-    ]);
-    items.unsigned(&[
-        "/VEDirect/TextChecksumErrors",
-        "/VEDirect/TextParseError",
-        "/VEDirect/TextUnfinishedErrors",
-    ]);
+    items.unsigned(&["/Capabilities/Capabilities1", "/Settings/BmsPresent", "/Devices/0/ProductId", "/Devices/0/FirmwareVersion"]);
+    items.unsigned(&["/Link/TemperatureSenseActive", "/Link/VoltageSenseActive", "/Link/NetworkStatus", "/Link/NetworkMode"]);
+    items.unsigned(&["/VEDirect/HexChecksumErrors", "/VEDirect/HexInvalidCharacterErrors", "/VEDirect/HexUnfinishedErrors"]);
+    items.unsigned(&["/VEDirect/TextChecksumErrors", "/VEDirect/TextParseError", "/VEDirect/TextUnfinishedErrors"]);
     items.text("/CustomName", "Roof south");
     items.text("/Devices/0/CustomName", "Roof south");
     items.text("/Devices/0/ProductName", "SmartSolar Charger MPPT 150/35");
     items.text("/Devices/0/ServiceName", LEAVER);
-    items.invalid(&[
-        "/HardwareVersion",
-        "/Link/BatteryCurrent",
-        "/Link/ChargeCurrent",
-        "/Link/TemperatureSense",
-        "/Devices/0/VregLink",
-    ]);
+    items.invalid(&["/HardwareVersion", "/Link/BatteryCurrent", "/Link/ChargeCurrent", "/Link/TemperatureSense", "/Devices/0/VregLink"]);
     items
 }
 
@@ -251,85 +198,34 @@ fn vebus() -> Items {
     }
     items.doubles("/State", &["OverruleSoc", "FloatVoltage"]);
     for phase in ["L1", "L2", "L3"] {
-        items.unsigned(&[
-            &format!("/Alarms/{phase}/Overload"),
-            &format!("/Alarms/{phase}/LowBattery"),
-            &format!("/Alarms/{phase}/Ripple"),
-        ]);
-        items.unsigned(&[
-            &format!("/Alarms/{phase}/HighTemperature"),
-            &format!("/Alarms/{phase}/InverterImbalance"),
-        ]);
+        items.unsigned(&[&format!("/Alarms/{phase}/Overload"), &format!("/Alarms/{phase}/LowBattery"), &format!("/Alarms/{phase}/Ripple")]);
+        items.unsigned(&[&format!("/Alarms/{phase}/HighTemperature"), &format!("/Alarms/{phase}/InverterImbalance")]);
     }
     for sensor in 0..10 {
         for name in ["Current", "Energy", "Location", "Phase", "Power", "Voltage"] {
             items.invalid(&[&format!("/AcSensor/{sensor}/{name}")]);
         }
     }
-    for path in [
-        "/Leds/Absorption",
-        "/Leds/Bulk",
-        "/Leds/Float",
-        "/Leds/Inverter",
-        "/Leds/LowBattery",
-        "/Leds/Mains",
-        "/Leds/Overload",
-    ] {
+    for path in ["/Leds/Absorption", "/Leds/Bulk", "/Leds/Float", "/Leds/Inverter", "/Leds/LowBattery", "/Leds/Mains", "/Leds/Overload"] {
         items.add(path, Value::Word(1), "On");
     }
-    items.unsigned(&[
-        "/Mode",
-        "/ModeIsAdjustable",
-        "/VebusError",
-        "/VebusChargeState",
-        "/FirmwareVersion",
-        "/Bms/AllowToCharge",
-    ]);
+    items.unsigned(&["/Mode", "/ModeIsAdjustable", "/VebusError", "/VebusChargeState", "/FirmwareVersion", "/Bms/AllowToCharge"]);
     items
 }
 
 fn battery() -> Items {
     let mut items = Items::default();
-    items.doubles(
-        "/Dc/0",
-        &["Voltage", "Current", "Power", "Temperature", "MidVoltage", "MidVoltageDeviation"],
-    );
-    let history = [
-        "AutomaticSyncs",
-        "AverageDischarge",
-        "ChargeCycles",
-        "ChargedEnergy",
-        "DeepestDischarge",
-        "DischargedEnergy",
-    ];
+    items.doubles("/Dc/0", &["Voltage", "Current", "Power", "Temperature", "MidVoltage", "MidVoltageDeviation"]);
+    let history = ["AutomaticSyncs", "AverageDischarge", "ChargeCycles", "ChargedEnergy", "DeepestDischarge", "DischargedEnergy"];
     items.doubles("/History", &history);
-    let history = [
-        "FullDischarges",
-        "LastDischarge",
-        "MaximumVoltage",
-        "MinimumVoltage",
-        "TimeSinceLastFullCharge",
-        "TotalAhDrawn",
-    ];
+    let history = ["FullDischarges", "LastDischarge", "MaximumVoltage", "MinimumVoltage", "TimeSinceLastFullCharge", "TotalAhDrawn"];
     items.doubles("/History", &history);
-    let history = [
-        "HighVoltageAlarms",
-        "LowVoltageAlarms",
-        "HighStarterVoltageAlarms",
-        "LowStarterVoltageAlarms",
-        "MinimumStarterVoltage",
-    ];
+    let history = ["HighVoltageAlarms", "LowVoltageAlarms", "HighStarterVoltageAlarms", "LowStarterVoltageAlarms", "MinimumStarterVoltage"];
     items.doubles("/History", &history);
     for path in ["/Soc", "/ConsumedAmphours", "/Dc/1/Voltage", "/History/MaximumStarterVoltage"] {
         items.double(path);
     }
-    items.unsigned(&[
-        "/Alarms/LowVoltage",
-        "/Alarms/HighVoltage",
-        "/Alarms/LowSoc",
-        "/Alarms/LowTemperature",
-        "/Alarms/HighTemperature",
-    ]);
+    items.unsigned(&["/Alarms/LowVoltage", "/Alarms/HighVoltage", "/Alarms/LowSoc", "/Alarms/LowTemperature", "/Alarms/HighTemperature"]);
     items.unsigned(&[
         "/Alarms/LowStarterVoltage",
         "/Alarms/HighStarterVoltage",
@@ -367,16 +263,7 @@ fn tank() -> Items {
 
 fn temperature() -> Items {
     let mut items = Items::default();
-    for path in [
-        "/Temperature",
-        "/Humidity",
-        "/Pressure",
-        "/AccelX",
-        "/AccelY",
-        "/AccelZ",
-        "/BatteryVoltage",
-        "/TxPower",
-    ] {
+    for path in ["/Temperature", "/Humidity", "/Pressure", "/AccelX", "/AccelY", "/AccelZ", "/BatteryVoltage", "/TxPower"] {
         items.double(path);
     }
     items.int("/TemperatureType", 2);
@@ -397,9 +284,9 @@ fn alternator() -> Items {
 
 fn switch() -> Items {
     let mut items = Items::default();
-    for output in [
-        "output_1", "output_2", "output_3", "output_4", "output_5", "output_6", "output_7", "pwm_1", "pwm_2", "pwm_3", "pwm_4", "relay_1",
-    ] {
+    for output in
+        ["output_1", "output_2", "output_3", "output_4", "output_5", "output_6", "output_7", "pwm_1", "pwm_2", "pwm_3", "pwm_4", "relay_1"]
+    {
         let base = format!("/SwitchableOutput/{output}");
         for name in [
             "State",
@@ -421,35 +308,13 @@ fn switch() -> Items {
 
 fn system() -> Items {
     let mut items = Items::default();
-    for side in [
-        "Consumption",
-        "ConsumptionOnInput",
-        "ConsumptionOnOutput",
-        "Grid",
-        "PvOnGrid",
-        "PvOnOutput",
-        "PvOnGenset",
-        "Genset",
-    ] {
+    for side in ["Consumption", "ConsumptionOnInput", "ConsumptionOnOutput", "Grid", "PvOnGrid", "PvOnOutput", "PvOnGenset", "Genset"] {
         for phase in ["L1", "L2", "L3"] {
             items.double(&format!("/Ac/{side}/{phase}/Power"));
         }
     }
-    items.doubles(
-        "/Dc/Battery",
-        &["Power", "Voltage", "Current", "Soc", "Temperature", "ConsumedAmphours", "TimeToGo"],
-    );
-    items.doubles(
-        "/Dc",
-        &[
-            "Pv/Power",
-            "Pv/Current",
-            "System/Power",
-            "Vebus/Power",
-            "Vebus/Current",
-            "Charger/Power",
-        ],
-    );
+    items.doubles("/Dc/Battery", &["Power", "Voltage", "Current", "Soc", "Temperature", "ConsumedAmphours", "TimeToGo"]);
+    items.doubles("/Dc", &["Pv/Power", "Pv/Current", "System/Power", "Vebus/Power", "Vebus/Current", "Charger/Power"]);
     items
 }
 
@@ -459,14 +324,7 @@ const SETTINGS: usize = 1513;
 fn settings() -> Items {
     let mut items = Items::default();
     for (n, generator) in ["Generator0", "Generator1", "FischerPanda0"].into_iter().enumerate() {
-        for cause in [
-            "AcLoad",
-            "BatteryCurrent",
-            "BatteryVoltage",
-            "InverterHighTemp",
-            "InverterOverload",
-            "Soc",
-        ] {
+        for cause in ["AcLoad", "BatteryCurrent", "BatteryVoltage", "InverterHighTemp", "InverterOverload", "Soc"] {
             let base = format!("/Settings/{generator}/{cause}");
             for name in ["Enabled", "StartTimer", "StopTimer"] {
                 items.limited(&format!("{base}/{name}"), Value::Int(n as i32), (0.0, 10000.0));
@@ -478,11 +336,7 @@ fn settings() -> Items {
     }
     for schedule in 0..5 {
         for name in ["Day", "Start", "Duration", "Soc", "AllowDischarge"] {
-            items.limited(
-                &format!("/Settings/CGwacs/BatteryLife/Schedule/Charge/_{schedule}/{name}"),
-                Value::Int(-1),
-                (-1.0, 9.0),
-            );
+            items.limited(&format!("/Settings/CGwacs/BatteryLife/Schedule/Charge/_{schedule}/{name}"), Value::Int(-1), (-1.0, 9.0));
         }
     }
     for kind in ["battery", "charger"] {
@@ -491,21 +345,13 @@ fn settings() -> Items {
                 let base = format!("/Settings/SystemSetup/Batteries/Configuration/com_victronenergy_{kind}/_{n}/_{sub}");
                 items.limited(&format!("{base}/Enabled"), Value::Int(1), (0.0, 1.0));
                 items.limited(&format!("{base}/Name"), Value::Text(String::new()), (0.0, 0.0));
-                items.limited(
-                    &format!("{base}/Service"),
-                    Value::Text(format!("com.victronenergy.{kind}/{n}/{sub}")),
-                    (0.0, 0.0),
-                );
+                items.limited(&format!("{base}/Service"), Value::Text(format!("com.victronenergy.{kind}/{n}/{sub}")), (0.0, 0.0));
             }
         }
     }
     for device in 0.. {
         let base = format!("/Settings/Devices/dev{device}");
-        items.limited(
-            &format!("{base}/ClassAndVrmInstance"),
-            Value::Text(format!("solarcharger:{device}")),
-            (0.0, 0.0),
-        );
+        items.limited(&format!("{base}/ClassAndVrmInstance"), Value::Text(format!("solarcharger:{device}")), (0.0, 0.0));
         items.limited(&format!("{base}/CustomName"), Value::Text(String::new()), (0.0, 0.0));
         items.limited(&format!("{base}/Enabled"), Value::Int(1), (0.0, 1.0));
         items.limited(&format!("{base}/Filter"), Value::Double(0.5), (0.0, 1.0));
@@ -557,10 +403,7 @@ mod tests {
     fn the_written_item_is_a_double() {
         let found = house().iter().any(|service| {
             let base = format!("{}/{}", service.kind, service.instance);
-            service
-                .items
-                .iter()
-                .any(|item| format!("{base}{}", item.path) == WRITTEN && matches!(item.value, Value::Double(_)))
+            service.items.iter().any(|item| format!("{base}{}", item.path) == WRITTEN && matches!(item.value, Value::Double(_)))
         });
         assert!(found);
     }

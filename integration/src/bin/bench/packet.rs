@@ -44,11 +44,7 @@ pub fn next(bytes: &[u8]) -> Option<Packet<'_>> {
         if byte & 128 == 0 {
             let start = n + 2;
             let body = bytes.get(start..start + size)?;
-            return Some(Packet {
-                first,
-                body,
-                length: start + size,
-            });
+            return Some(Packet { first, body, length: start + size });
         }
     }
     None
@@ -108,10 +104,7 @@ mod tests {
 
     #[test]
     fn packets_are_what_the_standard_says() {
-        assert_eq!(
-            connect("ab"),
-            [0x10, 14, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 0, 0, 2, b'a', b'b']
-        );
+        assert_eq!(connect("ab"), [0x10, 14, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 0, 0, 2, b'a', b'b']);
         assert_eq!(subscribe("#"), [0x82, 6, 0, 1, 0, 1, b'#', 0]);
         assert_eq!(publish("t", b"p"), [0x30, 4, 0, 1, b't', b'p']);
     }

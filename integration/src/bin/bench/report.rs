@@ -65,14 +65,7 @@ pub struct Figures {
 impl Figures {
     pub fn add(&mut self, name: &str, value: f64, unit: Unit, target: Target) -> &mut Figure {
         let at = self.figures.len();
-        self.figures.push(Figure {
-            name: name.to_owned(),
-            value,
-            unit,
-            target,
-            ratio: None,
-            noise: None,
-        });
+        self.figures.push(Figure { name: name.to_owned(), value, unit, target, ratio: None, noise: None });
         // just pushed
         &mut self.figures.as_mut_slice()[at]
     }
@@ -80,9 +73,7 @@ impl Figures {
     /// A load: a line for its CPU if `ratio` is a target, one for its latency if `p99` is, and one each for what was lost or is wrong.
     pub fn load(&mut self, name: &str, load: Load, ratio: Target, p99: Target) {
         let (bridge_to_bus, noise) = (load.cpu.bridge / load.cpu.bus, (load.other, load.steal));
-        self.add(&format!("{name}: bridge CPU / bus CPU"), bridge_to_bus, Unit::Ratio, ratio)
-            .noise(noise)
-            .ratio = Some(bridge_to_bus);
+        self.add(&format!("{name}: bridge CPU / bus CPU"), bridge_to_bus, Unit::Ratio, ratio).noise(noise).ratio = Some(bridge_to_bus);
         if p99 != Target::None {
             self.add(&format!("{name}: p99"), load.p99, Unit::Millis, p99);
         }
@@ -111,11 +102,7 @@ pub fn table(runs: &[Figures]) -> String {
         let value = median(&mut all.iter().map(|figure| figure.value).collect::<Vec<_>>());
         let optional = |pick: &dyn Fn(&Figure) -> Option<f64>, unit| {
             let mut values: Vec<f64> = all.iter().filter_map(|figure| pick(figure)).collect();
-            if values.is_empty() {
-                String::new()
-            } else {
-                show(median(&mut values), unit)
-            }
+            if values.is_empty() { String::new() } else { show(median(&mut values), unit) }
         };
         let ratio = optional(&|figure| figure.ratio, Unit::Ratio);
         let other = optional(&|figure| figure.noise.map(|noise| noise.0), Unit::Count);
@@ -126,11 +113,7 @@ pub fn table(runs: &[Figures]) -> String {
             Target::AtLeast(least) => (format!("≥ {}", show(least, figure.unit)), yes_or_no(value >= least)),
         };
         let value = show(value, figure.unit);
-        let _ = writeln!(
-            out,
-            "| {} | {value} | {target} | {met} | {ratio} | {other} | {steal} |",
-            figure.name
-        );
+        let _ = writeln!(out, "| {} | {value} | {target} | {met} | {ratio} | {other} | {steal} |", figure.name);
     }
     out
 }
@@ -180,6 +163,7 @@ fn yes_or_no(met: bool) -> &'static str {
 
 fn show(value: f64, unit: Unit) -> String {
     match unit {
+        Unit::Millis if value < 1.0 => format!("{value:.3} ms"),
         Unit::Millis if value < 10.0 => format!("{value:.2} ms"),
         Unit::Millis => format!("{value:.0} ms"),
         Unit::Megabytes => format!("{value:.1} MB"),

@@ -65,9 +65,7 @@ impl Rig {
         let config = folder.path().join("bus.conf");
         fs::write(&config, bus_config(&address))?;
         let mut command = Command::new("dbus-daemon");
-        command
-            .arg(format!("--config-file={}", config.display()))
-            .args(["--nofork", "--nosyslog"]);
+        command.arg(format!("--config-file={}", config.display())).args(["--nofork", "--nosyslog"]);
         let mut bus = Part::start("dbus-daemon", command, folder.path(), &cpus)?;
         wait_until(PART_TIMEOUT, "dbus-daemon to listen", || Ok(bus.check()? && socket.exists()))?;
         let fake = cpus.measured_thread(|| Fake::start(socket))?;
@@ -78,35 +76,17 @@ impl Rig {
         let mut command = Command::new(mosquitto());
         command.arg("-c").arg(&config);
         let mut broker = Part::start("mosquitto", command, folder.path(), &cpus)?;
-        wait_until(PART_TIMEOUT, "mosquitto to listen", || {
-            Ok(broker.check()? && TcpStream::connect(("127.0.0.1", port)).is_ok())
-        })?;
+        wait_until(PART_TIMEOUT, "mosquitto to listen", || Ok(broker.check()? && TcpStream::connect(("127.0.0.1", port)).is_ok()))?;
         let subscriber = cpus.measured_thread(|| Subscriber::start(port, PORTAL))?;
-        Ok(Self {
-            bridge: None,
-            subscriber,
-            broker,
-            fake,
-            bus,
-            cpus,
-            port,
-            address,
-            folder,
-        })
+        Ok(Self { bridge: None, subscriber, broker, fake, bus, cpus, port, address, folder })
     }
 
     /// Starts the bridge: `template` with `{port}`, `{bus}` and `{portal}` filled in, split at blanks.
     pub fn start_bridge(&mut self, template: &str) -> Result<()> {
-        let filled = template
-            .replace("{port}", &self.port.to_string())
-            .replace("{bus}", &self.address)
-            .replace("{portal}", PORTAL);
+        let filled = template.replace("{port}", &self.port.to_string()).replace("{bus}", &self.address).replace("{portal}", PORTAL);
         let mut words = filled.split_whitespace();
         let mut command = Command::new(words.next().context("the command of the bridge is empty")?);
-        command
-            .args(words)
-            .env("DBUS_SYSTEM_BUS_ADDRESS", &self.address)
-            .env("DBUS_SESSION_BUS_ADDRESS", &self.address);
+        command.args(words).env("DBUS_SYSTEM_BUS_ADDRESS", &self.address).env("DBUS_SESSION_BUS_ADDRESS", &self.address);
         self.bridge = Some(Part::start("the bridge", command, self.folder.path(), &self.cpus)?);
         Ok(())
     }
@@ -130,12 +110,7 @@ impl Rig {
     pub fn pin(&self, pinned: bool) -> Result<()> {
         let cpus = if pinned { &self.cpus.measured } else { &self.cpus.all };
         let pids = [self.bus.pid(), self.broker.pid(), self.bridge_pid()];
-        let tasks = pids
-            .into_iter()
-            .filter(|pid| *pid > 0)
-            .flat_map(measure::family)
-            .flat_map(measure::tasks)
-            .map(|(_, task)| task);
+        let tasks = pids.into_iter().filter(|pid| *pid > 0).flat_map(measure::family).flat_map(measure::tasks).map(|(_, task)| task);
         for task in tasks.chain([self.fake.thread_id, self.subscriber.thread_id]) {
             sched_setaffinity(Pid::from_raw(task), cpus).or_else(gone_is_fine)?;
         }
@@ -163,17 +138,10 @@ impl Part {
     fn start(name: &'static str, mut command: Command, folder: &Path, cpus: &Cpus) -> Result<Self> {
         let log = folder.join(format!("{}.log", name.replace(' ', "-")));
         let output = File::create(&log)?;
-        command
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .current_dir(folder);
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).current_dir(folder);
         let program = command.get_program().to_string_lossy().into_owned();
-        let child = cpus.measured_thread(|| {
-            command
-                .spawn()
-                .with_context(|| format!("cannot start {name} ({program}): is it installed?"))
-        })?;
+        let child =
+            cpus.measured_thread(|| command.spawn().with_context(|| format!("cannot start {name} ({program}): is it installed?")))?;
         Ok(Self { name, child, log })
     }
 
@@ -223,16 +191,8 @@ impl Cpus {
             Ok(set)
         };
         let cpus = match usable.as_slice() {
-            [first, second, ..] => Self {
-                measured: one(*second)?,
-                measuring: one(*first)?,
-                all: *all,
-            },
-            _ => Self {
-                measured: *all,
-                measuring: *all,
-                all: *all,
-            },
+            [first, second, ..] => Self { measured: one(*second)?, measuring: one(*first)?, all: *all },
+            _ => Self { measured: *all, measuring: *all, all: *all },
         };
         sched_setaffinity(me, &cpus.measuring)?;
         Ok(cpus)
@@ -251,11 +211,7 @@ impl Cpus {
 static ALL_CPUS: std::sync::OnceLock<CpuSet> = std::sync::OnceLock::new();
 
 fn gone_is_fine(error: nix::errno::Errno) -> Result<()> {
-    if error == nix::errno::Errno::ESRCH {
-        Ok(())
-    } else {
-        Err(error.into())
-    }
+    if error == nix::errno::Errno::ESRCH { Ok(()) } else { Err(error.into()) }
 }
 
 /// Debian keeps it where only root looks.

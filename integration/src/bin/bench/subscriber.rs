@@ -31,17 +31,8 @@ pub struct Subscriber {
 }
 
 enum Command {
-    Publish {
-        topic: String,
-        payload: Vec<u8>,
-        done: Sender<f64>,
-    },
-    RoundTrips {
-        item: String,
-        count: usize,
-        gap: Duration,
-        done: Sender<RoundTrips>,
-    },
+    Publish { topic: String, payload: Vec<u8>, done: Sender<f64> },
+    RoundTrips { item: String, count: usize, gap: Duration, done: Sender<RoundTrips> },
     Quit,
 }
 
@@ -105,14 +96,8 @@ impl Subscriber {
         woken.set_nonblocking(true)?;
         let counts = Arc::new(Mutex::new(Counts::new()));
         let (tell, told) = mpsc::channel();
-        let mut reader = Reader {
-            stream,
-            woken,
-            counts: Arc::clone(&counts),
-            portal: portal.to_owned(),
-            buffer: vec![0; 1 << 20],
-            filled: 0,
-        };
+        let mut reader =
+            Reader { stream, woken, counts: Arc::clone(&counts), portal: portal.to_owned(), buffer: vec![0; 1 << 20], filled: 0 };
         thread::Builder::new().name("subscriber".into()).spawn(move || {
             let _ = tell.send(nix::unistd::gettid().as_raw());
             if let Err(error) = reader.run(&inbox) {
@@ -120,13 +105,7 @@ impl Subscriber {
             }
         })?;
         let thread_id = told.recv().context("the subscriber did not start")?;
-        Ok(Self {
-            counts,
-            commands,
-            wake,
-            portal: portal.to_owned(),
-            thread_id,
-        })
+        Ok(Self { counts, commands, wake, portal: portal.to_owned(), thread_id })
     }
 
     pub fn counts(&self) -> MutexGuard<'_, Counts> {
@@ -142,11 +121,7 @@ impl Subscriber {
     pub fn keep_alive(&self, payload: &str) -> Result<f64> {
         let (done, is_done) = mpsc::channel();
         let topic = format!("R/{}/keepalive", self.portal);
-        self.send(Command::Publish {
-            topic,
-            payload: payload.as_bytes().to_vec(),
-            done,
-        })?;
+        self.send(Command::Publish { topic, payload: payload.as_bytes().to_vec(), done })?;
         is_done.recv().context("the subscriber is gone")
     }
 
@@ -157,12 +132,7 @@ impl Subscriber {
 
     pub fn round_trips(&self, item: &str, count: usize, gap: Duration) -> Result<RoundTrips> {
         let (done, is_done) = mpsc::channel();
-        self.send(Command::RoundTrips {
-            item: item.to_owned(),
-            count,
-            gap,
-            done,
-        })?;
+        self.send(Command::RoundTrips { item: item.to_owned(), count, gap, done })?;
         is_done.recv().context("the subscriber is gone")
     }
 
@@ -181,20 +151,13 @@ impl Drop for Subscriber {
 impl Counts {
     /// How many of `expected` have another last value here, leaving out topics that begin with `without`.
     pub fn wrong(&self, expected: &[(String, f64)], without: Option<&str>) -> usize {
-        let considered = expected
-            .iter()
-            .filter(|(topic, _)| without.is_none_or(|prefix| !topic.starts_with(prefix)));
-        considered
-            .filter(|(topic, value)| self.seen.get(topic.as_bytes()).is_none_or(|seen| seen.value != *value))
-            .count()
+        let considered = expected.iter().filter(|(topic, _)| without.is_none_or(|prefix| !topic.starts_with(prefix)));
+        considered.filter(|(topic, value)| self.seen.get(topic.as_bytes()).is_none_or(|seen| seen.value != *value)).count()
     }
 
     /// Values emitted since the reset on topics that begin with `prefix`.
     pub fn values_below(&self, prefix: &str) -> u64 {
-        let below = self
-            .seen
-            .iter()
-            .filter(|(topic, seen)| topic.starts_with(prefix.as_bytes()) && seen.generation == self.generation);
+        let below = self.seen.iter().filter(|(topic, seen)| topic.starts_with(prefix.as_bytes()) && seen.generation == self.generation);
         below.map(|(_, seen)| seen.values).sum()
     }
 
@@ -222,18 +185,10 @@ impl Counts {
     }
 
     fn reset(&mut self) {
-        let (seen, mut latency) = (
-            std::mem::take(&mut self.seen),
-            std::mem::replace(&mut self.latency, Histogram::new()),
-        );
+        let (seen, mut latency) = (std::mem::take(&mut self.seen), std::mem::replace(&mut self.latency, Histogram::new()));
         latency.clear();
         let generation = self.generation + 1;
-        *self = Self {
-            seen,
-            latency,
-            generation,
-            ..Self::new()
-        };
+        *self = Self { seen, latency, generation, ..Self::new() };
     }
 
     /// Takes a publish; `topic` is what follows `N/<portal>/`.
@@ -258,14 +213,7 @@ impl Counts {
         let number = number(payload);
         let fresh = number.filter(|value| *value >= self.since && *value <= clock::VALUE_BASE + now + 0.001);
         if !self.seen.contains_key(topic) {
-            self.seen.insert(
-                topic.into(),
-                Seen {
-                    generation: 0,
-                    value: 0.0,
-                    values: 0,
-                },
-            );
+            self.seen.insert(topic.into(), Seen { generation: 0, value: 0.0, values: 0 });
         }
         let Some(seen) = self.seen.get_mut(topic) else { return };
         if seen.generation != self.generation {
@@ -281,11 +229,7 @@ impl Counts {
             self.last_value = now;
             self.latency.add(((clock::VALUE_BASE + now - value).max(0.0) * 1e6) as u64);
         }
-        if self
-            .awaited
-            .as_ref()
-            .is_some_and(|(item, value)| item == topic && number == Some(*value))
-        {
+        if self.awaited.as_ref().is_some_and(|(item, value)| item == topic && number == Some(*value)) {
             self.arrived.get_or_insert(now);
         }
     }
@@ -303,10 +247,7 @@ struct Reader {
 impl Reader {
     fn run(&mut self, inbox: &Receiver<Command>) -> Result<()> {
         loop {
-            let mut ready = [
-                PollFd::new(self.stream.as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.woken.as_fd(), PollFlags::POLLIN),
-            ];
+            let mut ready = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN), PollFd::new(self.woken.as_fd(), PollFlags::POLLIN)];
             match poll(&mut ready, PollTimeout::NONE) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(error) => return Err(error).context("cannot poll the broker"),
@@ -334,10 +275,7 @@ impl Reader {
     }
 
     fn round_trips(&mut self, item: &str, count: usize, gap: Duration) -> Result<RoundTrips> {
-        let mut trips = RoundTrips {
-            latency: Histogram::new(),
-            missed: 0,
-        };
+        let mut trips = RoundTrips { latency: Histogram::new(), missed: 0 };
         let topic = format!("W/{}/{item}", self.portal);
         for n in 0..count {
             let text = format!("{}.{:03}5", 100 + n, n * 37 % 1000);
@@ -421,9 +359,7 @@ impl Reader {
 
 fn expect(stream: &mut TcpStream, expected: &[u8], what: &str) -> Result<()> {
     let mut answer = vec![0; expected.len()];
-    stream
-        .read_exact(&mut answer)
-        .with_context(|| format!("the broker sends no {what}"))?;
+    stream.read_exact(&mut answer).with_context(|| format!("the broker sends no {what}"))?;
     if answer != expected {
         bail!("the broker's {what} is {answer:?}");
     }
@@ -433,16 +369,9 @@ fn expect(stream: &mut TcpStream, expected: &[u8], what: &str) -> Result<()> {
 /// The number after `"value":`, if that is what the payload has.
 fn number(payload: &[u8]) -> Option<f64> {
     const KEY: &[u8] = b"\"value\":";
-    let at = if payload.get(1..1 + KEY.len()) == Some(KEY) {
-        1
-    } else {
-        find(payload, KEY)?
-    };
+    let at = if payload.get(1..1 + KEY.len()) == Some(KEY) { 1 } else { find(payload, KEY)? };
     let rest = payload.get(at + KEY.len()..)?.trim_ascii_start();
-    let end = rest
-        .iter()
-        .position(|byte| !matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E'))
-        .unwrap_or(rest.len());
+    let end = rest.iter().position(|byte| !matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E')).unwrap_or(rest.len());
     std::str::from_utf8(rest.get(..end)?).ok()?.parse().ok()
 }
 
@@ -490,18 +419,12 @@ mod tests {
         let value = clock::stamped();
         let payload = format!("{{\"value\":{value}}}");
         counts.take(b"battery/1/Soc", payload.as_bytes(), clock::now());
-        assert_eq!(
-            (counts.values, counts.topics, counts.messages, counts.latency.count()),
-            (1, 1, 1, 1)
-        );
+        assert_eq!((counts.values, counts.topics, counts.messages, counts.latency.count()), (1, 1, 1, 1));
         counts.reset();
         counts.take(b"battery/1/Soc", payload.as_bytes(), clock::now());
         assert_eq!((counts.values, counts.topics, counts.messages), (0, 1, 1));
         assert_eq!(counts.wrong(&[("battery/1/Soc".into(), value)], None), 0);
-        assert_eq!(
-            counts.wrong(&[("battery/1/Soc".into(), value), ("battery/1/X".into(), 1.0)], None),
-            1
-        );
+        assert_eq!(counts.wrong(&[("battery/1/Soc".into(), value), ("battery/1/X".into(), 1.0)], None), 1);
         assert_eq!(counts.wrong(&[("battery/1/X".into(), 1.0)], Some("battery/1/")), 0);
     }
 
@@ -511,9 +434,6 @@ mod tests {
         counts.echo = "e7".into();
         counts.take(b"heartbeat", br#"{"value":1}"#, 1.0);
         counts.take(b"full_publish_completed", br#"{"full-publish-completed-echo":"e7","value":1}"#, 2.0);
-        assert_eq!(
-            (counts.messages, counts.completions, counts.completed, counts.echoed),
-            (0, 1, 2.0, 2.0)
-        );
+        assert_eq!((counts.messages, counts.completions, counts.completed, counts.echoed), (0, 1, 2.0, 2.0));
     }
 }

@@ -80,10 +80,7 @@ impl Writer {
         self.u32(0);
         let length_at = self.bytes.len() - 4;
         self.align(element_alignment);
-        OpenArray {
-            length_at,
-            start: self.bytes.len(),
-        }
+        OpenArray { length_at, start: self.bytes.len() }
     }
 
     pub fn close_array(&mut self, array: OpenArray) {
@@ -117,13 +114,7 @@ pub fn message(head: Head<'_>, serial: u32, body: &[u8]) -> (Vec<u8>, usize) {
     out.u32(body.len() as u32);
     out.u32(serial);
     let fields = out.open_array(8);
-    let texts = [
-        (1, "o", head.path),
-        (2, "s", head.interface),
-        (3, "s", head.member),
-        (4, "s", head.error),
-        (6, "s", head.destination),
-    ];
+    let texts = [(1, "o", head.path), (2, "s", head.interface), (3, "s", head.member), (4, "s", head.error), (6, "s", head.destination)];
     for (code, signature, text) in texts {
         let Some(text) = text else { continue };
         out.align(8);
@@ -201,11 +192,7 @@ pub fn message_length(bytes: &[u8]) -> Result<Option<usize>, WireError> {
     reader.u32()?;
     let fields = reader.u32()? as usize;
     let length = (16 + fields).next_multiple_of(8) + body;
-    if length > MAX_MESSAGE {
-        Err(WireError::TooLong)
-    } else {
-        Ok(Some(length))
-    }
+    if length > MAX_MESSAGE { Err(WireError::TooLong) } else { Ok(Some(length)) }
 }
 
 /// Reads one whole message.
@@ -213,11 +200,7 @@ pub fn parse(bytes: &[u8]) -> Result<Received<'_>, WireError> {
     let length = message_length(bytes)?.ok_or(WireError::Truncated)?;
     let bytes = bytes.get(..length).ok_or(WireError::Truncated)?;
     let mut reader = Reader { bytes, at: 1 };
-    let mut message = Received {
-        kind: reader.byte()?,
-        wants_no_reply: reader.byte()? & 1 != 0,
-        ..Received::default()
-    };
+    let mut message = Received { kind: reader.byte()?, wants_no_reply: reader.byte()? & 1 != 0, ..Received::default() };
     reader.at = 4;
     let body = reader.u32()? as usize;
     message.serial = reader.u32()?;
@@ -343,24 +326,13 @@ mod tests {
         let bytes = call();
         assert_eq!(message_length(&bytes), Ok(Some(bytes.len())));
         let read = parse(&bytes).unwrap();
-        assert_eq!(
-            (read.kind, read.serial, read.path, read.member),
-            (CALL, 0x0102_0304, "/Dc/0/Power", "SetValue")
-        );
+        assert_eq!((read.kind, read.serial, read.path, read.member), (CALL, 0x0102_0304, "/Dc/0/Power", "SetValue"));
         assert_eq!(set_value_argument(read.body), Ok(Argument::Number(926.5)));
     }
 
     #[test]
     fn the_header_is_what_the_specification_says() {
-        let (bytes, body_at) = message(
-            Head {
-                kind: SIGNAL,
-                path: Some("/"),
-                ..Head::default()
-            },
-            9,
-            &[],
-        );
+        let (bytes, body_at) = message(Head { kind: SIGNAL, path: Some("/"), ..Head::default() }, 9, &[]);
         let expected = [
             b'l', 4, 0, 1, 0, 0, 0, 0, 9, 0, 0, 0, // kind, flags, version, body length, serial
             10, 0, 0, 0, // the array of fields: one struct of ten bytes
@@ -388,10 +360,7 @@ mod tests {
         out.byte(7);
         out.string("ab");
         out.signature("a{sv}");
-        assert_eq!(
-            out.bytes,
-            [7, 0, 0, 0, 2, 0, 0, 0, b'a', b'b', 0, 5, b'a', b'{', b's', b'v', b'}', 0]
-        );
+        assert_eq!(out.bytes, [7, 0, 0, 0, 2, 0, 0, 0, b'a', b'b', 0, 5, b'a', b'{', b's', b'v', b'}', 0]);
     }
 
     #[test]
