@@ -3,10 +3,10 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Result, ensure};
 
 use crate::{
     Client, DEADLINE, Fake, PORTAL, Setup, eventually,
@@ -53,18 +53,13 @@ impl Rig {
         rig.start(Part::Broker);
         rig.start(Part::Fake);
         rig.fake = Some(Fake::connect(&bus_address(rig.dir()))?);
-        let end = std::time::Instant::now() + DEADLINE;
-        loop {
-            match Client::connect(rig.parts.broker(), &Options::default()) {
-                Ok(_) => return Ok(rig),
-                Err(error) if std::time::Instant::now() > end => return Err(error).context(rig.parts.log(Part::Broker)),
-                Err(error) => {
-                    if rig.parts.ended(Part::Broker, Duration::from_millis(10))?.is_some() {
-                        return Err(error).context(rig.parts.log(Part::Broker));
-                    }
-                }
-            }
+        // its own word, and not that something answers at that port: it could be another broker
+        let end = Instant::now() + DEADLINE;
+        while !rig.log(Part::Broker).contains(" running\n") {
+            let over = rig.parts.ended(Part::Broker, Duration::from_millis(5))?.is_some() || Instant::now() > end;
+            ensure!(!over, "the broker does not come up: {}", rig.log(Part::Broker));
         }
+        Ok(rig)
     }
 
     pub fn fake(&self) -> &Fake {
@@ -223,7 +218,7 @@ impl Rig {
         let prefix = format!("{}N/{PORTAL}/", self.setup.prefix);
         let mut last = Vec::new();
         let wanted: Vec<String> = wanted.iter().map(|&rest| rest.to_owned()).collect();
-        let end = std::time::Instant::now() + DEADLINE;
+        let end = Instant::now() + DEADLINE;
         loop {
             let all = self.retained("#");
             let items = all.keys().filter_map(|topic| topic.strip_prefix(&prefix));
@@ -238,7 +233,7 @@ impl Rig {
             if now != last {
                 last = now;
             }
-            assert!(std::time::Instant::now() < end, "retained should be {sorted:?}, but is {last:?}");
+            assert!(Instant::now() < end, "retained should be {sorted:?}, but is {last:?}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }

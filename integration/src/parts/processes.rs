@@ -4,9 +4,11 @@ use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
     net::{Ipv4Addr, SocketAddr, TcpListener},
+    ops::Range,
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -19,6 +21,9 @@ use tempfile::TempDir;
 
 use super::{Ended, Part, Parts};
 use crate::{Setup, proxy::Proxy, setup::bus_address};
+
+/// Where brokers listen: above the well-known ports, below the kernel's own range.
+const PORTS: Range<u16> = 18_000..32_000;
 
 /// The parts of one rig, as processes.
 pub struct Processes {
@@ -181,9 +186,20 @@ fn mosquitto() -> PathBuf {
     if sbin.is_file() { sbin.into() } else { "mosquitto".into() }
 }
 
-/// A port nobody listens on at this moment.
+/// A port nobody listens on at this moment, and that nobody else in this process is given. Below the range the kernel takes ports
+/// from for outgoing connections: one that was free could be somebody's own end by the time it is used.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    // several test programs at a time begin at different places
+    let first = std::process::id().wrapping_mul(97);
+    for _ in 0..PORTS.len() {
+        let next = first.wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed));
+        let port = PORTS.start + u16::try_from(next % u32::try_from(PORTS.len())?)?;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no free port in {PORTS:?}")
 }
 
 fn loopback(port: u16) -> SocketAddr {
