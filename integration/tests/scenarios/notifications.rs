@@ -289,6 +289,24 @@ fn a_prefix_stands_before_every_topic() {
     rig.await_retained_items(&[]);
 }
 
+/// Nothing is published with a QoS that a broker would have to remember; the log of the broker shows what it received.
+#[test]
+fn everything_is_qos_0() {
+    let mut rig = Rig::new(Setup::default());
+    rig.fake().add(BATTERY, battery());
+    rig.start_bridge();
+    let mqtt = rig.listener();
+    mqtt.keepalive("");
+    mqtt.completed();
+    rig.stop(Part::Bridge);
+    rig.await_retained_items(&[]);
+    let log = rig.log(Part::Broker);
+    let published: Vec<&str> = log.lines().filter(|line| line.contains("Received PUBLISH from venus-mqtt-")).collect();
+    assert!(published.len() > 5, "{published:?}");
+    let more: Vec<&&str> = published.iter().filter(|line| !line.contains(", q0, ")).collect();
+    assert!(more.is_empty(), "{more:?}");
+}
+
 /// A change to the same value is a change: the client that asked for it waits for it.
 #[test]
 fn a_signal_with_the_same_value_harms_nobody() {
