@@ -250,7 +250,7 @@ fn say(level: &str, line: &str) {
 fn run(source: &Source) -> u8 {
     logger::install(log::LevelFilter::Info);
     tls::install_provider();
-    let mut config = match load_and_warn(source) {
+    let config = match load_and_warn(source) {
         Ok(config) => config,
         Err(error) => {
             error.to_string().lines().for_each(|line| log::error!("{line}"));
@@ -261,27 +261,30 @@ fn run(source: &Source) -> u8 {
         Ok(runtime) => runtime,
         Err(error) => return gone(format_args!("the runtime does not start: {error}")),
     };
-    let code = runtime.block_on(async {
-        let mut signals = match Signals::install() {
-            Ok(signals) => signals,
-            Err(error) => return gone(format_args!("signals cannot be received: {error}")),
-        };
-        loop {
-            logger::set_level(config.log_level);
-            match daemon::serve(&config, &mut signals, || load_and_warn(source)).await {
-                Ended::Stopped => return OK,
-                Ended::Reload(new) => config = *new,
-                Ended::Unready(text) => return gone(format_args!("{text}")),
-                Ended::Unusable(text) => {
-                    log::error!("{text}");
-                    return CONFIG;
-                }
-            }
-        }
-    });
+    // as a task of its own, which is woken without a turn of the driver in between, unlike the future that is blocked on
+    let code = runtime.block_on(async { tokio::spawn(serve(source.clone(), config)).await.unwrap_or(GONE) });
     // a name that is being looked up would hold the end up
     runtime.shutdown_background();
     code
+}
+
+async fn serve(source: Source, mut config: Config) -> u8 {
+    let mut signals = match Signals::install() {
+        Ok(signals) => signals,
+        Err(error) => return gone(format_args!("signals cannot be received: {error}")),
+    };
+    loop {
+        logger::set_level(config.log_level);
+        match daemon::serve(&config, &mut signals, || load_and_warn(&source)).await {
+            Ended::Stopped => return OK,
+            Ended::Reload(new) => config = *new,
+            Ended::Unready(text) => return gone(format_args!("{text}")),
+            Ended::Unusable(text) => {
+                log::error!("{text}");
+                return CONFIG;
+            }
+        }
+    }
 }
 
 fn load_and_warn(source: &Source) -> Result<Config, LoadError> {

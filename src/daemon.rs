@@ -40,7 +40,7 @@ pub enum Ended {
 }
 
 /// Serves until it is told to stop, or cannot go on. `reload` reads the configuration again.
-pub async fn serve<E: std::fmt::Display>(config: &Config, signals: &mut Signals, reload: impl Fn() -> Result<Config, E>) -> Ended {
+pub async fn serve<E: std::fmt::Display>(config: &Config, signals: &mut Signals, reload: impl Fn() -> Result<Config, E> + Send) -> Ended {
     let ready = tokio::select! {
         biased;
         () = stop_wanted(signals) => return Ended::Stopped,
@@ -95,7 +95,7 @@ enum Wake {
 }
 
 impl Daemon {
-    async fn run<E: std::fmt::Display>(&mut self, signals: &mut Signals, reload: impl Fn() -> Result<Config, E>) -> Ended {
+    async fn run<E: std::fmt::Display>(&mut self, signals: &mut Signals, reload: impl Fn() -> Result<Config, E> + Send) -> Ended {
         let now = self.now();
         self.bridge.bus_up(now);
         let mut timer = Timer::default();

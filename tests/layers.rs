@@ -6,7 +6,19 @@ use std::path::Path;
 
 const PURE: [&str; 2] = ["src/bridge", "src/text.rs"];
 const FORBIDDEN: [&str; 14] = [
-    "tokio", "zbus", "rumqttc", "rustls", "nix::", "signal_hook", "std::net", "std::fs", "std::io", "std::env", "std::process", "std::thread", "SystemTime",
+    "tokio",
+    "zbus",
+    "rumqttc",
+    "rustls",
+    "nix::",
+    "signal_hook",
+    "std::net",
+    "std::fs",
+    "std::io",
+    "std::env",
+    "std::process",
+    "std::thread",
+    "SystemTime",
     "Instant",
 ];
 
@@ -33,7 +45,11 @@ fn pure_rooms_import_nothing_of_the_edges() {
 #[test]
 fn arrows_point_inwards() {
     let forbidden = [
-        ("src/bridge", &["crate::bus", "crate::mqtt", "crate::daemon", "crate::config", "crate::cli", "crate::portal", "crate::signals", "crate::log"][..]),
+        (
+            "src/bridge",
+            &["crate::bus", "crate::mqtt", "crate::daemon", "crate::config", "crate::cli", "crate::portal", "crate::signals", "crate::log"]
+                [..],
+        ),
         ("src/bus", &["crate::mqtt", "crate::daemon", "crate::config", "crate::cli"]),
         ("src/mqtt", &["crate::bus", "crate::daemon", "crate::cli"]),
         ("src/config", &["crate::bus", "crate::mqtt::link", "crate::daemon", "crate::cli"]),

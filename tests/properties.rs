@@ -14,26 +14,52 @@ use venus_mqtt::bridge::{Bridge, Change, LinkCommand, Method, Publish, Reply, Se
 
 const PORTAL: &str = "c0619ab1c2d3";
 const INTERVAL: Duration = Duration::from_secs(60);
-const SERVICES: [&str; 4] = ["com.victronenergy.battery.a", "com.victronenergy.battery.b", "com.victronenergy.tank.c", "com.victronenergy.tank"];
+const SERVICES: [&str; 4] =
+    ["com.victronenergy.battery.a", "com.victronenergy.battery.b", "com.victronenergy.tank.c", "com.victronenergy.tank"];
 const PATHS: [&str; 3] = ["/Soc", "/Dc/0/Voltage", "/Level"];
 const FILTERS: [&str; 4] = ["battery/#", "+/1/Soc", "tank/+/Level", "+/+/Dc/#"];
 
 #[derive(Clone, Debug)]
 enum Step {
     /// The service comes, or comes back with another owner.
-    Appear { service: usize, instance: i64, value: i64 },
-    Leave { service: usize },
-    Change { service: usize, path: usize, value: i64 },
-    Rename { service: usize, instance: i64 },
+    Appear {
+        service: usize,
+        instance: i64,
+        value: i64,
+    },
+    Leave {
+        service: usize,
+    },
+    Change {
+        service: usize,
+        path: usize,
+        value: i64,
+    },
+    Rename {
+        service: usize,
+        instance: i64,
+    },
     KeepAll,
-    Keep { filter: usize },
-    Pass { millis: u64 },
+    Keep {
+        filter: usize,
+    },
+    Pass {
+        millis: u64,
+    },
     /// The broker takes so many messages.
-    Take { messages: usize },
+    Take {
+        messages: usize,
+    },
     /// The connection breaks; so many of the last messages never arrived, and the broker may forget everything.
-    Down { lost: usize, forgets: bool },
+    Down {
+        lost: usize,
+        forgets: bool,
+    },
     Up,
-    Read { service: usize, path: usize },
+    Read {
+        service: usize,
+        path: usize,
+    },
     /// Everything is let to its end, and looked at.
     Settle,
 }
@@ -103,7 +129,8 @@ proptest! {
 
 fn topic() -> impl Strategy<Value = String> {
     let part = prop_oneof!["[a-zA-Z0-9/+#_. ]{0,12}", Just("battery/1/Soc".to_owned()), Just("keepalive".to_owned()), ".{0,8}"];
-    (prop_oneof![Just("R"), Just("W"), Just("N"), Just("")], prop_oneof![Just(PORTAL), Just("x")], part).prop_map(|(a, b, c)| format!("{a}/{b}/{c}"))
+    (prop_oneof![Just("R"), Just("W"), Just("N"), Just("")], prop_oneof![Just(PORTAL), Just("x")], part)
+        .prop_map(|(a, b, c)| format!("{a}/{b}/{c}"))
 }
 
 fn json() -> impl Strategy<Value = String> {
@@ -118,8 +145,10 @@ fn json() -> impl Strategy<Value = String> {
     leaf.prop_recursive(4, 24, 4, |inner| {
         prop_oneof![
             proptest::collection::vec(inner.clone(), 0..4).prop_map(|all| format!("[{}]", all.join(","))),
-            proptest::collection::vec(inner, 0..4)
-                .prop_map(|all| format!("{{{}}}", all.iter().enumerate().map(|(n, v)| format!("\"k{n}\":{v}")).collect::<Vec<_>>().join(","))),
+            proptest::collection::vec(inner, 0..4).prop_map(|all| format!(
+                "{{{}}}",
+                all.iter().enumerate().map(|(n, v)| format!("\"k{n}\":{v}")).collect::<Vec<_>>().join(",")
+            )),
         ]
     })
 }
@@ -268,7 +297,10 @@ impl World {
 
     fn claim(&mut self, service: usize) {
         let instance = self.services[&service].instance;
-        let taken = self.services.iter().any(|(other, known)| known.holder && service_type(*other) == service_type(service) && known.instance == instance);
+        let taken = self
+            .services
+            .iter()
+            .any(|(other, known)| known.holder && service_type(*other) == service_type(service) && known.instance == instance);
         self.services.get_mut(&service).unwrap().holder = !taken;
     }
 
@@ -327,7 +359,9 @@ impl World {
                     (Method::GetItems, Some(known)) => {
                         Reply::Items(known.items.iter().map(|(path, value)| ((*path).to_owned(), Change::of(Value::Int(*value)))).collect())
                     }
-                    (Method::GetValue, Some(known)) if known.items.contains_key(&*call.path) => Reply::Value(Value::Int(known.items[&*call.path])),
+                    (Method::GetValue, Some(known)) if known.items.contains_key(&*call.path) => {
+                        Reply::Value(Value::Int(known.items[&*call.path]))
+                    }
                     _ => Reply::Error { name: "org.freedesktop.DBus.Error.UnknownObject".into(), text: String::new() },
                 };
                 self.bridge.reply(self.now(), call.id, reply);

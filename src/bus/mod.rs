@@ -3,6 +3,7 @@
 //! Calls are sent and never waited for; their replies come back in the same stream as the signals, so that the order of a reply
 //! and a change is known. The loop must take what comes without waiting for anyone.
 
+mod socket;
 mod wire;
 
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -51,7 +52,7 @@ impl Watcher {
     /// Connects to `address` and listens.
     pub async fn connect(address: &str) -> zbus::Result<Self> {
         let connecting = async {
-            let connection = zbus::connection::Builder::address(address).max_queued(QUEUE).method_timeout(CONNECT).build().await?;
+            let connection = socket::connect(address).await?.max_queued(QUEUE).method_timeout(CONNECT).build().await?;
             let stream = MessageStream::from(&connection);
             for rule in RULES {
                 connection.call_method(Some(BUS), BUS_PATH, Some(BUS), "AddMatch", &rule).await?;

@@ -1,0 +1,148 @@
+//! The socket of a bus on this machine, read in large pieces.
+//!
+//! A change costs mostly what it takes to wake up and read it. So the socket is watched for reading only (watched for writing
+//! as well, the kernel wakes us a second time for every message), one read takes everything that is there, and a read that
+//! did not fill the buffer is known to have emptied the socket, so nobody asks again. File descriptors are not taken: nobody
+//! sends us any.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use async_trait::async_trait;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use zbus::address::Transport;
+use zbus::address::transport::UnixSocket;
+use zbus::connection::Builder;
+use zbus::connection::socket::{ReadHalf, Socket, Split, WriteHalf};
+
+/// A signal of ten items has about 1 KiB.
+const BUFFER: usize = 64 * 1024;
+
+/// Begins a connection to `address`.
+pub async fn connect(address: &str) -> zbus::Result<Builder<'static>> {
+    let parsed: zbus::Address = address.parse()?;
+    let stream = match parsed.transport() {
+        Transport::Unix(unix) => match unix.path() {
+            UnixSocket::File(path) => tokio::net::UnixStream::connect(path).await?,
+            UnixSocket::Abstract(name) => {
+                let mut path = std::ffi::OsString::from("\0");
+                path.push(name);
+                tokio::net::UnixStream::connect(path).await?
+            }
+            _ => return Ok(Builder::address(parsed)),
+        },
+        _ => return Ok(Builder::address(parsed)),
+    };
+    let stream = stream.into_std()?;
+    let write = stream.try_clone()?;
+    let read = watch(stream, Interest::READABLE)?;
+    Ok(Builder::socket(BusStream { read, write }))
+}
+
+/// Watches a socket for one thing only.
+#[expect(deprecated, reason = "its successor is unsafe, for types whose descriptor can change; that of a std socket cannot")]
+fn watch(socket: UnixStream, interest: Interest) -> io::Result<AsyncFd<UnixStream>> {
+    AsyncFd::with_interest(socket, interest)
+}
+
+#[derive(Debug)]
+struct BusStream {
+    read: AsyncFd<UnixStream>,
+    write: UnixStream,
+}
+
+impl Socket for BusStream {
+    type ReadHalf = Reader;
+    type WriteHalf = Writer;
+
+    fn split(self) -> Split<Reader, Writer> {
+        Split::new(Reader { socket: self.read, buffer: vec![0; BUFFER], start: 0, end: 0 }, Writer { socket: self.write })
+    }
+}
+
+#[derive(Debug)]
+struct Reader {
+    socket: AsyncFd<UnixStream>,
+    buffer: Vec<u8>,
+    /// What has been read and not been taken yet.
+    start: usize,
+    end: usize,
+}
+
+async fn read(socket: &AsyncFd<UnixStream>, into: &mut [u8]) -> io::Result<usize> {
+    loop {
+        let mut ready = socket.readable().await?;
+        match ready.try_io(|socket| socket.get_ref().read(into)) {
+            Ok(Ok(count)) => {
+                if count < into.len() {
+                    ready.clear_ready();
+                }
+                return Ok(count);
+            }
+            Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(Err(error)) => return Err(error),
+            // not ready after all
+            Err(_) => {}
+        }
+    }
+}
+
+#[async_trait]
+impl ReadHalf for Reader {
+    async fn recvmsg(&mut self, into: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+        if self.start == self.end {
+            // a large message goes where it belongs, without a detour
+            if into.len() >= self.buffer.len() {
+                return Ok((read(&self.socket, into).await?, Vec::new()));
+            }
+            self.start = 0;
+            self.end = read(&self.socket, &mut self.buffer).await?;
+        }
+        let ready = self.buffer.get(self.start..self.end).unwrap_or_default();
+        let count = ready.len().min(into.len());
+        if let (Some(into), Some(ready)) = (into.get_mut(..count), ready.get(..count)) {
+            into.copy_from_slice(ready);
+        }
+        self.start += count;
+        Ok((count, Vec::new()))
+    }
+}
+
+#[derive(Debug)]
+struct Writer {
+    socket: UnixStream,
+}
+
+#[async_trait]
+impl WriteHalf for Writer {
+    async fn sendmsg(&mut self, buffer: &[u8], _fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+        loop {
+            match self.socket.write(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // rare: the bus does not read. Only then is the socket watched for writing.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let watched = watch(self.socket.try_clone()?, Interest::WRITABLE)?;
+                    watched.writable().await?.retain_ready();
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// All that is to be sent now, in as few writes as it takes.
+    async fn send_messages(&mut self, messages: &[zbus::Message]) -> zbus::Result<()> {
+        let bytes: Vec<u8> = messages.iter().flat_map(|message| message.data().bytes()).copied().collect();
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            let count = self.sendmsg(rest, &[]).await?;
+            rest = rest.get(count..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    async fn close(&mut self) -> io::Result<()> {
+        self.socket.shutdown(std::net::Shutdown::Both)
+    }
+}
