@@ -1,6 +1,6 @@
 //! Section 1: how services are found, followed and forgotten.
 
-use venus_mqtt_integration::{Part, Rig, Setup, empty_array, item, items, items::Item};
+use venus_mqtt_integration::{Part, Rig, Setup, empty_array, invalid, item, items, items::Item};
 
 use crate::{BATTERY, TANK, battery, tank};
 
@@ -189,6 +189,47 @@ fn a_service_returns_with_a_new_owner() {
         mqtt.mark();
         rig.fake().add(BATTERY, battery());
         expect_battery(&mqtt);
+    }
+}
+
+/// Some services make their items invalid before they go; some are followed at once by the next.
+#[test]
+fn a_service_takes_leave() {
+    let mut rig = Rig::new(Setup::default());
+    rig.fake().add(BATTERY, battery());
+    rig.start_bridge();
+    let mqtt = rig.listener();
+    mqtt.keepalive("");
+    expect_battery(&mqtt);
+    mqtt.mark();
+    rig.fake().items_changed(BATTERY, items([("/Soc", invalid()), ("/Dc/0/Voltage", invalid()), ("/Dc/0/Current", invalid())]));
+    mqtt.n("battery/512/Soc", r#"{"value":null}"#);
+    rig.fake().remove(BATTERY);
+    rig.fake().add("com.victronenergy.battery.ttyO9", battery());
+    expect_battery(&mqtt);
+    // the old one's end does not clear the new one's topics
+    rig.await_retained_items(&BATTERY_TOPICS.map(|(topic, _)| topic));
+}
+
+/// A dozen services at once, as when a device starts.
+#[test]
+fn many_services_come_at_once() {
+    let mut rig = Rig::new(Setup::default());
+    rig.start_bridge();
+    let mqtt = rig.listener();
+    mqtt.keepalive("");
+    mqtt.completed();
+    for n in 0..30 {
+        let style = ["normal", "older", "leaves", "normal", "mute", "dies"][n % 6];
+        let instance = item(i32::try_from(n).expect("small"));
+        rig.fake().add_styled(
+            &format!("com.victronenergy.temperature.n{n}"),
+            style,
+            items([("/DeviceInstance", instance), ("/Temperature", item(20.5))]),
+        );
+    }
+    for n in (0..30).filter(|n| n % 6 < 4) {
+        mqtt.n(&format!("temperature/{n}/Temperature"), r#"{"value":20.5}"#);
     }
 }
 
