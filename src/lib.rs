@@ -1,3 +1,29 @@
+//! venus-mqtt: the MQTT interface of Venus OS.
+//!
+//! The house, from the door inwards; an arrow means "uses", and none points the other way:
+//!
+//! ```text
+//! main -> cli -> daemon -> { bus, mqtt, portal, signals } -> bridge, text
+//!           \-> config, log
+//! ```
+//!
+//! | room | what it promises |
+//! |---|---|
+//! | [`cli`] | arguments, the commands, exit codes |
+//! | [`config`] | TOML and flags become values that cannot be wrong, or a message with file and line |
+//! | [`daemon`] | the loop: the only one who knows everyone; nothing in a turn of it waits |
+//! | [`bridge`] | PURE: all state, and what follows from each event. No clock, no socket, no library of the edges |
+//! | [`bus`] | the watcher's connection: every signal and reply in the bus's own order, calls that are never waited for |
+//! | [`mqtt`] | the connection to the broker, with credit; TLS |
+//! | [`portal`] | who this device is |
+//! | [`signals`] | what the system wants of the process |
+//! | [`log`] | one line per event, for multilog, a terminal or the journal |
+//! | [`text`] | PURE: what peers say, made fit for a log line |
+//!
+//! Inside the bridge: `topic`, `name`, `filter`, `value` are the words it speaks; `items` is what is known of the bus, `presence` how it
+//! comes and goes, `scan` how it is found; `keepalive` is who is awake; `outbox` and `publish` are what goes out; `request` is reads
+//! and writes, `calls` what is asked of the bus; `session` is the connection, other bridges and what a former life left behind;
+//! `access`, `limits` and `notes` are the rules, the caps and the log lines.
 #![forbid(unsafe_code)]
 
 pub mod bridge;

@@ -2,12 +2,11 @@
 //!
 //! A service that has left stays here, without its name, until the topics that were published for it have been taken back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use indexmap::IndexMap;
 
 use super::name::ServiceName;
-use super::scan::Scan;
 use super::time::Time;
 use super::value::Value;
 
@@ -153,6 +152,23 @@ pub enum State {
     Left {
         topics: usize,
     },
+}
+
+/// A scan that is under way.
+#[derive(Debug)]
+pub struct Scan {
+    /// Earlier scans of this service that were not answered.
+    pub attempts: u32,
+    pub walk: Walk,
+}
+
+/// A walk through the nodes of a service that answers nothing else.
+#[derive(Debug, Default)]
+pub struct Walk {
+    /// Paths still to be looked at, and whether it is their value that is asked for.
+    pub queue: VecDeque<(Box<str>, bool)>,
+    pub in_flight: usize,
+    pub nodes: usize,
 }
 
 impl Service {

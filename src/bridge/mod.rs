@@ -14,6 +14,8 @@ pub mod name;
 mod notes;
 pub mod options;
 mod outbox;
+mod presence;
+mod publish;
 mod request;
 mod scan;
 mod session;
@@ -29,19 +31,19 @@ use access::Rules;
 pub use calls::{BusCall, Method, Reply};
 use calls::{Calls, Purpose};
 pub use items::Change;
-use items::{Secrecy, ServiceId, Services, State};
+use items::{ServiceId, Services, State};
 use keepalive::{KeepAlives, Republish, Republishes};
 use name::PortalId;
 pub use notes::Note;
 use notes::{Kind, Notes};
 use options::Options;
 use outbox::{Entry, Express, Outbox, Special};
+pub use presence::Changes;
 use request::Pending;
 pub use session::{LinkCommand, Mode};
 use session::{Sweep, Waiting};
 pub use time::Time;
 pub use topic::{Address, Incoming, Topics};
-use value::{VALUE_MAX, Value};
 
 /// A message for the broker, QoS 0.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -142,7 +144,7 @@ impl Bridge {
             return None;
         };
         let (first, rest) = (*first, rest.to_vec());
-        Some(Changes { bridge: self, now, first, rest })
+        Some(Changes::new(self, now, first, rest))
     }
 
     /// Whether a reply with this serial number is waited for.
@@ -378,337 +380,6 @@ impl Bridge {
         }
         for echo in completions {
             self.outbox.push_completion(echo);
-        }
-    }
-
-    /// The item at `path`, made and prepared when it is new; `None` when there is no room, or the path is none.
-    fn item_at(&mut self, now: Time, id: ServiceId, path: &str) -> Option<(usize, bool)> {
-        let known = self.services.get(id)?.items.get_index_of(path);
-        if let Some(index) = known {
-            return Some((index, false));
-        }
-        if !name::is_item_path(path) {
-            return None;
-        }
-        let Some(found) = self.services.item_entry(id, path, limits::ITEMS) else {
-            self.notes
-                .add_caused(now, Level::Warn, Kind::Item, || format!("more than {} items on the bus: {path} is left out", limits::ITEMS));
-            return None;
-        };
-        self.prepare(id, found.0);
-        Some(found)
-    }
-
-    /// What depends on the topic of an item.
-    fn prepare(&mut self, id: ServiceId, index: usize) {
-        let Some(service) = self.services.get_mut(id) else { return };
-        let service_type = service.name.service_type();
-        let instance = &service.instance;
-        let Some((path, item)) = service.items.get_index_mut(index) else {
-            return;
-        };
-        // the serial of the system is a topic of its own
-        let special = service_type == "system" && **instance == *"0" && **path == *"/Serial";
-        item.secrecy = if special || access::is_blocked(service_type, path) {
-            Secrecy::Blocked
-        } else if access::is_masked(service_type, path) {
-            Secrecy::Masked
-        } else {
-            Secrecy::Open
-        };
-        if self.keepalives.has_filters() {
-            item.until = self.keepalives.until(service_type, instance, path);
-        }
-    }
-
-    /// Finds the instance of a service that has just become ready, or whose instance may have changed, and its topics.
-    fn take_instance(&mut self, now: Time, id: ServiceId) {
-        let Some(service) = self.services.get_mut(id) else { return };
-        service.instance = service.find_instance();
-        service.topic = self.topics.notification(&format!("{}/{}", service.name.service_type(), service.instance)).into();
-        let count = service.items.len();
-        (0..count).for_each(|index| self.prepare(id, index));
-        match self.services.claim_topics(id) {
-            Ok(()) => self.enqueue_all(now, id),
-            Err(holder) => {
-                if let (Some(service), Some(holder)) = (self.services.get(id), self.services.get(holder)) {
-                    let (name, other, topic) = (service.name.clone(), holder.name.clone(), service.topic.clone());
-                    self.notes.add(Level::Warn, || {
-                        format!("{name} has the type and instance of {other} ({topic}): it is not published until that one leaves; give it another instance")
-                    });
-                }
-            }
-        }
-    }
-
-    /// The instance may have changed: the old topics are taken back, and everything is published under the new ones.
-    fn take_instance_change(&mut self, now: Time, id: ServiceId) {
-        let Some(service) = self.services.get(id) else { return };
-        let instance = service.find_instance();
-        if !service.is_ready() || instance == service.instance {
-            return;
-        }
-        let (name, owner, topic, old) = (service.name.clone(), service.owner.clone(), service.topic.clone(), service.instance.clone());
-        let service_type = service.service_type().to_owned();
-        self.notes.add(Level::Info, || format!("{name} changes its instance from {old} to {instance}"));
-        let ghost = self.services.add(name, &owner, State::Left { topics: 0 });
-        let published: Vec<Box<str>> = match self.services.get_mut(id) {
-            Some(service) => {
-                let published = service.items.iter_mut().filter(|(_, item)| item.published);
-                published.map(|(path, item)| (item.published = false, path.clone()).1).collect()
-            }
-            None => Vec::new(),
-        };
-        for path in &published {
-            self.services.item_entry(ghost, path, usize::MAX);
-        }
-        if let Some(service) = self.services.get_mut(ghost) {
-            (service.topic, service.instance) = (topic, old.clone());
-            service.items.values_mut().for_each(|item| item.published = true);
-            service.state = State::Left { topics: published.len() };
-        }
-        self.enqueue_all(now, ghost);
-        self.services.free_if_done(ghost);
-        self.services.release_topics(id);
-        if let Some(service) = self.services.get_mut(id) {
-            service.instance = instance;
-        }
-        self.take_over(now, (service_type, old));
-        self.take_instance(now, id);
-    }
-
-    /// A service has left the bus.
-    fn leave(&mut self, now: Time, id: ServiceId) {
-        let Some(service) = self.services.get(id) else { return };
-        let (name, held) = (service.name.clone(), service.holder);
-        let key = (service.service_type().to_owned(), service.instance.clone());
-        self.notes.add(Level::Debug, || format!("{name} left"));
-        self.calls.forget(id);
-        let lost = self.pending.forget(id);
-        if lost > 0 {
-            self.notes.add_caused(now, Level::Warn, Kind::WriteFailed, || format!("{name} left with {lost} writes unanswered"));
-        }
-        self.services.detach(id);
-        self.enqueue_all(now, id);
-        self.services.free_if_done(id);
-        if held {
-            self.take_over(now, key);
-        }
-        self.check_first_scan(now);
-    }
-
-    /// Topics have become free: the oldest of those that wait for them gets them.
-    fn take_over(&mut self, now: Time, (service_type, instance): (String, Box<str>)) {
-        let waiting = self.services.iter().filter(|(_, service)| {
-            service.is_ready() && !service.holder && service.service_type() == service_type && service.instance == instance
-        });
-        let Some(heir) = waiting.min_by_key(|(_, service)| service.age).map(|(id, _)| id) else {
-            return;
-        };
-        if let Some(service) = self.services.get(heir) {
-            let (name, topic) = (service.name.clone(), service.topic.clone());
-            self.notes.add(Level::Info, || format!("{name} takes over {topic}"));
-        }
-        self.take_instance(now, heir);
-    }
-
-    /// Queues every item that has something to publish, or to take back.
-    fn enqueue_all(&mut self, now: Time, id: ServiceId) {
-        let count = self.services.get(id).map_or(0, |service| service.items.len());
-        (0..count).for_each(|index| self.enqueue(now, id, index));
-    }
-
-    fn enqueue(&mut self, now: Time, id: ServiceId, index: usize) {
-        if self.mode != Mode::Bridge {
-            return;
-        }
-        let everything = self.keepalives.everything(now);
-        let Some(service) = self.services.get_mut(id) else { return };
-        let Some((_, item)) = service.items.get_index_mut(index) else {
-            return;
-        };
-        let awake = service.holder && item.secrecy != Secrecy::Blocked && (everything || now < item.until);
-        if !item.queued && (awake || item.published) {
-            item.queued = true;
-            self.outbox.push(id, index);
-        }
-    }
-
-    /// What an item has to say when its turn comes.
-    fn print_item(&mut self, now: Time, id: ServiceId, index: usize) -> Option<Publish> {
-        let everything = self.keepalives.everything(now);
-        let service = self.services.get_mut(id)?;
-        let (path, item) = service.items.get_index_mut(index)?;
-        item.queued = false;
-        let topic = || format!("{}{path}", service.topic);
-        if service.holder && item.secrecy != Secrecy::Blocked && (everything || now < item.until) {
-            item.published = true;
-            let mut payload = Vec::with_capacity(48);
-            item.write_payload(&mut payload);
-            return Some(Publish { topic: topic(), payload, retain: self.options.retain });
-        }
-        if !item.published {
-            return None;
-        }
-        item.published = false;
-        let left = if let State::Left { topics } = &mut service.state {
-            *topics = topics.saturating_sub(1);
-            true
-        } else {
-            false
-        };
-        let clear = (left || self.options.retain).then(|| Publish { topic: topic(), payload: Vec::new(), retain: self.options.retain });
-        if left {
-            let (service_type, instance, path) = (service.name.service_type().to_owned(), service.instance.clone(), path.clone());
-            self.services.free_if_done(id);
-            self.repair(now, &service_type, &instance, &path);
-        }
-        self.counters.cleared += u64::from(clear.is_some());
-        clear
-    }
-
-    /// An answer may have overtaken the clearing of its own topic: then it has to be said again.
-    fn repair(&mut self, now: Time, service_type: &str, instance: &str, path: &str) {
-        if let Some(heir) = self.services.by_topic(service_type, instance)
-            && let Some((index, _, item)) = self.services.get(heir).and_then(|service| service.items.get_full(path))
-            && item.published
-        {
-            self.enqueue(now, heir, index);
-        }
-    }
-
-    /// The answer to a read: goes out asleep too, but is retained only if somebody keeps it awake.
-    fn print_answer(&mut self, now: Time, id: ServiceId, index: usize) -> Option<Publish> {
-        let everything = self.keepalives.everything(now);
-        let service = self.services.get_mut(id)?;
-        let holder = service.holder;
-        let (path, item) = service.items.get_index_mut(index)?;
-        item.answering = false;
-        if !holder {
-            return None;
-        }
-        let awake = everything || now < item.until;
-        item.published |= awake;
-        let mut payload = Vec::with_capacity(48);
-        item.write_payload(&mut payload);
-        Some(Publish { topic: format!("{}{path}", service.topic), payload, retain: awake && self.options.retain })
-    }
-
-    fn print_stale(&mut self, now: Time) -> Option<Publish> {
-        let topic = self.outbox.pop_stale()?;
-        self.next_pass();
-        if let Incoming::Notification(rest) = self.topics.parse(&topic)
-            && self.takes_over_retained(now, rest)
-        {
-            return None;
-        }
-        self.counters.cleared += 1;
-        Some(Publish { topic, payload: Vec::new(), retain: true })
-    }
-
-    fn print_completion(&mut self, unix: u64) -> Option<Publish> {
-        let echo = self.outbox.pop_completion()?;
-        let mut payload = format!("{{\"value\":{unix}").into_bytes();
-        if let Some(echo) = echo {
-            payload.extend_from_slice(b",\"full-publish-completed-echo\":");
-            Value::Str(echo).write_json(&mut payload);
-        }
-        payload.push(b'}');
-        Some(Publish { topic: self.topics.notification("full_publish_completed"), payload, retain: false })
-    }
-
-    fn print_special(&mut self, special: Special, unix: u64) -> Option<Publish> {
-        let stopping = self.stopping;
-        let (topic, payload, retain) = match special {
-            Special::Status => (self.topics.own("status"), if stopping { "offline" } else { "online" }.to_owned(), true),
-            Special::Mode => (self.topics.own("mode"), if stopping { "" } else { self.mode.name() }.to_owned(), true),
-            Special::Serial => (self.topics.notification("system/0/Serial"), format!("{{\"value\":\"{}\"}}", self.topics.portal()), true),
-            Special::KeepAlive => (self.topics.notification("keepalive"), "{\"value\":1}".to_owned(), true),
-            Special::Heartbeat if self.heartbeat.is_none() => return None,
-            Special::Heartbeat => (self.topics.notification("heartbeat"), format!("{{\"value\":{unix}}}"), false),
-            Special::Probe => (self.topics.request('R', "keepalive"), self.probe.clone(), false),
-        };
-        Some(Publish { topic, payload: payload.into_bytes(), retain })
-    }
-}
-
-/// The changes of one signal.
-#[derive(Debug)]
-pub struct Changes<'a> {
-    bridge: &'a mut Bridge,
-    now: Time,
-    first: ServiceId,
-    /// Other names on the same connection.
-    rest: Vec<ServiceId>,
-}
-
-impl Changes<'_> {
-    /// One item of the signal. A path nobody knows is a new item of the first service on that connection.
-    pub fn item(&mut self, path: &str, change: Change) {
-        let services = &self.bridge.services;
-        let known = |id: &ServiceId| services.get(*id).is_some_and(|service| service.items.contains_key(path));
-        let others: Vec<ServiceId> = self.rest.iter().copied().filter(known).collect();
-        let first = others.is_empty() || known(&self.first);
-        for id in others {
-            self.bridge.change(self.now, id, path, change.clone());
-        }
-        if first {
-            self.bridge.change(self.now, self.first, path, change);
-        }
-    }
-}
-
-impl Bridge {
-    fn change(&mut self, now: Time, id: ServiceId, path: &str, mut change: Change) {
-        if change.value.as_ref().is_some_and(|value| value.weight() > VALUE_MAX) {
-            self.notes.add_caused(now, Level::Warn, Kind::Item, || {
-                format!("the value of {path} is over {} KiB: shown as null", VALUE_MAX / 1024)
-            });
-            change.value = Some(Value::Invalid);
-        }
-        self.counters.changes += 1;
-        let everything = self.keepalives.everything(now);
-        let active = self.mode == Mode::Bridge;
-        let Some(service) = self.services.get_mut(id) else { return };
-        if matches!(service.state, State::Silent { .. }) {
-            return;
-        }
-        let Some((index, _, item)) = service.items.get_full_mut(path) else {
-            return self.new_item(now, id, path, change);
-        };
-        if !item.apply(change) {
-            return;
-        }
-        match service.state {
-            State::Ready => {
-                let awake = active && service.holder && item.secrecy != Secrecy::Blocked && (everything || now < item.until);
-                if awake && !item.queued {
-                    item.queued = true;
-                    self.outbox.push(id, index);
-                }
-                if matches!(path, "/DeviceInstance" | "/Identifier") {
-                    self.take_instance_change(now, id);
-                }
-            }
-            _ => item.touched = true,
-        }
-    }
-
-    /// A signal names an item that is not known. Without a value there is nothing to know yet.
-    fn new_item(&mut self, now: Time, id: ServiceId, path: &str, change: Change) {
-        if change.value.is_none() {
-            return;
-        }
-        let Some((index, _)) = self.item_at(now, id, path) else { return };
-        let Some(service) = self.services.get_mut(id) else { return };
-        let ready = service.is_ready();
-        if let Some((_, item)) = service.items.get_index_mut(index) {
-            item.apply(change);
-            item.touched = !ready;
-        }
-        if ready {
-            self.enqueue(now, id, index);
-            self.take_instance_change(now, id);
         }
     }
 }

@@ -3,37 +3,18 @@
 //! Each service is scanned on its own, without waiting for any other: `GetItems`, else `GetValue` on `/`, else a walk through its
 //! introspection data. What its signals bring meanwhile is newer than the snapshot and stays.
 
-use std::collections::VecDeque;
-
 use log::Level;
 use quick_xml::events::Event;
 
 use super::Bridge;
 use super::calls::{Method, Purpose, Reply};
-use super::items::{Change, ServiceId, State};
+use super::items::{Change, Scan, ServiceId, State, Walk};
 use super::limits;
 use super::name::{NAMESPACE, ServiceName, is_item_path};
 use super::notes::Kind;
 use super::time::Time;
 use super::value::Value;
 use crate::text::escape;
-
-/// A scan that is under way.
-#[derive(Debug)]
-pub struct Scan {
-    /// Earlier scans of this service that were not answered.
-    attempts: u32,
-    walk: Walk,
-}
-
-/// A walk through the nodes of a service that answers nothing else.
-#[derive(Debug, Default)]
-struct Walk {
-    /// Paths still to be looked at, and whether it is their value that is asked for.
-    queue: VecDeque<(Box<str>, bool)>,
-    in_flight: usize,
-    nodes: usize,
-}
 
 impl Bridge {
     /// Asks the bus who is there. The match rules must be in place.
