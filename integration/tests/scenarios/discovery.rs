@@ -1,5 +1,7 @@
 //! Section 1: how services are found, followed and forgotten.
 
+use std::time::Duration;
+
 use venus_mqtt_integration::{Part, Rig, Setup, empty_array, invalid, item, items, items::Item};
 
 use crate::{BATTERY, TANK, battery, tank};
@@ -98,6 +100,21 @@ both! {
         mqtt.write("tank/3/Level", r#"{"value":0.1}"#);
         mqtt.n("tank/3/Level", r#"{"value":0.1}"#);
     }
+}
+
+/// A service that was busy for a minute is found when it answers: it is asked again.
+#[test]
+fn a_mute_service_that_comes_to_life_is_found() {
+    let mut rig = Rig::new(Setup::default().bridge("always_on = true"));
+    rig.fake().add_styled(BATTERY, "mute", battery());
+    rig.start_bridge();
+    let mqtt = rig.listener();
+    rig.fake().await_call(BATTERY, "GetItems /");
+    rig.fake().behave(BATTERY, "*", "answer");
+    let topic = mqtt.topic('N', "battery/512/Soc");
+    mqtt.wait_within("the battery", Duration::from_secs(90), |messages| {
+        messages.iter().any(|message| message.topic == topic).then_some(())
+    });
 }
 
 both! {
@@ -308,6 +325,39 @@ fn the_instance_changes_while_running() {
     mqtt.write("battery/7/Soc", r#"{"value":1}"#);
     rig.fake().await_call(BATTERY, "SetValue /Soc i 1");
     rig.await_retained_items(&["battery/7/Soc", "battery/7/DeviceInstance", "battery/7/Dc/0/Voltage", "battery/7/Dc/0/Current"]);
+}
+
+/// Who moves away makes room for who waited, and waits where somebody is already.
+#[test]
+fn an_instance_is_left_and_taken() {
+    let mut rig = Rig::new(Setup::default());
+    rig.fake().add(BATTERY, battery());
+    rig.start_bridge();
+    let mqtt = rig.listener();
+    mqtt.keepalive("");
+    expect_battery(&mqtt);
+    let second = "com.victronenergy.battery.ttyO2";
+    rig.fake().add(second, items([("/DeviceInstance", item(512)), ("/Soc", item(20.0))]));
+    rig.await_log(Part::Bridge, second);
+    mqtt.mark();
+    // the first moves away: the second is heard
+    rig.fake().properties_changed(BATTERY, items([("/DeviceInstance", item(7))]));
+    mqtt.n("battery/512/Soc", r#"{"value":20.0}"#);
+    mqtt.n("battery/7/Soc", r#"{"value":87.0}"#);
+    mqtt.n("battery/512/Dc/0/Voltage", "");
+    // the second follows: it waits
+    mqtt.mark();
+    rig.fake().properties_changed(second, items([("/DeviceInstance", item(7))]));
+    mqtt.n("battery/512/Soc", "");
+    rig.fake().items_changed(second, items([("/Soc", item(21.0))]));
+    rig.fake().items_changed(BATTERY, items([("/Soc", item(86.0))]));
+    mqtt.n("battery/7/Soc", r#"{"value":86.0}"#);
+    rig.await_retained_items(&["battery/7/Soc", "battery/7/DeviceInstance", "battery/7/Dc/0/Voltage", "battery/7/Dc/0/Current"]);
+    rig.fake().remove(BATTERY);
+    mqtt.n("battery/7/Soc", r#"{"value":21.0}"#);
+    rig.await_retained_items(&["battery/7/Soc", "battery/7/DeviceInstance"]);
+    rig.fake().remove(second);
+    rig.await_retained_items(&[]);
 }
 
 #[test]

@@ -177,6 +177,66 @@ fn a_broker_without_memory_is_filled_again() {
     );
 }
 
+both! {
+    /// While the broker hangs, services come, go, change hands and values: afterwards exactly what is there is retained.
+    fn a_house_that_moves_while_the_broker_hangs(rig in Setup::default()) {
+        rig.fake().add(BATTERY, battery());
+        rig.fake().add(TANK, tank());
+        rig.start_bridge();
+        let mqtt = rig.listener();
+        mqtt.keepalive("");
+        mqtt.completed();
+        rig.pause(Part::Broker);
+        rig.fake().remove(TANK);
+        for n in 0..20 {
+            rig.fake().remove(BATTERY);
+            rig.fake().add(BATTERY, items([("/DeviceInstance", item(512)), ("/Soc", item(f64::from(n)))]));
+            rig.fake().items_changed(BATTERY, items([("/Soc", item(f64::from(n) + 0.5))]));
+        }
+        rig.fake().add("com.victronenergy.grid.x", items([("/DeviceInstance", item(30)), ("/Ac/Power", item(100.5))]));
+        rig.fake().await_call("com.victronenergy.grid.x", "GetItems /");
+        rig.resume(Part::Broker);
+        mqtt.n("grid/30/Ac/Power", r#"{"value":100.5}"#);
+        rig.await_retained_items(&["battery/512/DeviceInstance", "battery/512/Soc", "grid/30/Ac/Power", "grid/30/DeviceInstance"]);
+        eventually("the last value", DEADLINE, || (rig.retained("#").get(&mqtt.topic('N', "battery/512/Soc"))? == r#"{"value":19.5}"#).then_some(()));
+    }
+}
+
+both! {
+    /// The end of a keep-alive while the broker hangs is made up for.
+    fn an_end_while_the_broker_hangs(rig in Setup::short()) {
+        rig.fake().add(BATTERY, battery());
+        rig.start_bridge();
+        let mqtt = rig.listener();
+        mqtt.keepalive("");
+        mqtt.completed();
+        rig.pause(Part::Broker);
+        rig.await_log(Part::Bridge, "asleep");
+        rig.resume(Part::Broker);
+        rig.await_retained_items(&[]);
+    }
+}
+
+/// Services that come and go faster than anyone looks: at the end all is as it is on the bus.
+#[test]
+fn flapping_services_end_as_they_are() {
+    let mut rig = Rig::new(Setup::default());
+    rig.start_bridge();
+    let mqtt = rig.listener();
+    mqtt.keepalive("");
+    mqtt.completed();
+    for n in 0..60 {
+        let style = ["normal", "older", "leaves"][n % 3];
+        rig.fake().add_styled(BATTERY, style, battery());
+        rig.fake().items_changed(BATTERY, items([("/Soc", item(1.0))]));
+        rig.fake().remove(BATTERY);
+    }
+    rig.await_retained_items(&[]);
+    rig.fake().add(BATTERY, battery());
+    rig.await_retained_items(&BATTERY_ITEMS);
+    assert_eq!(rig.retained("#").get(&mqtt.topic('N', "battery/512/Soc")).map(String::as_str), Some(r#"{"value":87.0}"#));
+}
+
 #[test]
 fn a_service_that_died_leaves_nothing() {
     let mut rig = Rig::new(Setup::default());

@@ -119,6 +119,12 @@ fn a_write_that_is_never_answered_holds_nobody_up() {
     mqtt.write("tank/3/Level", r#"{"value":0.25}"#);
     rig.fake().await_call(TANK, "SetValue /Level d 0.25");
     assert_eq!(rig.fake().calls_of(VEBUS, "SetValue").len(), 2);
+    // once the bridge has given up waiting, the last of those that came meanwhile has its turn, once
+    eventually("the last write", std::time::Duration::from_secs(30), || {
+        rig.fake().calls_of(VEBUS, "SetValue").contains(&"SetValue /Mode i 99".to_owned()).then_some(())
+    });
+    let calls = rig.fake().calls_of(VEBUS, "SetValue");
+    assert_eq!(calls.iter().filter(|call| call.contains("/Mode")).collect::<Vec<_>>(), ["SetValue /Mode i 0", "SetValue /Mode i 99"]);
 }
 
 both! {
@@ -276,4 +282,47 @@ fn writes_follow_the_owner() {
     mqtt.write("vebus/257/Mode", r#"{"value":2}"#);
     rig.fake().await_call(VEBUS, "SetValue /Mode i 2");
     assert_eq!(rig.fake().calls_of(VEBUS, "SetValue").len(), 1);
+}
+
+/// A write in flight to a service that dies does not stand in the way of the next one.
+#[test]
+fn a_write_in_flight_dies_with_its_service() {
+    let (rig, mqtt) = rig_with_vebus(Setup::default());
+    rig.fake().behave(VEBUS, "SetValue", "hold");
+    mqtt.keepalive("");
+    mqtt.completed();
+    mqtt.write("vebus/257/Mode", r#"{"value":1}"#);
+    rig.fake().await_call(VEBUS, "SetValue /Mode i 1");
+    mqtt.write("vebus/257/Mode", r#"{"value":2}"#);
+    mqtt.barrier();
+    mqtt.mark();
+    rig.fake().remove(VEBUS);
+    mqtt.n("vebus/257/Mode", "");
+    rig.fake().add(VEBUS, vebus());
+    mqtt.n("vebus/257/Mode", r#"{"value":3}"#);
+    mqtt.write("vebus/257/Mode", r#"{"value":4}"#);
+    rig.fake().await_call(VEBUS, "SetValue /Mode i 4");
+    // what waited for the dead one was for the dead one: a setpoint for a device that is gone
+    assert_eq!(rig.fake().calls_of(VEBUS, "SetValue"), ["SetValue /Mode i 4"]);
+}
+
+/// The broker restarts while a write is in flight: one SetValue, and its answer is heard.
+#[test]
+fn a_write_in_flight_survives_the_broker() {
+    let (mut rig, mqtt) = rig_with_vebus(Setup::default());
+    rig.fake().behave(VEBUS, "SetValue", "hold");
+    mqtt.keepalive("");
+    mqtt.completed();
+    mqtt.write("vebus/257/Mode", r#"{"value":1}"#);
+    rig.fake().await_call(VEBUS, "SetValue /Mode i 1");
+    rig.kill(Part::Broker);
+    rig.start(Part::Broker);
+    let mqtt = eventually("the broker is back", venus_mqtt_integration::DEADLINE, || {
+        Client::connect(rig.broker_address(), &venus_mqtt_integration::mqtt::Options::default()).ok()
+    });
+    mqtt.subscribe("#");
+    mqtt.expect(&rig.status_topic(), "online");
+    assert_eq!(rig.fake().release(VEBUS), 1);
+    mqtt.n("vebus/257/Mode", r#"{"value":1}"#);
+    assert_eq!(rig.fake().calls_of(VEBUS, "SetValue"), ["SetValue /Mode i 1"]);
 }
