@@ -208,6 +208,11 @@ impl Rig {
         line.trim().trim_end_matches(" kB").parse().expect("VmRSS is a number")
     }
 
+    /// How many files and sockets a part has open.
+    pub fn open_files(&self, part: Part) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid(part))).expect("the part runs").count()
+    }
+
     /// Everything retained at the broker below `filter`, as a fresh subscriber sees it.
     pub fn retained(&self, filter: &str) -> BTreeMap<String, String> {
         self.client().retained(filter)

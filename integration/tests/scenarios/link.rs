@@ -155,6 +155,7 @@ fn a_broker_that_restarts_is_served_again() {
     let mqtt = rig.listener();
     mqtt.keepalive("");
     mqtt.completed();
+    let files = rig.open_files(Part::Bridge);
     for n in 1..=3 {
         rig.kill(Part::Broker);
         for m in 0..200 {
@@ -175,6 +176,7 @@ fn a_broker_that_restarts_is_served_again() {
         mqtt.n("battery/512/Soc", r#"{"value":87.0}"#);
         serves(&rig, &mqtt);
     }
+    assert_eq!(rig.open_files(Part::Bridge), files, "a connection was left open");
 }
 
 both! {
