@@ -42,7 +42,7 @@ impl Bridge {
     fn change(&mut self, now: Time, id: ServiceId, path: &str, mut change: Change) {
         if change.value.as_ref().is_some_and(|value| value.weight() > VALUE_MAX) {
             self.notes.add_caused(now, Level::Warn, Kind::Item, || {
-                format!("the value of {path} is over {} KiB: shown as null", VALUE_MAX / 1024)
+                format!("the value of {} is over {} KiB: shown as null", crate::text::escape(path), VALUE_MAX / 1024)
             });
             change.value = Some(Value::Invalid);
         }

@@ -36,7 +36,7 @@ impl Bridge {
         let service = self.services.get_mut(id)?;
         let (path, item) = service.items.get_index_mut(index)?;
         item.queued = false;
-        let topic = || format!("{}{path}", service.topic);
+        let topic = || [&service.topic, &**path].concat();
         if service.holder && item.secrecy != Secrecy::Blocked && (everything || now < item.until) {
             item.published = true;
             let mut payload = Vec::with_capacity(48);
@@ -87,7 +87,7 @@ impl Bridge {
         item.published |= awake;
         let mut payload = Vec::with_capacity(48);
         item.write_payload(&mut payload);
-        Some(Publish { topic: format!("{}{path}", service.topic), payload, retain: awake && self.options.retain })
+        Some(Publish { topic: [&service.topic, &**path].concat(), payload, retain: awake && self.options.retain })
     }
 
     pub(super) fn print_stale(&mut self, now: Time) -> Option<Publish> {
