@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use foldhash::fast::RandomState;
 use indexmap::IndexMap;
 
 use super::name::ServiceName;
@@ -136,7 +137,7 @@ pub struct Service {
     pub topic: Box<str>,
     /// Has the topics of its type and instance.
     pub holder: bool,
-    pub items: IndexMap<Box<str>, Item>,
+    pub items: IndexMap<Box<str>, Item, RandomState>,
 }
 
 #[derive(Debug)]
@@ -262,7 +263,7 @@ impl Services {
             instance: Box::default(),
             topic: Box::default(),
             holder: false,
-            items: IndexMap::new(),
+            items: IndexMap::default(),
             name,
         };
         let (key, left) = (service.name.as_str().into(), matches!(service.state, State::Left { .. }));

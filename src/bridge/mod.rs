@@ -104,6 +104,8 @@ pub struct Bridge {
     next_retry: Option<Time>,
     notes: Notes,
     counters: Counters,
+    /// Payloads are printed here first, so that each is allocated once and at its exact size.
+    scratch: Vec<u8>,
 }
 
 impl Bridge {
@@ -134,6 +136,7 @@ impl Bridge {
             next_retry: None,
             notes: Notes::new(verbosity),
             counters: Counters::default(),
+            scratch: Vec::new(),
             options,
         }
     }

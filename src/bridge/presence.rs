@@ -50,7 +50,13 @@ impl Bridge {
         let everything = self.keepalives.everything(now);
         let active = self.mode == Mode::Bridge;
         let Some(service) = self.services.get_mut(id) else { return };
-        if matches!(service.state, State::Silent { .. }) {
+        if let State::Silent { again, .. } = &mut service.state {
+            // it lives: worth asking again before long
+            let soon = now + limits::SCAN_RETRY_FIRST;
+            if *again > soon {
+                *again = soon;
+                self.next_retry = self.next_retry.map(|at| at.min(soon));
+            }
             return;
         }
         let Some((index, _, item)) = service.items.get_full_mut(path) else {

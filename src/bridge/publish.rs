@@ -39,9 +39,9 @@ impl Bridge {
         let topic = || [&service.topic, &**path].concat();
         if service.holder && item.secrecy != Secrecy::Blocked && (everything || now < item.until) {
             item.published = true;
-            let mut payload = Vec::with_capacity(48);
-            item.write_payload(&mut payload);
-            return Some(Publish { topic: topic(), payload, retain: self.options.retain });
+            self.scratch.clear();
+            item.write_payload(&mut self.scratch);
+            return Some(Publish { topic: topic(), payload: self.scratch.as_slice().into(), retain: self.options.retain });
         }
         if !item.published {
             return None;
@@ -85,7 +85,7 @@ impl Bridge {
         }
         let awake = everything || now < item.until;
         item.published |= awake;
-        let mut payload = Vec::with_capacity(48);
+        let mut payload = Vec::new();
         item.write_payload(&mut payload);
         Some(Publish { topic: [&service.topic, &**path].concat(), payload, retain: awake && self.options.retain })
     }

@@ -3,6 +3,7 @@
 //! Calls are sent and never waited for; their replies come back in the same stream as the signals, so that the order of a reply
 //! and a change is known. The loop must take what comes without waiting for anyone.
 
+mod cursor;
 mod socket;
 mod wire;
 

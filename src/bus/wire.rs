@@ -3,22 +3,32 @@
 
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use zbus::message::Body;
 use zbus::{Array, Dict, DynamicType, Signature, Variant};
 
+use super::cursor;
 use crate::bridge::value::{DEPTH_MAX, Value};
 use crate::bridge::{Change, Reply};
 
 /// `a{sa{sv}}`, the body of `ItemsChanged` and of the answer to `GetItems`: hands in one item after the other.
-pub fn read_items(body: &Body, each: impl FnMut(&str, Change)) -> Result<(), zbus::Error> {
+pub fn read_items(body: &Body, mut each: impl FnMut(&str, Change)) -> Result<(), zbus::Error> {
     expect(body, &ITEMS)?;
+    // what was read before something unusual came is read again, to the same end
+    if is_little_endian(body) && cursor::read_items(body.data(), &mut each).is_ok() {
+        return Ok(());
+    }
     body.data().deserialize_with_seed(Items { each }).map(|_| ())
 }
 
 /// `a{sv}`, the body of `PropertiesChanged`.
 pub fn read_change(body: &Body) -> Result<Change, zbus::Error> {
     expect(body, &CHANGE)?;
+    if is_little_endian(body)
+        && let Ok(change) = cursor::read_change(body.data())
+    {
+        return Ok(change);
+    }
     body.data().deserialize_with_seed(OneItem).map(|(change, _)| change)
 }
 
@@ -34,7 +44,7 @@ pub fn read_reply(body: &Body) -> Reply {
             let mut items = Vec::new();
             read_items(body, |path, change| items.push((path.to_owned(), change))).map(|()| Reply::Items(items))
         }
-        Signature::Variant => body.deserialize::<Variant<'_>>().map(|value| Reply::Value(to_value(&value, 0))),
+        Signature::Variant => body.data().deserialize_with_seed(AnyValue { depth: 0 }).map(|(value, _)| Reply::Value(value)),
         Signature::Str => body.deserialize::<String>().map(Reply::Text),
         signature if *signature == NAMES => body.deserialize::<Vec<String>>().map(Reply::Names),
         Signature::I32 => body.deserialize::<i32>().map(|code| Reply::Code(code.into())),
@@ -87,46 +97,12 @@ const ITEMS: Signature = zbus::signature!("a{sa{sv}}");
 const CHANGE: Signature = zbus::signature!("a{sv}");
 const NAMES: Signature = zbus::signature!("as");
 
+fn is_little_endian(body: &Body) -> bool {
+    body.data().context().endian() == zbus::wire::Endian::Little
+}
+
 fn expect(body: &Body, signature: &Signature) -> Result<(), zbus::Error> {
     if body.signature() == signature { Ok(()) } else { Err(zbus::Error::Failure(format!("a body of signature `{}`", body.signature()))) }
-}
-
-fn to_value(variant: &Variant<'_>, depth: usize) -> Value {
-    if depth > 2 * DEPTH_MAX {
-        return Value::Invalid;
-    }
-    match variant {
-        Variant::U8(n) => Value::Int((*n).into()),
-        Variant::I16(n) => Value::Int((*n).into()),
-        Variant::U16(n) => Value::Int((*n).into()),
-        Variant::I32(n) => Value::Int((*n).into()),
-        Variant::U32(n) => Value::Int((*n).into()),
-        Variant::I64(n) => Value::Int(*n),
-        Variant::U64(n) => i64::try_from(*n).map_or(Value::UInt(*n), Value::Int),
-        Variant::F64(d) => Value::Double(*d),
-        Variant::Bool(b) => Value::Bool(*b),
-        Variant::Str(s) => Value::Str(s.as_str().into()),
-        Variant::ObjectPath(path) => Value::Str(path.as_str().into()),
-        Variant::Signature(signature) => Value::Str(signature.to_string().into()),
-        Variant::Variant(inner) => to_value(inner, depth + 1),
-        Variant::Array(array) if array.is_empty() => Value::Invalid,
-        Variant::Array(array) => Value::Array(array.inner().iter().map(|value| to_value(value, depth + 1)).collect()),
-        Variant::Structure(fields) => Value::Array(fields.fields().iter().map(|value| to_value(value, depth + 1)).collect()),
-        Variant::Dict(dict) => Value::Dict(dict.iter().map(|(key, value)| (to_key(key), to_value(value, depth + 1))).collect()),
-        Variant::Fd(_) => Value::Invalid,
-    }
-}
-
-/// Keys that are no text are shown as JSON shows them.
-fn to_key(key: &Variant<'_>) -> Box<str> {
-    match to_value(key, 0) {
-        Value::Str(text) => text,
-        other => {
-            let mut text = Vec::new();
-            other.write_json(&mut text);
-            String::from_utf8_lossy(&text).into()
-        }
-    }
 }
 
 struct Items<F> {
@@ -199,9 +175,171 @@ impl<'de> Visitor<'de> for OneItem {
                     continue;
                 }
             };
-            *field = Some(to_value(&map.next_value::<Variant<'de>>().map_err(A::Error::custom)?, 0));
+            *field = Some(map.next_value_seed(AnyValue { depth: 0 })?);
         }
         Ok(change)
+    }
+}
+
+/// A variant of whatever type, as a value.
+struct AnyValue {
+    depth: usize,
+}
+
+impl DynamicType for AnyValue {
+    fn signature(&self) -> Signature {
+        Signature::Variant
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for AnyValue {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for AnyValue {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a variant")
+    }
+
+    /// A variant comes as two elements: its signature, and what it holds.
+    fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Value, A::Error> {
+        let signature: &str = parts.next_element()?.ok_or_else(|| A::Error::custom("a variant without a signature"))?;
+        let value = if signature.len() == 1 && signature != "v" {
+            parts.next_element_seed(Plain)?
+        } else {
+            let signature = Signature::try_from(signature).map_err(A::Error::custom)?;
+            parts.next_element_seed(Typed { signature: &signature, depth: self.depth })?
+        };
+        value.ok_or_else(|| A::Error::custom("a variant without a value"))
+    }
+}
+
+/// A value that holds no others.
+struct Plain;
+
+impl<'de> DeserializeSeed<'de> for Plain {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+/// Visits one kind of number.
+macro_rules! visit_number {
+    ($($visit:ident $number:ty),*) => {
+        $(fn $visit<E>(self, number: $number) -> Result<Value, E> {
+            Ok(Value::Int(number.into()))
+        })*
+    };
+}
+
+impl<'de> Visitor<'de> for Plain {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number, a boolean or a text")
+    }
+
+    visit_number!(visit_u8 u8, visit_i16 i16, visit_u16 u16, visit_i32 i32, visit_u32 u32, visit_i64 i64);
+
+    fn visit_u64<E>(self, number: u64) -> Result<Value, E> {
+        Ok(i64::try_from(number).map_or(Value::UInt(number), Value::Int))
+    }
+
+    fn visit_f64<E>(self, number: f64) -> Result<Value, E> {
+        Ok(Value::Double(number))
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
+        Ok(Value::Str(text.into()))
+    }
+}
+
+/// A value of a known type, with all it holds.
+#[derive(Clone, Copy)]
+struct Typed<'s> {
+    signature: &'s Signature,
+    depth: usize,
+}
+
+impl Typed<'_> {
+    fn inner<'s>(&self, signature: &'s Signature) -> Typed<'s> {
+        Typed { signature, depth: self.depth + 1 }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Typed<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        match self.signature {
+            // a variant and the array that holds it are one level to whoever reads the JSON; what is deeper is not shown
+            _ if self.depth > 2 * DEPTH_MAX => deserializer.deserialize_any(IgnoredAny).map(|_| Value::Invalid),
+            Signature::Variant => deserializer.deserialize_seq(AnyValue { depth: self.depth + 1 }),
+            Signature::Array(_) | Signature::Structure(_) => deserializer.deserialize_seq(self),
+            Signature::Dict { .. } => deserializer.deserialize_map(self),
+            // a file descriptor says nothing to anybody
+            Signature::Fd => deserializer.deserialize_any(IgnoredAny).map(|_| Value::Invalid),
+            _ => deserializer.deserialize_any(Plain),
+        }
+    }
+}
+
+impl<'de> Visitor<'de> for Typed<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array, a structure or a dictionary")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Value, A::Error> {
+        let mut values = Vec::new();
+        match self.signature {
+            Signature::Array(element) => {
+                while let Some(value) = elements.next_element_seed(self.inner(element.signature()))? {
+                    values.push(value);
+                }
+            }
+            Signature::Structure(fields) => {
+                for field in fields.iter() {
+                    values.extend(elements.next_element_seed(self.inner(field))?);
+                }
+            }
+            _ => {}
+        }
+        Ok(if values.is_empty() { Value::Invalid } else { Value::Array(values.into()) })
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let Signature::Dict { key, value } = self.signature else { return Ok(Value::Invalid) };
+        let mut entries = Vec::new();
+        while let Some(name) = map.next_key_seed(self.inner(key.signature()))? {
+            entries.push((to_key(name), map.next_value_seed(self.inner(value.signature()))?));
+        }
+        Ok(if entries.is_empty() { Value::Invalid } else { Value::Dict(entries.into()) })
+    }
+}
+
+/// Keys that are no text are shown as JSON shows them.
+fn to_key(key: Value) -> Box<str> {
+    match key {
+        Value::Str(text) => text,
+        other => {
+            let mut text = Vec::new();
+            other.write_json(&mut text);
+            String::from_utf8_lossy(&text).into()
+        }
     }
 }
 
@@ -256,6 +394,48 @@ mod tests {
         );
         assert!(read_items(&body(&"text"), |_, _| {}).is_err());
         assert!(read_change(&body(&5_i32)).is_err());
+    }
+
+    /// The quick way and the general way say the same, and neither minds a body that is cut anywhere.
+    #[test]
+    fn both_ways_agree() {
+        let entry =
+            |value: Variant<'static>| HashMap::from([("Text", Variant::from("12 V")), ("Value", value), ("Max", Variant::F64(5.5))]);
+        let simple = [
+            Variant::U8(255),
+            Variant::I16(-5),
+            Variant::U16(5),
+            Variant::I32(-70_000),
+            Variant::U32(u32::MAX),
+            Variant::I64(i64::MIN),
+            Variant::U64(u64::MAX),
+            Variant::F64(926.0),
+            Variant::Bool(true),
+            Variant::from("é"),
+        ];
+        for value in simple {
+            let body = body(&HashMap::from([("/Dc/0/Voltage", entry(value.try_clone().unwrap())), ("/X", entry(value))]));
+            let (mut quick, mut general) = (Vec::new(), Vec::new());
+            cursor::read_items(body.data(), |path, change| quick.push((path.to_owned(), change))).unwrap();
+            body.data().deserialize_with_seed(Items { each: |path: &str, change| general.push((path.to_owned(), change)) }).unwrap();
+            assert_eq!(quick, general);
+            for cut in 0..body.len() {
+                assert_eq!(cursor::read_items(&body.data()[..cut], |_, _| {}), Err(cursor::Unread), "{cut}");
+            }
+        }
+        let list = body(&HashMap::from([("Value", Variant::from(vec![1, 2]))]));
+        assert_eq!(cursor::read_change(list.data()), Err(cursor::Unread));
+        assert_eq!(read_change(&list).unwrap(), Change::of(Value::Array([Value::Int(1), Value::Int(2)].into())));
+        let number = body(&HashMap::from([("Value", Variant::I32(7))]));
+        assert_eq!(cursor::read_change(number.data()), Ok(Change::of(Value::Int(7))));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_the_quick_way_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+            let _ = cursor::read_items(&bytes, |_, _| {});
+            let _ = cursor::read_change(&bytes);
+        }
     }
 
     #[test]
