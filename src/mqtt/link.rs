@@ -88,6 +88,8 @@ struct Connection {
     /// Filters of subscriptions in the order they were asked for, until they have a packet ID, and then by it.
     asked: VecDeque<Vec<String>>,
     sent: Vec<(u16, Vec<String>)>,
+    /// What is subscribed to.
+    heard: Vec<String>,
 }
 
 /// What both ends of one connection see.
@@ -161,7 +163,7 @@ impl Link {
     fn take(&mut self, event: FromTask) -> Option<LinkEvent> {
         match event {
             FromTask::Up(requests, credit) => {
-                self.connection = Some(Connection { requests, credit, asked: VecDeque::new(), sent: Vec::new() });
+                self.connection = Some(Connection { requests, credit, asked: VecDeque::new(), sent: Vec::new(), heard: Vec::new() });
                 Some(LinkEvent::Up)
             }
             FromTask::Message { topic, payload, retained } => Some(LinkEvent::Message { topic, payload, retained }),
@@ -214,10 +216,14 @@ impl Link {
         let done = match command {
             LinkCommand::Subscribe(filters) => {
                 let wanted: Vec<_> = filters.iter().map(|filter| SubscribeFilter::new(filter.clone(), QoS::AtMostOnce)).collect();
+                connection.heard.extend_from_slice(&filters);
                 connection.asked.push_back(filters);
                 connection.requests.try_subscribe_many(wanted)
             }
-            LinkCommand::Unsubscribe(filters) => connection.requests.try_unsubscribe_many(filters),
+            LinkCommand::Unsubscribe(filters) => {
+                connection.heard.retain(|heard| !filters.contains(heard));
+                connection.requests.try_unsubscribe_many(filters)
+            }
         };
         if let Err(error) = done {
             log::warn!("a subscription cannot be changed: {}", escape(&error.to_string()));
@@ -228,7 +234,13 @@ impl Link {
     pub fn disconnect(&mut self) -> bool {
         self.connection.as_ref().is_some_and(|connection| {
             connection.credit.leaving.store(true, Ordering::Relaxed);
-            connection.requests.try_disconnect().is_ok()
+            // Its answer comes when the broker has read everything before it, and nothing follows that answer: a socket closed with
+            // something unread is reset, and what the broker has not read by then is lost. The DISCONNECT follows the answer.
+            let mut heard = connection.heard.clone();
+            if heard.is_empty() {
+                heard.push("#".into());
+            }
+            connection.requests.try_unsubscribe_many(heard).is_ok()
         })
     }
 }
@@ -279,7 +291,9 @@ struct Ended {
 /// Serves one connection until it breaks; `Ok` when the loop is gone.
 async fn run(broker: &Broker, client: AsyncClient, mut events: EventLoop, to_loop: &Sender<FromTask>) -> Result<(), Ended> {
     let credit = Arc::new(Credit::default());
+    let requests = client.clone();
     let mut client = Some(client);
+    let mut last = None;
     loop {
         let event = events.poll().await.map_err(|error| Ended {
             was_up: client.is_none(),
@@ -305,6 +319,16 @@ async fn run(broker: &Broker, client: AsyncClient, mut events: EventLoop, to_loo
                 }
                 None => continue,
             },
+            Event::Outgoing(Outgoing::Unsubscribe(packet)) => {
+                last = Some(packet);
+                continue;
+            }
+            Event::Incoming(Packet::UnsubAck(answer)) => {
+                if credit.leaving.load(Ordering::Relaxed) && last == Some(answer.pkid) {
+                    let _ = requests.try_disconnect();
+                }
+                continue;
+            }
             Event::Outgoing(Outgoing::Subscribe(packet)) => FromTask::SubscribeSent(packet),
             Event::Incoming(Packet::SubAck(answer)) => FromTask::SubscribeAnswered(answer.pkid, answer.return_codes),
             _ => continue,
