@@ -201,8 +201,9 @@ impl Daemon {
         while self.link.has_room()
             && let Some(publish) = self.bridge.poll_publish(now, unix)
         {
-            self.link.publish(publish);
+            self.link.publish(&publish);
         }
+        self.link.flush();
     }
 
     /// Takes back what is retained and disconnects, as far as that goes in the time there is.

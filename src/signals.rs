@@ -4,6 +4,7 @@
 //! (several that come before anyone looks are one, as everywhere in Unix); none is lost when [`Signals::next`] is dropped
 //! half way; Stop goes before the others. SIGPIPE is ignored by Rust's runtime already. Called by the daemon.
 
+use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -59,7 +60,7 @@ impl Signals {
                 return signal;
             }
             // an error here would be a broken socket pair of our own; the flags are looked at all the same
-            let _ = self.wake.readable().await;
+            let _ = poll_fn(|context| self.wake.poll_read_ready(context)).await;
             self.drain();
         }
     }

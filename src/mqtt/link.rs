@@ -5,28 +5,28 @@
 //! still holds. This is the only file that knows the MQTT library.
 
 use std::collections::VecDeque;
-use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::{Arc, OnceLock};
+use std::task::Poll;
 use std::time::Duration;
+use std::{fmt, io};
 
 use rumqttc::{
-    AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, LastWill, MqttOptions, NetworkOptions, Outgoing, Packet,
-    PublishOptions, QoS, StateError, SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport,
+    AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, LastWill, MqttOptions, NetworkOptions, Outgoing, Packet, QoS,
+    StateError, SubscribeFilter, SubscribeReasonCode, default_socket_connect,
 };
-use tokio::sync::Notify;
+use rustls_pki_types::ServerName;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
 
+use super::pipe::Pipe;
 use crate::bridge::{LinkCommand, Publish};
 use crate::text::escape;
 
-/// Messages given to the library and not yet written.
-const CREDIT: usize = 256;
-/// Messages written at once, at most.
-const BATCH: usize = CREDIT;
 /// Subscriptions and the like on their way.
-const REQUESTS: usize = CREDIT + 64;
+const REQUESTS: usize = 64;
 /// Messages from the broker that the loop has not taken yet.
 const INCOMING: usize = 256;
 /// Largest packet taken from the broker, and given to it.
@@ -84,7 +84,8 @@ pub struct Link {
 /// One connection that is up.
 struct Connection {
     requests: AsyncClient,
-    credit: Arc<Credit>,
+    /// Where messages go: past the client library, which needs as long for one as everyone else together.
+    pipe: Pipe,
     /// Filters of subscriptions in the order they were asked for, until they have a packet ID, and then by it.
     asked: VecDeque<Vec<String>>,
     sent: Vec<(u16, Vec<String>)>,
@@ -92,20 +93,8 @@ struct Connection {
     heard: Vec<String>,
 }
 
-/// What both ends of one connection see.
-#[derive(Default)]
-struct Credit {
-    /// Messages given to the library and not yet taken by it.
-    used: AtomicUsize,
-    /// The loop waits for credit.
-    starved: AtomicBool,
-    /// The loop has said good-bye.
-    leaving: AtomicBool,
-    room: Notify,
-}
-
 enum FromTask {
-    Up(AsyncClient, Arc<Credit>),
+    Up(AsyncClient, Pipe),
     Message { topic: String, payload: Vec<u8>, retained: bool },
     SubscribeSent(u16),
     SubscribeAnswered(u16, Vec<SubscribeReasonCode>),
@@ -133,11 +122,11 @@ impl Link {
             if let Some((filter, accepted)) = self.answered.pop_front() {
                 return LinkEvent::Subscribed { filter, accepted };
             }
-            let credit = self.connection.as_ref().map(|connection| connection.credit.clone());
+            let pipe = self.connection.as_ref().map(|connection| &connection.pipe).filter(|pipe| pipe.is_starved());
             let event = tokio::select! {
                 biased;
                 event = self.events.recv() => event,
-                () = wait_for_room(credit.as_deref()) => return LinkEvent::Room,
+                () = wait_for_room(pipe) => return LinkEvent::Room,
             };
             // the task never ends before the loop does
             let Some(event) = event else { return std::future::pending().await };
@@ -162,8 +151,8 @@ impl Link {
 
     fn take(&mut self, event: FromTask) -> Option<LinkEvent> {
         match event {
-            FromTask::Up(requests, credit) => {
-                self.connection = Some(Connection { requests, credit, asked: VecDeque::new(), sent: Vec::new(), heard: Vec::new() });
+            FromTask::Up(requests, pipe) => {
+                self.connection = Some(Connection { requests, pipe, asked: VecDeque::new(), sent: Vec::new(), heard: Vec::new() });
                 Some(LinkEvent::Up)
             }
             FromTask::Message { topic, payload, retained } => Some(LinkEvent::Message { topic, payload, retained }),
@@ -191,23 +180,22 @@ impl Link {
 
     /// Whether a message can be taken. If not, [`LinkEvent::Room`] comes when one can.
     pub fn has_room(&self) -> bool {
-        let Some(Connection { credit, .. }) = &self.connection else {
-            return false;
-        };
-        if credit.used.load(Ordering::Relaxed) < CREDIT {
-            return true;
-        }
-        credit.starved.store(true, Ordering::Relaxed);
-        false
+        self.connection.as_ref().is_some_and(|connection| connection.pipe.has_room())
     }
 
-    /// To be called with room only; what finds none is dropped.
-    pub fn publish(&mut self, publish: Publish) {
-        let Some(connection) = &self.connection else { return };
-        let options = PublishOptions::at_most_once().retain(publish.retain);
-        match connection.requests.try_publish(publish.topic, publish.payload, options) {
-            Ok(()) => drop(connection.credit.used.fetch_add(1, Ordering::Relaxed)),
-            Err(error) => log::warn!("a message cannot be published: {}", escape(&error.to_string())),
+    /// To be called with room only, and followed by [`Link::flush`].
+    pub fn publish(&self, publish: &Publish) {
+        if let Some(connection) = &self.connection
+            && !connection.pipe.publish(publish)
+        {
+            log::warn!("a message cannot be published, its topic is too long: {}", escape(&publish.topic));
+        }
+    }
+
+    /// Sends what was published.
+    pub fn flush(&self) {
+        if let Some(connection) = &self.connection {
+            connection.pipe.flush();
         }
     }
 
@@ -233,7 +221,7 @@ impl Link {
     /// Says good-bye after everything that was given before; [`LinkEvent::Down`] comes when it is said.
     pub fn disconnect(&mut self) -> bool {
         self.connection.as_ref().is_some_and(|connection| {
-            connection.credit.leaving.store(true, Ordering::Relaxed);
+            connection.pipe.leave();
             // Its answer comes when the broker has read everything before it, and nothing follows that answer: a socket closed with
             // something unread is reset, and what the broker has not read by then is lost. The DISCONNECT follows the answer.
             let mut heard = connection.heard.clone();
@@ -245,9 +233,9 @@ impl Link {
     }
 }
 
-async fn wait_for_room(credit: Option<&Credit>) {
-    match credit {
-        Some(credit) => credit.room.notified().await,
+async fn wait_for_room(pipe: Option<&Pipe>) {
+    match pipe {
+        Some(pipe) => pipe.room().await,
         None => std::future::pending().await,
     }
 }
@@ -258,10 +246,7 @@ async fn keep_connected(broker: Broker, to_loop: Sender<FromTask>) {
     let mut last_reason = String::new();
     loop {
         let began = Instant::now();
-        let (client, events) = connection(&broker);
-        let Err(ended) = run(&broker, client, events, &to_loop).await else {
-            return;
-        };
+        let Err(ended) = run(&broker, &to_loop).await else { return };
         let oversized = is_oversized(&ended.error);
         if to_loop.send(FromTask::Down { oversized }).await.is_err() || ended.polite {
             return;
@@ -289,42 +274,35 @@ struct Ended {
 }
 
 /// Serves one connection until it breaks; `Ok` when the loop is gone.
-async fn run(broker: &Broker, client: AsyncClient, mut events: EventLoop, to_loop: &Sender<FromTask>) -> Result<(), Ended> {
-    let credit = Arc::new(Credit::default());
-    let requests = client.clone();
-    let mut client = Some(client);
+async fn run(broker: &Broker, to_loop: &Sender<FromTask>) -> Result<(), Ended> {
+    let pipe = Arc::new(OnceLock::new());
+    let (requests, mut events) = connection(broker, &pipe);
+    let mut client = Some(requests.clone());
     let mut last = None;
     loop {
-        let event = events.poll().await.map_err(|error| Ended {
+        let event = next_event(&mut events, pipe.get()).await.map_err(|error| Ended {
             was_up: client.is_none(),
-            polite: credit.leaving.load(Ordering::Relaxed),
+            polite: pipe.get().is_some_and(Pipe::is_leaving),
             error,
         })?;
         let told = match event {
-            Event::Outgoing(Outgoing::Publish(_)) => {
-                credit.used.fetch_sub(1, Ordering::Relaxed);
-                if credit.starved.swap(false, Ordering::Relaxed) {
-                    credit.room.notify_one();
-                }
-                continue;
-            }
             Event::Incoming(Packet::Publish(publish)) => match String::from_utf8(publish.topic.to_vec()) {
                 Ok(topic) => FromTask::Message { topic, payload: publish.payload.to_vec(), retained: publish.retain },
                 Err(_) => continue,
             },
-            Event::Incoming(Packet::ConnAck(_)) => match client.take() {
-                Some(client) => {
+            Event::Incoming(Packet::ConnAck(_)) => match (client.take(), pipe.get()) {
+                (Some(client), Some(pipe)) => {
                     log::info!("connected to the broker {}:{} as {}", broker.host, broker.port, broker.client_id);
-                    FromTask::Up(client, credit.clone())
+                    FromTask::Up(client, pipe.clone())
                 }
-                None => continue,
+                _ => continue,
             },
             Event::Outgoing(Outgoing::Unsubscribe(packet)) => {
                 last = Some(packet);
                 continue;
             }
             Event::Incoming(Packet::UnsubAck(answer)) => {
-                if credit.leaving.load(Ordering::Relaxed) && last == Some(answer.pkid) {
+                if pipe.get().is_some_and(Pipe::is_leaving) && last == Some(answer.pkid) {
                     let _ = requests.try_disconnect();
                 }
                 continue;
@@ -339,12 +317,26 @@ async fn run(broker: &Broker, client: AsyncClient, mut events: EventLoop, to_loo
     }
 }
 
-fn connection(broker: &Broker) -> (AsyncClient, EventLoop) {
+/// What the library has to tell, while what the loop publishes goes out beside it.
+async fn next_event(events: &mut EventLoop, pipe: Option<&Pipe>) -> Result<Event, ConnectionError> {
+    let mut library = pin!(events.poll());
+    poll_fn(|context| {
+        if let Some(pipe) = pipe
+            && let Poll::Ready(Err(error)) = pipe.poll_out(context)
+        {
+            return Poll::Ready(Err(ConnectionError::Io(error)));
+        }
+        library.as_mut().poll(context)
+    })
+    .await
+}
+
+/// The pipe is there once the socket is.
+fn connection(broker: &Broker, pipe: &Arc<OnceLock<Pipe>>) -> (AsyncClient, EventLoop) {
     let mut options = MqttOptions::new(broker.client_id.clone(), (broker.host.clone(), broker.port));
     options
         .set_keep_alive(u16::try_from(broker.keep_alive.as_secs()).unwrap_or(u16::MAX))
         .set_max_packet_size(PACKET_MAX, PACKET_MAX)
-        .set_max_request_batch(BATCH)
         .set_clean_session(true)
         .set_last_will(LastWill::new(broker.will.0.clone(), broker.will.1, QoS::AtLeastOnce, true));
     match &broker.login {
@@ -352,15 +344,31 @@ fn connection(broker: &Broker) -> (AsyncClient, EventLoop) {
         Some((user, None)) => drop(options.set_username(user.clone())),
         None => {}
     }
-    if let Some(tls) = &broker.tls {
-        options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(tls.clone())));
-    }
+    let (broker, pipe) = (broker.clone(), pipe.clone());
+    options.set_socket_connector(move |_, network| {
+        let (broker, slot) = (broker.clone(), pipe.clone());
+        async move {
+            let pipe = open(&broker, network).await?;
+            let _ = slot.set(pipe.clone());
+            Ok(pipe)
+        }
+    });
     let (client, mut events) = AsyncClient::builder(options).capacity(REQUESTS).build();
     let mut network = NetworkOptions::new();
     network.set_tcp_nodelay(true);
     network.set_connection_timeout(CONNECT_TIMEOUT.as_secs());
     events.set_network_options(network);
     (client, events)
+}
+
+/// The stream, with TLS where it is wanted.
+async fn open(broker: &Broker, network: NetworkOptions) -> io::Result<Pipe> {
+    let Broker { host, port, .. } = broker;
+    let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    let stream = default_socket_connect(address, network).await?;
+    let Some(tls) = &broker.tls else { return Ok(Pipe::new(stream)) };
+    let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
+    Ok(Pipe::new(TlsConnector::from(tls.clone()).connect(name, stream).await?))
 }
 
 /// What went wrong, and what to do about it where that is known.

@@ -1,4 +1,5 @@
 //! The broker's side: the connection, and what secures it.
 
 pub mod link;
+mod pipe;
 pub mod tls;
