@@ -12,11 +12,13 @@ use std::task::Poll;
 use std::time::Duration;
 use std::{fmt, io};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, LastWill, MqttOptions, NetworkOptions, Outgoing, Packet, QoS,
-    StateError, SubscribeFilter, SubscribeReasonCode, default_socket_connect,
+    StateError, SubscribeFilter, SubscribeReasonCode,
 };
 use rustls_pki_types::ServerName;
+use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
@@ -31,6 +33,11 @@ const REQUESTS: usize = 64;
 const INCOMING: usize = 256;
 /// Largest packet taken from the broker, and given to it.
 const PACKET_MAX: usize = 1024 * 1024 + 64 * 1024;
+/// What the kernel keeps for a broker that does not read. Little, because it is stale when it arrives; the kernel doubles it.
+const SEND_BUFFER: u32 = 32 * 1024;
+/// Largest segment. That of the loopback, 64 KiB, is more than the window of a broker that begins to read again after it stood still:
+/// it would be held back by a timer that has grown all the while.
+const SEGMENT: u32 = 8 * 1024;
 /// A broker that takes the connection and says nothing is waited for this long: then a hung one is used the moment it wakes up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 const BACK_OFF_FIRST: Duration = Duration::from_secs(1);
@@ -345,30 +352,43 @@ fn connection(broker: &Broker, pipe: &Arc<OnceLock<Pipe>>) -> (AsyncClient, Even
         None => {}
     }
     let (broker, pipe) = (broker.clone(), pipe.clone());
-    options.set_socket_connector(move |_, network| {
+    options.set_socket_connector(move |_, _| {
         let (broker, slot) = (broker.clone(), pipe.clone());
         async move {
-            let pipe = open(&broker, network).await?;
+            let pipe = open(&broker).await?;
             let _ = slot.set(pipe.clone());
             Ok(pipe)
         }
     });
     let (client, mut events) = AsyncClient::builder(options).capacity(REQUESTS).build();
     let mut network = NetworkOptions::new();
-    network.set_tcp_nodelay(true);
     network.set_connection_timeout(CONNECT_TIMEOUT.as_secs());
     events.set_network_options(network);
     (client, events)
 }
 
 /// The stream, with TLS where it is wanted.
-async fn open(broker: &Broker, network: NetworkOptions) -> io::Result<Pipe> {
-    let Broker { host, port, .. } = broker;
-    let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-    let stream = default_socket_connect(address, network).await?;
+async fn open(broker: &Broker) -> io::Result<Pipe> {
+    let stream = dial(&broker.host, broker.port).await?;
     let Some(tls) = &broker.tls else { return Ok(Pipe::new(stream)) };
-    let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
+    let name = ServerName::try_from(broker.host.clone()).map_err(io::Error::other)?;
     Ok(Pipe::new(TlsConnector::from(tls.clone()).connect(name, stream).await?))
+}
+
+/// The first address of the host that answers.
+async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
+    for address in lookup_host((host, port)).await? {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_nodelay(true)?;
+        socket.set_send_buffer_size(SEND_BUFFER)?;
+        setsockopt(&socket, sockopt::TcpMaxSeg, &SEGMENT)?;
+        match socket.connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 /// What went wrong, and what to do about it where that is known.
