@@ -3,11 +3,9 @@
 //! Each turn takes what has happened on the bus (at most [`BUS_BUDGET`] messages, so that keep-alives and writes are never
 //! starved), at the broker and on the clock, gives it to the core, and carries out what the core wants. Nothing in a turn waits.
 
-use std::future::{pending, poll_fn};
+use std::future::poll_fn;
 use std::task::Poll;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use tokio::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::bridge::name::PortalId;
 use crate::bridge::{Bridge, Setup, Time};
@@ -18,6 +16,7 @@ use crate::mqtt::tls;
 use crate::portal;
 use crate::signals::{Signal, Signals};
 use crate::text::escape;
+use crate::watch::Timer;
 
 /// Messages of the bus in one turn.
 const BUS_BUDGET: usize = 64;
@@ -76,13 +75,15 @@ async fn set_up(config: &Config) -> Result<Daemon, Ended> {
         nonce: nonce(),
         verbosity: config.log_level.to_level().unwrap_or(log::Level::Error),
     };
-    Ok(Daemon { bridge: Bridge::new(setup), watcher, link: Link::start(broker), began: Instant::now() })
+    let timer = Timer::new().map_err(|error| Ended::Unready(format!("no timer: {error}")))?;
+    Ok(Daemon { bridge: Bridge::new(setup), watcher, link: Link::start(broker), timer, began: Instant::now() })
 }
 
 struct Daemon {
     bridge: Bridge,
     watcher: Watcher,
     link: Link,
+    timer: Timer,
     began: Instant,
 }
 
@@ -98,10 +99,9 @@ impl Daemon {
     async fn run<E: std::fmt::Display>(&mut self, signals: &mut Signals, reload: impl Fn() -> Result<Config, E> + Send) -> Ended {
         let now = self.now();
         self.bridge.bus_up(now);
-        let mut timer = Timer::default();
         loop {
             self.carry_out();
-            let ended = match self.turn(signals, &mut timer).await {
+            let ended = match self.turn(signals).await {
                 Ok(None) => continue,
                 Ok(Some(Signal::Summary)) => {
                     self.bridge.summary(self.now()).iter().for_each(|line| log::info!("{line}"));
@@ -124,21 +124,21 @@ impl Daemon {
                 },
                 Err(error) => return Ended::Unready(format!("the bus is gone: {}", escape(&error.to_string()))),
             };
-            self.say_goodbye(signals, &mut timer).await;
+            self.say_goodbye(signals).await;
             return ended;
         }
     }
 
     /// Waits until something happens, and gives it to the core with everything else that has happened by then.
-    async fn turn(&mut self, signals: &mut Signals, timer: &mut Timer) -> zbus::Result<Option<Signal>> {
-        let (watcher, link) = (&mut self.watcher, &mut self.link);
+    async fn turn(&mut self, signals: &mut Signals) -> zbus::Result<Option<Signal>> {
+        let (watcher, link, timer) = (&mut self.watcher, &mut self.link, &mut self.timer);
         let due = self.bridge.poll_timeout().map(|time| self.began + time.after(Time::default()));
         let wake = tokio::select! {
             biased;
             signal = signals.next() => Wake::Signal(signal),
             message = poll_fn(|context| watcher.poll_next(context)) => Wake::Bus(message),
             event = link.next() => Wake::Link(event),
-            () = timer.wait_until(due) => Wake::Time,
+            _ = timer.wait_until(due) => Wake::Time,
         };
         let now = self.now();
         match wake {
@@ -207,7 +207,7 @@ impl Daemon {
     }
 
     /// Takes back what is retained and disconnects, as far as that goes in the time there is.
-    async fn say_goodbye(&mut self, signals: &mut Signals, timer: &mut Timer) {
+    async fn say_goodbye(&mut self, signals: &mut Signals) {
         self.bridge.shut_down(self.now());
         let deadline = Instant::now() + GOODBYE;
         let mut said = false;
@@ -219,7 +219,7 @@ impl Daemon {
                     return;
                 }
             }
-            let turn = tokio::time::timeout_at(deadline, self.turn(signals, timer)).await;
+            let turn = tokio::time::timeout_at(deadline.into(), self.turn(signals)).await;
             match turn {
                 // a second wish to stop is a wish for haste
                 Ok(Ok(Some(Signal::Stop)) | Err(_)) => return,
@@ -232,23 +232,6 @@ impl Daemon {
 
     fn now(&self) -> Time {
         Time::since_start(self.began.elapsed())
-    }
-}
-
-/// One timer that is set anew only when its time changes.
-#[derive(Default)]
-struct Timer {
-    sleep: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
-}
-
-impl Timer {
-    async fn wait_until(&mut self, due: Option<Instant>) {
-        let Some(due) = due else { return pending().await };
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
-        if sleep.deadline() != due || sleep.is_elapsed() {
-            sleep.as_mut().reset(due);
-        }
-        sleep.as_mut().await;
     }
 }
 

@@ -3,7 +3,7 @@
 //! The house, from the door inwards; an arrow means "uses", and none points the other way:
 //!
 //! ```text
-//! main -> cli -> daemon -> { bus, mqtt, portal, signals } -> bridge, text
+//! main -> cli -> daemon -> { bus, mqtt, portal, signals, watch } -> bridge, text
 //!           \-> config, log
 //! ```
 //!
@@ -17,6 +17,7 @@
 //! | [`mqtt`] | the connection to the broker, with credit; TLS |
 //! | [`portal`] | who this device is |
 //! | [`signals`] | what the system wants of the process |
+//! | `watch` | descriptors watched for one thing only, a timer that wakes once |
 //! | [`log`] | one line per event, for multilog, a terminal or the journal |
 //! | [`text`] | PURE: what peers say, made fit for a log line |
 //!
@@ -38,3 +39,4 @@ pub mod portal;
 mod scratch;
 pub mod signals;
 pub mod text;
+mod watch;

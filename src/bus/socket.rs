@@ -17,6 +17,8 @@ use zbus::address::transport::UnixSocket;
 use zbus::connection::Builder;
 use zbus::connection::socket::{ReadHalf, Socket, Split, WriteHalf};
 
+use crate::watch::watch;
+
 /// A signal of ten items has about 1 KiB.
 const BUFFER: usize = 64 * 1024;
 
@@ -39,12 +41,6 @@ pub async fn connect(address: &str) -> zbus::Result<Builder<'static>> {
     let write = stream.try_clone()?;
     let read = watch(stream, Interest::READABLE)?;
     Ok(Builder::socket(BusStream { read, write }))
-}
-
-/// Watches a socket for one thing only.
-#[expect(deprecated, reason = "its successor is unsafe, for types whose descriptor can change; that of a std socket cannot")]
-fn watch(socket: UnixStream, interest: Interest) -> io::Result<AsyncFd<UnixStream>> {
-    AsyncFd::with_interest(socket, interest)
 }
 
 #[derive(Debug)]
