@@ -203,7 +203,7 @@ both! {
 }
 
 /// A broker that hangs, and 5,000 changes a second: the bus side does not wait, memory stays flat, and the latest values are there
-/// soon after it goes on.
+/// soon after it goes on, and not when TCP's own timer for a closed window, which has grown for 15 seconds, is due (3.5 s more).
 #[test]
 fn a_broker_that_hangs_makes_nobody_wait() {
     let mut rig = Rig::new(Setup::default().mqtt("keep_alive = 60"));
@@ -221,15 +221,15 @@ fn a_broker_that_hangs_makes_nobody_wait() {
     mqtt.n("tank/3/Flood/0", r#"{"value":100.0}"#);
     rig.pause(Part::Broker);
     let before = rig.rss(Part::Bridge);
-    rig.fake().flood(TANK, &paths, 500, Duration::from_millis(10));
+    rig.fake().flood(TANK, &paths, 1500, Duration::from_millis(10));
     let mut slowest = Duration::ZERO;
-    eventually("the flood is over", DEADLINE, || {
+    eventually("the flood is over", Duration::from_secs(60), || {
         let asked = Instant::now();
         let value = rig.fake().value(BATTERY, "/Soc").is_ok();
         slowest = slowest.max(asked.elapsed());
         assert!(value, "another service does not answer any more");
         let last = f64::try_from(&rig.fake().value(TANK, "/Flood/49").ok()?).ok()?;
-        (last >= 600.0).then_some(())
+        (last >= 1600.0).then_some(())
     });
     let after = rig.rss(Part::Bridge);
     assert!(slowest < Duration::from_millis(1000), "a call of another service took {slowest:?}");
@@ -238,9 +238,9 @@ fn a_broker_that_hangs_makes_nobody_wait() {
     let resumed = Instant::now();
     rig.resume(Part::Broker);
     for path in &paths {
-        mqtt.n(&format!("tank/3{path}"), r#"{"value":600.0}"#);
+        mqtt.n(&format!("tank/3{path}"), r#"{"value":1600.0}"#);
     }
-    assert!(resumed.elapsed() < Duration::from_secs(5), "{:?}", resumed.elapsed());
+    assert!(resumed.elapsed() < Duration::from_secs(3), "{:?}", resumed.elapsed());
     assert!(rig.runs(Part::Bridge));
 }
 
