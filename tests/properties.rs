@@ -10,7 +10,7 @@ use venus_mqtt::bridge::filter::Filter;
 use venus_mqtt::bridge::name::PortalId;
 use venus_mqtt::bridge::options::{Enabled, Options};
 use venus_mqtt::bridge::value::{Value, parse_payload};
-use venus_mqtt::bridge::{Bridge, Change, LinkCommand, Method, Publish, Reply, Setup, Time};
+use venus_mqtt::bridge::{Bridge, Change, LinkCommand, Method, Publish, Reply, Setup, Time, limits};
 
 const PORTAL: &str = "c0619ab1c2d3";
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -125,6 +125,23 @@ proptest! {
         let again = parse_payload(&[b"{\"value\":", &printed[..], b"}"].concat()).unwrap();
         prop_assert_eq!(value, again);
     }
+}
+
+/// A broker that hands in keep-alives and takes no answers: what waits for it is bounded, and comes when it takes them again.
+#[test]
+fn echoes_are_bounded_while_the_broker_takes_nothing() {
+    let mut world = World::new(true);
+    for second in 0..4 {
+        for n in 0..3000 {
+            world.say("keepalive", format!("{{\"keepalive-options\":[{{\"full-publish-completed-echo\":\"{second} {n}\"}}]}}").as_bytes());
+        }
+        world.pass(Duration::from_secs(1));
+    }
+    let mut echoes = 0;
+    while let Some(publish) = world.bridge.poll_publish(world.now(), 1000) {
+        echoes += usize::from(publish.topic.ends_with("/full_publish_completed"));
+    }
+    assert_eq!(echoes, limits::COMPLETIONS);
 }
 
 fn topic() -> impl Strategy<Value = String> {

@@ -79,6 +79,15 @@ impl Rig {
         client
     }
 
+    /// Starts the bridge and wakes it: a client that has heard everything there is.
+    pub fn awake(&mut self) -> Client {
+        self.start_bridge();
+        let client = self.listener();
+        client.keepalive("");
+        client.completed();
+        client
+    }
+
     /// Starts the bridge and waits until it says that it is there.
     pub fn start_bridge(&mut self) {
         let watcher = self.client();

@@ -43,7 +43,7 @@ use request::Pending;
 pub use session::{LinkCommand, Mode};
 use session::{Sweep, Waiting};
 pub use time::Time;
-pub use topic::{Address, Incoming, Topics};
+use topic::Topics;
 
 /// A message for the broker, QoS 0.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -68,15 +68,15 @@ pub struct Setup {
 
 /// Numbers for the summary, since the start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Counters {
-    pub changes: u64,
-    pub published: u64,
-    pub cleared: u64,
-    pub keepalives: u64,
-    pub republishes: u64,
-    pub reads: u64,
-    pub writes: u64,
-    pub writes_ignored: u64,
+struct Counters {
+    changes: u64,
+    published: u64,
+    cleared: u64,
+    keepalives: u64,
+    republishes: u64,
+    reads: u64,
+    writes: u64,
+    writes_ignored: u64,
 }
 
 #[derive(Debug)]
@@ -296,10 +296,6 @@ impl Bridge {
         self.mode
     }
 
-    pub fn counters(&self) -> Counters {
-        self.counters
-    }
-
     fn keep_alive(&mut self, now: Time, payload: &[u8]) {
         self.counters.keepalives += 1;
         let request = keepalive::parse(payload);
@@ -361,14 +357,10 @@ impl Bridge {
         if self.mode != Mode::Bridge {
             return;
         }
-        let Some(Republish { everything, filters, completions, dropped }) = self.republishes.take(now) else {
+        let Some(Republish { everything, filters, completions, mut dropped }) = self.republishes.take(now) else {
             return;
         };
         self.counters.republishes += 1;
-        if dropped > 0 {
-            self.notes
-                .add_caused(now, Level::Warn, Kind::KeepAlive, || format!("{dropped} keep-alives too many at once go without their echo"));
-        }
         let wanted = |service_type: &str, instance: &str, path: &str| {
             everything || filters.iter().any(|filter| filter.matches(service_type, instance, path))
         };
@@ -382,7 +374,11 @@ impl Bridge {
             indices.into_iter().for_each(|index| self.enqueue(now, id, index));
         }
         for echo in completions {
-            self.outbox.push_completion(echo);
+            dropped += usize::from(!self.outbox.push_completion(echo));
+        }
+        if dropped > 0 {
+            self.notes
+                .add_caused(now, Level::Warn, Kind::KeepAlive, || format!("{dropped} keep-alives too many at once go without their echo"));
         }
     }
 }

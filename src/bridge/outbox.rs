@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 
 use super::items::ServiceId;
+use super::limits;
 
 /// One entry of the queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,9 +59,14 @@ impl Outbox {
         self.queue.push_back(Entry::Stale);
     }
 
-    pub fn push_completion(&mut self, echo: Option<Box<str>>) {
-        self.completions.push_back(echo);
-        self.queue.push_back(Entry::Completion);
+    /// False when so many wait already: their senders ask faster than the broker takes the answers.
+    pub fn push_completion(&mut self, echo: Option<Box<str>>) -> bool {
+        let room = self.completions.len() < limits::COMPLETIONS;
+        if room {
+            self.completions.push_back(echo);
+            self.queue.push_back(Entry::Completion);
+        }
+        room
     }
 
     pub fn push_answer(&mut self, id: ServiceId, index: usize) {

@@ -171,17 +171,16 @@ impl Bridge {
             Incoming::Foreign => self.notes.add(Level::Debug, || format!("a message on {} is none of ours", escape(topic))),
             _ if !matches!(self.mode, Mode::Bridge | Mode::Undecided { .. }) => {}
             _ if !self.is_settled() => self.wait(topic, payload),
-            _ => self.request(now, topic, payload),
+            request => self.request(now, request, payload),
         }
     }
 
-    fn request(&mut self, now: Time, topic: &str, payload: &[u8]) {
+    fn request(&mut self, now: Time, request: Incoming<'_>, payload: &[u8]) {
         // our own question to another bridge
         if payload == self.probe.as_bytes() {
             return;
         }
-        // the topic is parsed twice only when it had to wait
-        match self.topics.parse(topic) {
+        match request {
             Incoming::KeepAlive => self.keep_alive(now, payload),
             Incoming::SerialKeepAlive => {
                 self.keep_alive(now, payload);
@@ -215,7 +214,9 @@ impl Bridge {
     pub(super) fn drain_waiting(&mut self, now: Time) {
         if self.is_settled() {
             let waiting = std::mem::take(&mut self.waiting);
-            waiting.messages.iter().for_each(|(topic, payload)| self.request(now, topic, payload));
+            for (topic, payload) in &waiting.messages {
+                self.request(now, self.topics.parse(topic), payload);
+            }
         }
     }
 

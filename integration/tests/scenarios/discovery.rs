@@ -180,10 +180,7 @@ fn changes_before_the_end_of_the_scan_are_kept() {
 #[test]
 fn a_service_that_appears_while_awake_is_published() {
     let mut rig = Rig::new(Setup::default());
-    rig.start_bridge();
-    let mqtt = rig.listener();
-    mqtt.keepalive("");
-    mqtt.completed();
+    let mqtt = rig.awake();
     rig.fake().add(BATTERY, battery());
     expect_battery(&mqtt);
 }
@@ -232,10 +229,7 @@ fn a_service_takes_leave() {
 #[test]
 fn many_services_come_at_once() {
     let mut rig = Rig::new(Setup::default());
-    rig.start_bridge();
-    let mqtt = rig.listener();
-    mqtt.keepalive("");
-    mqtt.completed();
+    let mqtt = rig.awake();
     for n in 0..30 {
         let style = ["normal", "older", "leaves", "normal", "mute", "dies"][n % 6];
         let instance = item(i32::try_from(n).expect("small"));

@@ -151,10 +151,7 @@ fn the_broker_may_come_later() {
 fn a_broker_that_restarts_is_served_again() {
     let mut rig = Rig::new(Setup::default());
     rig.fake().add(BATTERY, battery());
-    rig.start_bridge();
-    let mqtt = rig.listener();
-    mqtt.keepalive("");
-    mqtt.completed();
+    let mqtt = rig.awake();
     let files = rig.open_files(Part::Bridge);
     for n in 1..=3 {
         rig.kill(Part::Broker);
@@ -185,10 +182,7 @@ both! {
     /// A pulled cable: nobody is told, the connection's own keep-alive notices.
     fn a_link_that_is_cut_off_is_noticed_and_comes_back(rig in Setup::default().proxied().mqtt("keep_alive = 2")) {
         rig.fake().add(BATTERY, battery());
-        rig.start_bridge();
-        let mqtt = rig.listener();
-        mqtt.keepalive("");
-        mqtt.completed();
+        let mqtt = rig.awake();
         mqtt.mark();
         rig.cut_off();
         rig.fake().items_changed(BATTERY, items([("/Soc", item(1.0))]));
@@ -212,10 +206,7 @@ fn a_broker_that_hangs_makes_nobody_wait() {
     all.extend(paths.iter().map(|path| (path.clone(), item(0.0).0)));
     rig.fake().add(TANK, all);
     rig.fake().add(BATTERY, battery());
-    rig.start_bridge();
-    let mqtt = rig.listener();
-    mqtt.keepalive("");
-    mqtt.completed();
+    let mqtt = rig.awake();
     // warm: as it is under this load with a broker that listens
     rig.fake().flood(TANK, &paths, 100, Duration::from_millis(10));
     mqtt.n("tank/3/Flood/0", r#"{"value":100.0}"#);

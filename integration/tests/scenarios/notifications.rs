@@ -36,10 +36,7 @@ fn asleep_nothing_is_published() {
 fn changes_of_both_kinds_are_published_in_order() {
     let mut rig = Rig::new(Setup::default());
     rig.fake().add(BATTERY, battery());
-    rig.start_bridge();
-    let mqtt = rig.listener();
-    mqtt.keepalive("");
-    mqtt.completed();
+    let mqtt = rig.awake();
     mqtt.mark();
     // each waits for the one before, so that none may be joined with the next
     for n in 0..20 {
@@ -59,10 +56,7 @@ both! {
     /// Retained by default: who subscribes later has the values at once.
     fn values_are_retained(rig in Setup::default()) {
         rig.fake().add(BATTERY, battery());
-        rig.start_bridge();
-        let mqtt = rig.listener();
-        mqtt.keepalive("");
-        mqtt.completed();
+        let mqtt = rig.awake();
         rig.await_retained_items(&["battery/512/Soc", "battery/512/DeviceInstance", "battery/512/Dc/0/Voltage", "battery/512/Dc/0/Current"]);
         rig.fake().items_changed(BATTERY, items([("/Soc", item(12.5))]));
         mqtt.n("battery/512/Soc", r#"{"value":12.5}"#);
@@ -75,10 +69,7 @@ fn with_retain_false_nothing_of_an_item_is_retained() {
     let mut rig = Rig::new(Setup::short().bridge("retain = false"));
     rig.fake().add(BATTERY, battery());
     rig.fake().add(TANK, tank());
-    rig.start_bridge();
-    let mqtt = rig.listener();
-    mqtt.keepalive("");
-    mqtt.completed();
+    let mqtt = rig.awake();
     rig.fake().items_changed(BATTERY, items([("/Soc", item(12.5))]));
     mqtt.n("battery/512/Soc", r#"{"value":12.5}"#);
     rig.await_retained_items(&[]);
@@ -294,10 +285,7 @@ fn a_prefix_stands_before_every_topic() {
 fn everything_is_qos_0() {
     let mut rig = Rig::new(Setup::default());
     rig.fake().add(BATTERY, battery());
-    rig.start_bridge();
-    let mqtt = rig.listener();
-    mqtt.keepalive("");
-    mqtt.completed();
+    let mqtt = rig.awake();
     rig.stop(Part::Bridge);
     rig.await_retained_items(&[]);
     let log = rig.log(Part::Broker);
@@ -312,10 +300,7 @@ fn everything_is_qos_0() {
 fn a_signal_with_the_same_value_harms_nobody() {
     let mut rig = Rig::new(Setup::default());
     rig.fake().add(BATTERY, battery());
-    rig.start_bridge();
-    let mqtt = rig.listener();
-    mqtt.keepalive("");
-    mqtt.completed();
+    let mqtt = rig.awake();
     for _ in 0..3 {
         rig.fake().items_changed(BATTERY, items([("/Soc", item(87.0))]));
     }

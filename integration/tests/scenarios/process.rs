@@ -46,10 +46,7 @@ fn sigterm_and_sigint_end_it_politely() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let mut rig = Rig::new(Setup::default());
         rig.fake().add(BATTERY, battery());
-        rig.start_bridge();
-        let mqtt = rig.listener();
-        mqtt.keepalive("");
-        mqtt.completed();
+        let mqtt = rig.awake();
         let asked = Instant::now();
         rig.signal(Part::Bridge, signal);
         assert_eq!(rig.ended(Part::Bridge), Ended::Code(0));
@@ -97,10 +94,7 @@ both! {
     /// The bus is gone: 75, and the supervisor starts it again.
     fn without_the_bus_it_gives_up(rig in Setup::default()) {
         rig.fake().add(BATTERY, battery());
-        rig.start_bridge();
-        let mqtt = rig.listener();
-        mqtt.keepalive("");
-        mqtt.completed();
+        let mqtt = rig.awake();
         rig.kill(Part::Bus);
         assert_eq!(rig.ended(Part::Bridge), Ended::Code(75));
         mqtt.expect(&rig.status_topic(), "offline");
@@ -118,10 +112,7 @@ fn without_a_bus_it_does_not_start() {
 fn sighup_takes_the_new_configuration() {
     let mut rig = Rig::new(Setup::default());
     rig.fake().add(BATTERY, battery());
-    rig.start_bridge();
-    let mqtt = rig.listener();
-    mqtt.keepalive("");
-    mqtt.completed();
+    let mqtt = rig.awake();
     let before = rig.pid(Part::Bridge);
     rig.configure(Setup::default().prefix("new"));
     rig.signal(Part::Bridge, Signal::SIGHUP);
@@ -141,10 +132,7 @@ fn sighup_takes_the_new_configuration() {
 fn sighup_keeps_the_old_configuration_when_the_new_one_is_bad() {
     let mut rig = Rig::new(Setup::default());
     rig.fake().add(BATTERY, battery());
-    rig.start_bridge();
-    let mqtt = rig.listener();
-    mqtt.keepalive("");
-    mqtt.completed();
+    let mqtt = rig.awake();
     for bad in ["not TOML at all [", "unknown_key = 1\n", "[bridge]\nretain = \"perhaps\"\n", "[mqtt]\nca_file = \"/nonexistent.pem\"\n"] {
         std::fs::write(rig.config(), bad).expect("written");
         let lines = rig.log(Part::Bridge).lines().count();
@@ -168,10 +156,7 @@ fn sighup_keeps_the_old_configuration_when_the_new_one_is_bad() {
 fn sigusr1_says_how_it_is() {
     let mut rig = Rig::new(Setup::default().top("log_level = \"info\""));
     rig.fake().add(BATTERY, battery());
-    rig.start_bridge();
-    let mqtt = rig.listener();
-    mqtt.keepalive("");
-    mqtt.completed();
+    let mqtt = rig.awake();
     let lines = rig.log(Part::Bridge).lines().count();
     rig.signal(Part::Bridge, Signal::SIGUSR1);
     venus_mqtt_integration::eventually("a summary", DEADLINE, || {
@@ -318,10 +303,7 @@ fn no_secret_is_in_the_log() {
     let mut rig = Rig::new(setup);
     rig.fake().add(BATTERY, battery());
     rig.fake().add("com.victronenergy.settings", items([("/Settings/Services/AccessPointPassword", item("topsecret"))]));
-    rig.start_bridge();
-    let mqtt = rig.listener();
-    mqtt.keepalive("");
-    mqtt.completed();
+    let mqtt = rig.awake();
     mqtt.write("settings/0/Settings/Services/AccessPointPassword", r#"{"value":"newsecret"}"#);
     rig.fake().await_call("com.victronenergy.settings", "SetValue /Settings/Services/AccessPointPassword s \"newsecret\"");
     rig.signal(Part::Bridge, Signal::SIGUSR1);

@@ -98,10 +98,7 @@ fn a_hidden_item_is_known_once_read() {
     let mut rig = Rig::new(Setup::default());
     rig.fake().add(BATTERY, battery());
     rig.fake().add_hidden(BATTERY, items([("/Debug/Counter", item(7))]));
-    rig.start_bridge();
-    let mqtt = rig.listener();
-    mqtt.keepalive("");
-    mqtt.completed();
+    let mqtt = rig.awake();
     assert!(!mqtt.items().contains_key("battery/512/Debug/Counter"));
     mqtt.read("battery/512/Debug/Counter");
     mqtt.n("battery/512/Debug/Counter", r#"{"value":7}"#);

@@ -17,10 +17,7 @@ both! {
     /// SIGTERM: cleared before DISCONNECT, and what is never removed stays.
     fn a_polite_end_leaves_no_values(rig in Setup::default()) {
         rig.fake().add(BATTERY, battery());
-        rig.start_bridge();
-        let mqtt = rig.listener();
-        mqtt.keepalive("");
-        mqtt.completed();
+        let mqtt = rig.awake();
         rig.await_retained_items(&BATTERY_ITEMS);
         assert_eq!(rig.stop(Part::Bridge), Ended::Code(0));
         rig.await_retained_items(&[]);
@@ -35,10 +32,7 @@ both! {
     fn the_next_start_sweeps_what_a_crash_left(rig in Setup::default()) {
         rig.fake().add(BATTERY, battery());
         rig.fake().add(TANK, tank());
-        rig.start_bridge();
-        let mqtt = rig.listener();
-        mqtt.keepalive("");
-        mqtt.completed();
+        let mqtt = rig.awake();
         rig.kill(Part::Bridge);
         rig.fake().remove(BATTERY);
         let mut left = BATTERY_ITEMS.to_vec();
@@ -127,10 +121,7 @@ fn what_happens_while_the_broker_is_away_is_made_up_for() {
     let mut rig = Rig::new(Setup::default().broker("persistence true").broker("persistence_location {dir}/"));
     rig.fake().add(BATTERY, battery());
     rig.fake().add(TANK, tank());
-    rig.start_bridge();
-    let mqtt = rig.listener();
-    mqtt.keepalive("");
-    mqtt.completed();
+    let mqtt = rig.awake();
     rig.stop(Part::Broker);
     rig.fake().remove(BATTERY);
     rig.fake().items_changed(TANK, items([("/Level", item(0.75))]));
@@ -146,10 +137,7 @@ fn what_happens_while_the_broker_is_away_is_made_up_for() {
 fn a_keepalive_that_ends_while_the_broker_is_away_has_ended() {
     let mut rig = Rig::new(Setup::short().broker("persistence true").broker("persistence_location {dir}/"));
     rig.fake().add(BATTERY, battery());
-    rig.start_bridge();
-    let mqtt = rig.listener();
-    mqtt.keepalive("");
-    mqtt.completed();
+    let mqtt = rig.awake();
     rig.stop(Part::Broker);
     rig.await_log(Part::Bridge, "asleep");
     rig.start(Part::Broker);
@@ -162,10 +150,7 @@ fn a_keepalive_that_ends_while_the_broker_is_away_has_ended() {
 fn a_broker_without_memory_is_filled_again() {
     let mut rig = Rig::new(Setup::default());
     rig.fake().add(BATTERY, battery());
-    rig.start_bridge();
-    let mqtt = rig.listener();
-    mqtt.keepalive("");
-    mqtt.completed();
+    let mqtt = rig.awake();
     rig.kill(Part::Broker);
     rig.start(Part::Broker);
     back(&rig);
@@ -182,10 +167,7 @@ both! {
     fn a_house_that_moves_while_the_broker_hangs(rig in Setup::default()) {
         rig.fake().add(BATTERY, battery());
         rig.fake().add(TANK, tank());
-        rig.start_bridge();
-        let mqtt = rig.listener();
-        mqtt.keepalive("");
-        mqtt.completed();
+        let mqtt = rig.awake();
         rig.pause(Part::Broker);
         rig.fake().remove(TANK);
         for n in 0..20 {
@@ -206,10 +188,7 @@ both! {
     /// The end of a keep-alive while the broker hangs is made up for.
     fn an_end_while_the_broker_hangs(rig in Setup::short()) {
         rig.fake().add(BATTERY, battery());
-        rig.start_bridge();
-        let mqtt = rig.listener();
-        mqtt.keepalive("");
-        mqtt.completed();
+        let mqtt = rig.awake();
         rig.pause(Part::Broker);
         rig.await_log(Part::Bridge, "asleep");
         rig.resume(Part::Broker);
@@ -221,10 +200,7 @@ both! {
 #[test]
 fn flapping_services_end_as_they_are() {
     let mut rig = Rig::new(Setup::default());
-    rig.start_bridge();
-    let mqtt = rig.listener();
-    mqtt.keepalive("");
-    mqtt.completed();
+    let mqtt = rig.awake();
     for n in 0..60 {
         let style = ["normal", "older", "leaves"][n % 3];
         rig.fake().add_styled(BATTERY, style, battery());
@@ -241,10 +217,7 @@ fn flapping_services_end_as_they_are() {
 fn a_service_that_died_leaves_nothing() {
     let mut rig = Rig::new(Setup::default());
     rig.fake().add(BATTERY, battery());
-    rig.start_bridge();
-    let mqtt = rig.listener();
-    mqtt.keepalive("");
-    mqtt.completed();
+    let mqtt = rig.awake();
     rig.await_retained_items(&BATTERY_ITEMS);
     // all of them at once
     rig.kill(Part::Fake);

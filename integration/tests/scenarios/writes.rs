@@ -258,10 +258,7 @@ fn some_writes_are_always_denied() {
 fn null_clears_a_value() {
     let mut rig = Rig::new(Setup::default());
     rig.fake().add(BATTERY, battery());
-    rig.start_bridge();
-    let mqtt = rig.listener();
-    mqtt.keepalive("");
-    mqtt.completed();
+    let mqtt = rig.awake();
     mqtt.write("battery/512/Soc", r#"{"value": null}"#);
     mqtt.n("battery/512/Soc", r#"{"value":null}"#);
     assert_eq!(rig.fake().calls_of(BATTERY, "SetValue"), ["SetValue /Soc ai []"]);
