@@ -151,7 +151,7 @@ fn the_broker_may_come_later() {
 fn a_broker_that_restarts_is_served_again() {
     let mut rig = Rig::new(Setup::default());
     rig.fake().add(BATTERY, battery());
-    let mqtt = rig.awake();
+    rig.awake();
     let files = rig.open_files(Part::Bridge);
     for n in 1..=3 {
         rig.kill(Part::Broker);

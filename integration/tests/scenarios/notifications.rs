@@ -285,7 +285,7 @@ fn a_prefix_stands_before_every_topic() {
 fn everything_is_qos_0() {
     let mut rig = Rig::new(Setup::default());
     rig.fake().add(BATTERY, battery());
-    let mqtt = rig.awake();
+    rig.awake();
     rig.stop(Part::Bridge);
     rig.await_retained_items(&[]);
     let log = rig.log(Part::Broker);

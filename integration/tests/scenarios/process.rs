@@ -46,7 +46,7 @@ fn sigterm_and_sigint_end_it_politely() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let mut rig = Rig::new(Setup::default());
         rig.fake().add(BATTERY, battery());
-        let mqtt = rig.awake();
+        rig.awake();
         let asked = Instant::now();
         rig.signal(Part::Bridge, signal);
         assert_eq!(rig.ended(Part::Bridge), Ended::Code(0));
@@ -112,7 +112,7 @@ fn without_a_bus_it_does_not_start() {
 fn sighup_takes_the_new_configuration() {
     let mut rig = Rig::new(Setup::default());
     rig.fake().add(BATTERY, battery());
-    let mqtt = rig.awake();
+    rig.awake();
     let before = rig.pid(Part::Bridge);
     rig.configure(Setup::default().prefix("new"));
     rig.signal(Part::Bridge, Signal::SIGHUP);

@@ -121,7 +121,7 @@ fn what_happens_while_the_broker_is_away_is_made_up_for() {
     let mut rig = Rig::new(Setup::default().broker("persistence true").broker("persistence_location {dir}/"));
     rig.fake().add(BATTERY, battery());
     rig.fake().add(TANK, tank());
-    let mqtt = rig.awake();
+    rig.awake();
     rig.stop(Part::Broker);
     rig.fake().remove(BATTERY);
     rig.fake().items_changed(TANK, items([("/Level", item(0.75))]));
@@ -137,7 +137,7 @@ fn what_happens_while_the_broker_is_away_is_made_up_for() {
 fn a_keepalive_that_ends_while_the_broker_is_away_has_ended() {
     let mut rig = Rig::new(Setup::short().broker("persistence true").broker("persistence_location {dir}/"));
     rig.fake().add(BATTERY, battery());
-    let mqtt = rig.awake();
+    rig.awake();
     rig.stop(Part::Broker);
     rig.await_log(Part::Bridge, "asleep");
     rig.start(Part::Broker);
@@ -188,7 +188,7 @@ both! {
     /// The end of a keep-alive while the broker hangs is made up for.
     fn an_end_while_the_broker_hangs(rig in Setup::short()) {
         rig.fake().add(BATTERY, battery());
-        let mqtt = rig.awake();
+        rig.awake();
         rig.pause(Part::Broker);
         rig.await_log(Part::Bridge, "asleep");
         rig.resume(Part::Broker);
@@ -217,7 +217,7 @@ fn flapping_services_end_as_they_are() {
 fn a_service_that_died_leaves_nothing() {
     let mut rig = Rig::new(Setup::default());
     rig.fake().add(BATTERY, battery());
-    let mqtt = rig.awake();
+    rig.awake();
     rig.await_retained_items(&BATTERY_ITEMS);
     // all of them at once
     rig.kill(Part::Fake);
