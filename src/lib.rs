@@ -32,6 +32,7 @@ pub mod bus;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod device;
 pub mod log;
 pub mod mqtt;
 pub mod portal;

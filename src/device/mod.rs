@@ -1,0 +1,3 @@
+//! Devices that register themselves, without any input or output.
+
+pub mod options;
