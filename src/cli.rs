@@ -165,6 +165,9 @@ struct Options {
     /// Serve values; auto: unless dbus-flashmq does [default: auto]
     #[arg(long, global = true, value_name = "auto|true|false", value_parser = config::enabled)]
     bridge: Option<Enabled>,
+    /// Folder for what must outlast it [default: /data/venus-mqtt]
+    #[arg(long, global = true, value_name = "FOLDER")]
+    state_dir: Option<PathBuf>,
     /// error, warn, info, debug or trace [default: info]
     #[arg(long, global = true, value_name = "LEVEL", value_parser = config::log_level)]
     log_level: Option<log::LevelFilter>,
@@ -184,6 +187,7 @@ impl Options {
             retain: flag(self.retain, "--retain"),
             keepalive_interval: flag(self.keepalive_interval, "--keepalive-interval"),
             enabled: flag(self.bridge, "--bridge"),
+            state_dir: flag(absolute(self.state_dir), "--state-dir"),
             log_level: flag(self.log_level, "--log-level"),
             ..Given::default()
         };
@@ -323,7 +327,7 @@ mod tests {
     #[test]
     fn every_flag_is_carried() {
         let args = "--dbus unix:path=/b --host h --port 1 --user u --password-file /p --ca /c --client-id i --portal-id p \
-                    --retain false --keepalive-interval 0.5 --bridge false --log-level trace --config /f";
+                    --retain false --keepalive-interval 0.5 --bridge false --state-dir /s --log-level trace --config /f";
         let source = parse(&args.split_whitespace().collect::<Vec<_>>()).unwrap().options.source();
         assert_eq!(source.file, Some("/f".into()));
         let mut places = source.flags.places();

@@ -98,12 +98,12 @@ fn check_says_what_is_in_effect() {
     folder.file("password", "hunter2\n");
     folder
         .file("c.toml", "[mqtt]\nhost = \"localhost\"\nuser = \"boat\"\npassword_file = \"password\"\n[bridge]\ndeny = [\"settings/#\"]\n");
-    let (code, out, err) = run(&folder, &["check", "--config", "c.toml", "--port", "1884"]);
+    let (code, out, err) = run(&folder, &["check", "--config", "c.toml", "--port", "1884", "--state-dir", "state"]);
     assert_eq!((code, err.as_str()), (0, ""));
     assert_eq!(
         out,
         r##"# from c.toml
-# and from the command line: --port
+# and from the command line: --port, --state-dir
 
 # portal_id is not set: it is found out at start (unique-id file, the bus, MAC address)
 log_level = "info"
@@ -129,6 +129,18 @@ always_on = false
 access = "full"
 allow = []
 deny = ["settings/#"]
+
+[devices]
+enabled = true
+strict_client_id = false
+proxy = "any"
+stale_after = 0  # off
+device_instance_topic = true
+keepalive = false
+max_devices = 64
+max_services = 8
+state_dir = "state"
+catalogue_dir = "/data/conf/venus-mqtt.d"
 "##
     );
 }

@@ -9,6 +9,7 @@ use log::LevelFilter;
 use crate::bridge::filter::Filter;
 use crate::bridge::name::PortalId;
 use crate::bridge::options::{Access, AlwaysOn, Enabled};
+use crate::device::options::Proxy;
 
 use super::BusAddress;
 
@@ -62,6 +63,17 @@ pub struct Given {
     pub access: Option<At<Access>>,
     pub allow: Option<At<Vec<Filter>>>,
     pub deny: Option<At<Vec<Filter>>>,
+    pub devices_enabled: Option<At<bool>>,
+    pub strict_client_id: Option<At<bool>>,
+    pub proxy: Option<At<Proxy>>,
+    /// Inside: `None` is "never".
+    pub stale_after: Option<At<Option<Duration>>>,
+    pub device_instance_topic: Option<At<bool>>,
+    pub keepalive: Option<At<bool>>,
+    pub max_devices: Option<At<usize>>,
+    pub max_services: Option<At<usize>>,
+    pub state_dir: Option<At<PathBuf>>,
+    pub catalogue_dir: Option<At<PathBuf>>,
 }
 
 /// Names every field once, so that none is forgotten where all are walked.
@@ -88,7 +100,17 @@ macro_rules! every_option {
             always_on,
             access,
             allow,
-            deny
+            deny,
+            devices_enabled,
+            strict_client_id,
+            proxy,
+            stale_after,
+            device_instance_topic,
+            keepalive,
+            max_devices,
+            max_services,
+            state_dir,
+            catalogue_dir
         )
     };
 }

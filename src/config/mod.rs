@@ -21,6 +21,7 @@ use log::LevelFilter;
 
 use crate::bridge::name::PortalId;
 use crate::bridge::options::Options;
+use crate::device::options::Options as DeviceOptions;
 
 pub use given::{At, Given, Place};
 pub use parse::{bus_address, client_id, enabled, host, keepalive_interval, log_level, portal_id, user};
@@ -43,6 +44,7 @@ pub struct Config {
     pub dbus: BusAddress,
     pub mqtt: Mqtt,
     pub bridge: Options,
+    pub devices: Devices,
 }
 
 /// Which bus.
@@ -81,6 +83,16 @@ pub struct Mqtt {
     pub prefix: String,
     pub keep_alive: Duration,
     pub tls: Option<Tls>,
+}
+
+/// The `[devices]` part.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Devices {
+    pub options: DeviceOptions,
+    /// Where the daemon keeps what must outlive it.
+    pub state_dir: PathBuf,
+    /// Where the user's own types of devices are.
+    pub catalogue_dir: PathBuf,
 }
 
 /// TLS is on; the host name is always checked.

@@ -1,6 +1,6 @@
 //! The TOML file to [`Given`]. Walks the table by hand: every mistake is found, not only the first, each with its line.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,20 +9,43 @@ use toml::de::{DeTable, DeValue};
 
 use crate::bridge::filter::Filter;
 use crate::bridge::options::{Access, AlwaysOn, Enabled};
+use crate::device::options::Proxy;
 use crate::text::{escape, escape_to};
 
 use super::{At, Given, Place, Remark, parse};
 
 /// Every key, by section; the first section is the file's own level.
-const SECTIONS: [(&str, &[&str]); 4] = [
+const SECTIONS: [(&str, &[&str]); 5] = [
     ("", &["portal_id", "log_level"]),
     ("dbus", &["address"]),
     ("mqtt", &["host", "port", "client_id", "user", "password_file", "keep_alive", "prefix", "tls", "ca_file", "cert_file", "key_file"]),
     ("bridge", &["enabled", "retain", "keepalive_interval", "always_on", "access", "allow", "deny"]),
+    (
+        "devices",
+        &[
+            "enabled",
+            "strict_client_id",
+            "proxy",
+            "stale_after",
+            "device_instance_topic",
+            "keepalive",
+            "max_devices",
+            "max_services",
+            "state_dir",
+            "catalogue_dir",
+        ],
+    ),
 ];
 
 /// Most filters in one list: each is tried on every write.
 const FILTERS_MAX: usize = 256;
+
+/// Silence after which a device is stale, in seconds: below, it would flap; above, nobody would wait for it.
+const STALE_AFTER: RangeInclusive<u32> = 10..=86_400 * 30;
+
+/// What `max_devices` and `max_services` may be: everything of a device costs memory, and every service a connection to the bus.
+const DEVICES: RangeInclusive<usize> = 1..=1000;
+const SERVICES: RangeInclusive<usize> = 1..=64;
 
 pub(super) fn read(file: &Path, text: &str) -> Result<Given, Vec<Remark>> {
     let mut reader = Reader { file, text, mistakes: Vec::new() };
@@ -70,7 +93,7 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn given(&mut self, root: &DeTable<'_>) -> Given {
         let section = |name: &str| root.get(name).and_then(|value| value.get_ref().as_table());
-        let (dbus, mqtt, bridge) = (section("dbus"), section("mqtt"), section("bridge"));
+        let (dbus, mqtt, bridge, devices) = (section("dbus"), section("mqtt"), section("bridge"), section("devices"));
         let file = std::path::absolute(self.file).unwrap_or(self.file.into());
         let base = file.parent().unwrap_or(Path::new("/"));
         let path = |value: &DeValue<'_>| path(value, base);
@@ -98,6 +121,16 @@ impl Reader<'_> {
             access: self.field(bridge, "access", access),
             allow: self.field(bridge, "allow", |v| filters(v, "a list of filters")),
             deny: self.field(bridge, "deny", |v| filters(v, "a list of filters")),
+            devices_enabled: self.field(devices, "enabled", boolean),
+            strict_client_id: self.field(devices, "strict_client_id", boolean),
+            proxy: self.field(devices, "proxy", proxy),
+            stale_after: self.field(devices, "stale_after", stale_after),
+            device_instance_topic: self.field(devices, "device_instance_topic", boolean),
+            keepalive: self.field(devices, "keepalive", boolean),
+            max_devices: self.field(devices, "max_devices", |v| count(v, DEVICES)),
+            max_services: self.field(devices, "max_services", |v| count(v, SERVICES)),
+            state_dir: self.field(devices, "state_dir", |v| folder(v, base)),
+            catalogue_dir: self.field(devices, "catalogue_dir", |v| folder(v, base)),
         }
     }
 
@@ -125,7 +158,7 @@ impl Reader<'_> {
                     let sections = || SECTIONS.iter().map(|(section, _)| *section).filter(|section| !section.is_empty());
                     let text = match nearest(name, sections()) {
                         Some(near) => format!("unknown section [{}]; did you mean [{near}]?", escape(name)),
-                        None => format!("unknown section [{}]; there are [dbus], [mqtt] and [bridge]", escape(name)),
+                        None => format!("unknown section [{}]; there are [dbus], [mqtt], [bridge] and [devices]", escape(name)),
                     };
                     self.refuse(key.span(), text);
                 }
@@ -149,9 +182,9 @@ impl Reader<'_> {
         let place = |section: &str| {
             if section.is_empty() { "at the top of the file, before any section".to_owned() } else { format!("in [{section}]") }
         };
-        let home = SECTIONS.iter().find(|(_, keys)| keys.contains(&name));
-        let text = if let Some((home, _)) = home {
-            format!("`{name}` belongs {}", place(home))
+        let homes: Vec<_> = SECTIONS.iter().filter(|(_, keys)| keys.contains(&name)).map(|(home, _)| place(home)).collect();
+        let text = if !homes.is_empty() {
+            format!("`{name}` belongs {}", homes.join(" or "))
         } else if section == "mqtt" && name == "password" {
             "a password does not belong here: write it into a file of its own and name that as `password_file`".into()
         } else if let Some(near) = nearest(name, keys.iter().copied()) {
@@ -187,9 +220,17 @@ fn nearest<'a>(word: &str, words: impl Iterator<Item = &'a str>) -> Option<&'a s
 }
 
 fn path(value: &DeValue<'_>, base: &Path) -> Parsed<PathBuf> {
+    path_of("file", value, base)
+}
+
+fn folder(value: &DeValue<'_>, base: &Path) -> Parsed<PathBuf> {
+    path_of("folder", value, base)
+}
+
+fn path_of(what: &str, value: &DeValue<'_>, base: &Path) -> Parsed<PathBuf> {
     checked(value, "a path as text", |text| {
         if text.is_empty() || text.contains('\0') {
-            return Err("must be the path of a file".into());
+            return Err(format!("must be the path of a {what}"));
         }
         Ok(base.join(text))
     })
@@ -246,6 +287,32 @@ fn access(value: &DeValue<'_>) -> Parsed<Access> {
         Some("read-only") => Ok(Access::ReadOnly),
         _ => Err(must_be("\"full\" or \"read-only\"", value)),
     }
+}
+
+fn proxy(value: &DeValue<'_>) -> Parsed<Proxy> {
+    match value.as_str() {
+        Some("any") => Ok(Proxy::Any),
+        Some("own") => Ok(Proxy::Own),
+        _ => Err(must_be("\"any\" or \"own\"", value)),
+    }
+}
+
+fn stale_after(value: &DeValue<'_>) -> Parsed<Option<Duration>> {
+    match integer(value).and_then(|seconds| u32::try_from(seconds).ok()) {
+        Some(0) => Ok(None),
+        Some(seconds) if STALE_AFTER.contains(&seconds) => Ok(Some(Duration::from_secs(seconds.into()))),
+        _ => {
+            let (least, most) = STALE_AFTER.into_inner();
+            Err(must_be(&format!("0 (off) or a whole number of seconds from {least} to {most}"), value))
+        }
+    }
+}
+
+fn count(value: &DeValue<'_>, range: RangeInclusive<usize>) -> Parsed<usize> {
+    integer(value)
+        .and_then(|count| usize::try_from(count).ok())
+        .filter(|count| range.contains(count))
+        .ok_or_else(|| must_be(&format!("a whole number from {} to {}", range.start(), range.end()), value))
 }
 
 fn filters(value: &DeValue<'_>, what: &str) -> Parsed<Vec<Filter>> {

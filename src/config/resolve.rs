@@ -11,8 +11,9 @@ use log::LevelFilter;
 
 use crate::bridge::filter::Filter;
 use crate::bridge::options::{Access, Options};
+use crate::device::options::Options as DeviceOptions;
 
-use super::{At, BusAddress, ClientCertificate, Config, Given, Mqtt, PASSWORD_MAX, Place, Remark, Secret, Tls, read_bounded, why};
+use super::{At, BusAddress, ClientCertificate, Config, Devices, Given, Mqtt, PASSWORD_MAX, Place, Remark, Secret, Tls, read_bounded, why};
 
 /// The broker's port without and with TLS, as IANA has them.
 const PORT: u16 = 1883;
@@ -20,6 +21,10 @@ const PORT_TLS: u16 = 8883;
 
 /// Of the MQTT connection: a hung broker is found after one and a half to two of these.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// `/data` is the part of a device that outlives the updates of its firmware.
+const STATE_DIR: &str = "/data/venus-mqtt";
+const CATALOGUE_DIR: &str = "/data/conf/venus-mqtt.d";
 
 /// The configuration and its warnings, or its mistakes.
 pub(super) fn resolve(given: Given) -> Result<(Config, Vec<Remark>), Vec<Remark>> {
@@ -33,6 +38,7 @@ pub(super) fn resolve(given: Given) -> Result<(Config, Vec<Remark>), Vec<Remark>
         return Err(notes.mistakes);
     }
     let defaults = Options::default();
+    let device_defaults = DeviceOptions::default();
     let config = Config {
         portal_id: value(given.portal_id),
         log_level: value(given.log_level).unwrap_or(LevelFilter::Info),
@@ -55,6 +61,20 @@ pub(super) fn resolve(given: Given) -> Result<(Config, Vec<Remark>), Vec<Remark>
             access: value(given.access).unwrap_or(defaults.access),
             allow: value(given.allow).unwrap_or(defaults.allow),
             deny: value(given.deny).unwrap_or(defaults.deny),
+        },
+        devices: Devices {
+            options: DeviceOptions {
+                enabled: value(given.devices_enabled).unwrap_or(device_defaults.enabled),
+                strict_client_id: value(given.strict_client_id).unwrap_or(device_defaults.strict_client_id),
+                proxy: value(given.proxy).unwrap_or(device_defaults.proxy),
+                stale_after: value(given.stale_after).unwrap_or(device_defaults.stale_after),
+                device_instance_topic: value(given.device_instance_topic).unwrap_or(device_defaults.device_instance_topic),
+                keepalive: value(given.keepalive).unwrap_or(device_defaults.keepalive),
+                max_devices: value(given.max_devices).unwrap_or(device_defaults.max_devices),
+                max_services: value(given.max_services).unwrap_or(device_defaults.max_services),
+            },
+            state_dir: value(given.state_dir).unwrap_or_else(|| STATE_DIR.into()),
+            catalogue_dir: value(given.catalogue_dir).unwrap_or_else(|| CATALOGUE_DIR.into()),
         },
     };
     Ok((config, notes.warnings))

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use crate::bridge::filter::Filter;
 use crate::bridge::options::{Access, AlwaysOn, Enabled};
+use crate::device::options::Proxy;
 
-use super::{BusAddress, DEFAULT_PATHS, Loaded, Mqtt};
+use super::{BusAddress, DEFAULT_PATHS, Devices, Loaded, Mqtt};
 
 pub(super) fn show(loaded: &Loaded) -> String {
     let mut out = String::new();
@@ -33,7 +34,8 @@ fn write(out: &mut String, loaded: &Loaded) -> fmt::Result {
         _ => writeln!(out)?,
     }
     mqtt(out, &config.mqtt)?;
-    bridge(out, loaded)
+    bridge(out, loaded)?;
+    devices(out, &config.devices)
 }
 
 fn origin(out: &mut String, loaded: &Loaded) -> fmt::Result {
@@ -106,6 +108,31 @@ fn bridge(out: &mut String, loaded: &Loaded) -> fmt::Result {
     )?;
     writeln!(out, "allow = {}", list(&options.allow))?;
     writeln!(out, "deny = {}", list(&options.deny))
+}
+
+fn devices(out: &mut String, devices: &Devices) -> fmt::Result {
+    let options = &devices.options;
+    writeln!(out, "\n[devices]")?;
+    writeln!(out, "enabled = {}", options.enabled)?;
+    writeln!(out, "strict_client_id = {}", options.strict_client_id)?;
+    writeln!(
+        out,
+        "proxy = {}",
+        match options.proxy {
+            Proxy::Any => "\"any\"",
+            Proxy::Own => "\"own\"",
+        }
+    )?;
+    match options.stale_after {
+        Some(silence) => writeln!(out, "stale_after = {}", seconds(silence))?,
+        None => writeln!(out, "stale_after = 0  # off")?,
+    }
+    writeln!(out, "device_instance_topic = {}", options.device_instance_topic)?;
+    writeln!(out, "keepalive = {}", options.keepalive)?;
+    writeln!(out, "max_devices = {}", options.max_devices)?;
+    writeln!(out, "max_services = {}", options.max_services)?;
+    writeln!(out, "state_dir = {}", quoted_path(&devices.state_dir))?;
+    writeln!(out, "catalogue_dir = {}", quoted_path(&devices.catalogue_dir))
 }
 
 fn seconds(duration: Duration) -> String {

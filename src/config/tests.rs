@@ -8,6 +8,7 @@ use log::LevelFilter;
 use super::*;
 use crate::bridge::filter::Filter;
 use crate::bridge::options::{Access, AlwaysOn, Enabled};
+use crate::device::options::Proxy;
 use crate::scratch::Scratch;
 
 fn source(file: PathBuf) -> Source {
@@ -66,6 +67,20 @@ fn defaults() {
                 tls: None,
             },
             bridge: Options::default(),
+            devices: Devices {
+                options: DeviceOptions {
+                    enabled: true,
+                    strict_client_id: false,
+                    proxy: Proxy::Any,
+                    stale_after: None,
+                    device_instance_topic: true,
+                    keepalive: false,
+                    max_devices: 64,
+                    max_services: 8,
+                },
+                state_dir: "/data/venus-mqtt".into(),
+                catalogue_dir: "/data/conf/venus-mqtt.d".into(),
+            },
         }
     );
 }
@@ -93,6 +108,17 @@ keepalive_interval = 1.5
 always_on = ["battery/+/Soc", "system/#"]
 access = "read-only"
 deny = ["settings/#"]
+[devices]
+enabled = false
+strict_client_id = true
+proxy = "own"
+stale_after = 300
+device_instance_topic = false
+keepalive = true
+max_devices = 1000
+max_services = 64
+state_dir = "{dir}/state"
+catalogue_dir = "types"
 "##;
 
 fn full() -> (Scratch, Loaded) {
@@ -135,6 +161,23 @@ fn every_option() {
             deny: filters(&["settings/#"]),
         }
     );
+    assert_eq!(
+        config.devices,
+        Devices {
+            options: DeviceOptions {
+                enabled: false,
+                strict_client_id: true,
+                proxy: Proxy::Own,
+                stale_after: Some(Duration::from_secs(300)),
+                device_instance_topic: false,
+                keepalive: true,
+                max_devices: 1000,
+                max_services: 64,
+            },
+            state_dir: dir.path().join("state"),
+            catalogue_dir: dir.path().join("types"),
+        }
+    );
 }
 
 #[test]
@@ -152,7 +195,9 @@ fn what_is_shown_can_be_fed_back() {
     let (dir, first) = full();
     let second = load(&dir, &first.show()).unwrap();
     assert_eq!(second.config, first.config);
-    for text in ["", "[mqtt]\ntls = true", "[bridge]\nalways_on = true\nenabled = false\nkeepalive_interval = 7"] {
+    for text in
+        ["", "[mqtt]\ntls = true", "[bridge]\nalways_on = true\nenabled = false\nkeepalive_interval = 7", "[devices]\nstale_after = 10"]
+    {
         let first = load(&dir, text).unwrap();
         assert_eq!(load(&dir, &first.show()).unwrap().config, first.config, "{text}");
     }
@@ -177,7 +222,11 @@ fn refused_in_the_file() {
         ("[bridge]\nport = 1", "c.toml:2: `port` belongs in [mqtt]"),
         ("[mqtt]\nlog_level = \"info\"", "c.toml:2: `log_level` belongs at the top of the file, before any section"),
         ("[mqqt]\nhost = \"x\"", "c.toml:1: unknown section [mqqt]; did you mean [mqtt]?"),
-        ("\n[http]", "c.toml:2: unknown section [http]; there are [dbus], [mqtt] and [bridge]"),
+        ("\n[http]", "c.toml:2: unknown section [http]; there are [dbus], [mqtt], [bridge] and [devices]"),
+        ("[device]\nproxy = \"own\"", "c.toml:1: unknown section [device]; did you mean [devices]?"),
+        ("enabled = true", "c.toml:1: `enabled` belongs in [bridge] or in [devices]"),
+        ("[devices]\nretain = true", "c.toml:2: `retain` belongs in [bridge]"),
+        ("[devices]\nstaleafter = 60", "c.toml:2: unknown key `staleafter` in [devices]; did you mean `stale_after`?"),
         ("mqtt = \"x\"", "c.toml:1: `mqtt` is a section: write [mqtt] on a line of its own, and its keys below"),
         (
             "[mqtt]\npassword = \"hunter2\"",
@@ -283,6 +332,24 @@ fn refused_in_the_file() {
             "[bridge]\ndeny = [\n  \"vebus/#\",\n  \"ve#\",\n]",
             "c.toml:4: `deny`: \"ve#\": `+` and `#` stand for whole levels: they cannot be part of a word",
         ),
+        // devices
+        ("[devices]\nenabled = \"auto\"", "c.toml:2: `enabled`: must be true or false, not \"auto\""),
+        ("[devices]\nproxy = \"none\"", "c.toml:2: `proxy`: must be \"any\" or \"own\", not \"none\""),
+        ("[devices]\nstale_after = 9", "c.toml:2: `stale_after`: must be 0 (off) or a whole number of seconds from 10 to 2592000, not 9"),
+        (
+            "[devices]\nstale_after = 2592001",
+            "c.toml:2: `stale_after`: must be 0 (off) or a whole number of seconds from 10 to 2592000, not 2592001",
+        ),
+        (
+            "[devices]\nstale_after = false",
+            "c.toml:2: `stale_after`: must be 0 (off) or a whole number of seconds from 10 to 2592000, not false",
+        ),
+        ("[devices]\nmax_devices = 0", "c.toml:2: `max_devices`: must be a whole number from 1 to 1000, not 0"),
+        ("[devices]\nmax_devices = 1001", "c.toml:2: `max_devices`: must be a whole number from 1 to 1000, not 1001"),
+        ("[devices]\nmax_services = 65", "c.toml:2: `max_services`: must be a whole number from 1 to 64, not 65"),
+        ("[devices]\nmax_services = -1", "c.toml:2: `max_services`: must be a whole number from 1 to 64, not -1"),
+        ("[devices]\nstate_dir = \"\"", "c.toml:2: `state_dir`: must be the path of a folder"),
+        ("[devices]\ncatalogue_dir = 5", "c.toml:2: `catalogue_dir`: must be a path as text, not 5"),
         (&many, "c.toml:2: `deny`: has 257 filters, the most is 256: use wildcards"),
     ];
     for (text, expected) in table {
@@ -346,7 +413,7 @@ fn no_text_breaks_the_reader() {
 
 proptest::proptest! {
     #[test]
-    fn no_line_breaks_the_reader(section in "(mqtt|bridge|dbus|[a-z.\"]{0,8})", key in "([a-z_]{1,12}|\\PC{0,12})", value in "\\PC{0,40}") {
+    fn no_line_breaks_the_reader(section in "(mqtt|bridge|dbus|devices|[a-z.\"]{0,8})", key in "([a-z_]{1,12}|\\PC{0,12})", value in "\\PC{0,40}") {
         let _ = read::read(Path::new("c.toml"), &format!("[{section}]\n{key} = {value}\n"));
         let _ = read::read(Path::new("c.toml"), &value);
     }
@@ -402,6 +469,7 @@ fn normalised() {
     }
     assert_eq!(load(&dir, "[mqtt]\ntls = true").unwrap().config.mqtt.port, 8883);
     assert_eq!(load(&dir, "[bridge]\nalways_on = []").unwrap().config.bridge.always_on, AlwaysOn::No);
+    assert_eq!(load(&dir, "[devices]\nstale_after = 0").unwrap().config.devices.options.stale_after, None);
     assert_eq!(load(&dir, "[mqtt]\nport = 0x75b").unwrap().config.mqtt.port, 1883);
 }
 
