@@ -16,6 +16,7 @@
 //! | [`bus`] | the watcher's connection: every signal and reply in the bus's own order, calls that are never waited for |
 //! | [`mqtt`] | the connection to the broker, with credit; TLS |
 //! | [`portal`] | who this device is |
+//! | [`store`] | the registered devices' note on disk: written whole or not at all, and never waited for |
 //! | [`signals`] | what the system wants of the process |
 //! | `watch` | descriptors watched for one thing only, a timer that wakes once |
 //! | [`log`] | one line per event, for multilog, a terminal or the journal |
@@ -39,5 +40,6 @@ pub mod portal;
 #[cfg(test)]
 mod scratch;
 pub mod signals;
+pub mod store;
 pub mod text;
 mod watch;
