@@ -16,6 +16,7 @@
 //! | [`bus`] | the watcher's connection: every signal and reply in the bus's own order, calls that are never waited for |
 //! | [`mqtt`] | the connection to the broker, with credit; TLS |
 //! | [`portal`] | who this device is |
+//! | [`control`] | the socket by which `venus-mqtt devices` talks to the daemon that runs |
 //! | [`store`] | the registered devices' note on disk: written whole or not at all, and never waited for |
 //! | [`signals`] | what the system wants of the process |
 //! | `watch` | descriptors watched for one thing only, a timer that wakes once |
@@ -32,6 +33,7 @@ pub mod bridge;
 pub mod bus;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod daemon;
 pub mod device;
 pub mod log;
