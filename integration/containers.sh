@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Builds the image the scenarios run their parts in, and prints its name; all else goes to stderr.
 #
-#     integration/containers.sh FOLDER [NAME]     FOLDER holds fake-venus and venus-mqtt (a build directory)
+#     integration/containers.sh FOLDER [NAME]     FOLDER holds fake-venus, fake-localsettings and venus-mqtt (a build directory)
 #
 # The base is Debian bookworm: pulled where a registry can be reached, else made from Debian's packages. It and the layer with the
 # bus and the broker are kept for the next run; remove them with `docker rmi venus-mqtt-base:bookworm venus-mqtt-parts:bookworm`.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-binaries=${1:?the folder with fake-venus and venus-mqtt}
+binaries=${1:?the folder with fake-venus, fake-localsettings and venus-mqtt}
 name=${2:-venus-mqtt-test:by-hand}
 base=venus-mqtt-base:bookworm
 parts=venus-mqtt-parts:bookworm
@@ -39,7 +39,7 @@ fi
 context=$(mktemp -d)
 trap 'rm -rf "$context"' EXIT
 # without their symbols: a tenth of the size
-for binary in fake-venus venus-mqtt; do
+for binary in fake-venus fake-localsettings venus-mqtt; do
     [ -x "$binaries/$binary" ] || { say "no $binary in $binaries: cargo build --workspace first"; exit 1; }
     objcopy --strip-debug "$binaries/$binary" "$context/$binary" 2>/dev/null || cp "$binaries/$binary" "$context/$binary"
 done

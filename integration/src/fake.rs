@@ -10,6 +10,9 @@ use zbus::{Connection, DynamicType, OwnedVariant, Type, Variant, connection};
 use crate::{DEADLINE, eventually, items::Items};
 
 const NAME: &str = "org.venusmqtt.Fake";
+/// localsettings, and who gives the fake one its orders.
+pub const SETTINGS: &str = "com.victronenergy.settings";
+const SETTINGS_ORDERS: &str = "org.venusmqtt.FakeSettings";
 const BUS: &str = "org.freedesktop.DBus";
 
 /// Gives orders to the fake services of one rig. An order that fails ends the test with the reason.
@@ -33,8 +36,7 @@ impl Call {
     /// `SetValue /Mode i 3`: the value's type on the wire, then the value as JSON.
     pub fn show(&self) -> String {
         if self.member == "SetValue" {
-            let value = Variant::from(self.value.try_clone().expect("no file descriptors"));
-            format!("SetValue {} {} {}", self.path, value.value_signature(), json(&value))
+            format!("SetValue {} {}", self.path, show_value(&self.value))
         } else {
             format!("{} {}", self.member, self.path)
         }
@@ -174,12 +176,83 @@ impl Fake {
         Ok(reply.body().deserialize()?)
     }
 
+    /// A call without an interface header.
+    pub fn call_without_interface<T>(&self, service: &str, path: &str, member: &str, body: &(impl Serialize + DynamicType)) -> Result<T>
+    where
+        T: DeserializeOwned + Type,
+    {
+        let reply = self.runtime.block_on(self.connection.call_method(Some(service), path, None::<&str>, member, body));
+        let reply = reply.with_context(|| format!("{member} of {service} {path}"))?;
+        Ok(reply.body().deserialize()?)
+    }
+
+    /// `GetValue`, shown with its type on the wire: `i 5`; or why not.
+    pub fn shown(&self, service: &str, path: &str) -> String {
+        self.value(service, path).map_or_else(|error| format!("{error:#}"), |value| show_value(&value))
+    }
+
+    /// Waits until `GetValue` shows as `wanted`.
+    pub fn await_shown(&self, service: &str, path: &str, wanted: &str) {
+        let mut last = String::new();
+        let end = std::time::Instant::now() + DEADLINE;
+        while last != wanted {
+            assert!(std::time::Instant::now() < end, "{service} {path} should be {wanted}, but is {last}");
+            last = self.shown(service, path);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The unique name of who has this name.
+    pub fn owner_of(&self, name: &str) -> Option<String> {
+        self.call(BUS, "/org/freedesktop/DBus", BUS, "GetNameOwner", &name).ok()
+    }
+
+    /// Waits until somebody has this name; who.
+    pub fn await_name(&self, name: &str) -> String {
+        eventually(&format!("{name} on the bus"), DEADLINE, || self.owner_of(name))
+    }
+
+    /// Waits until nobody has this name.
+    pub fn await_no_name(&self, name: &str) {
+        eventually(&format!("{name} gone from the bus"), DEADLINE, || self.owner_of(name).is_none().then_some(()));
+    }
+
+    /// What the fake localsettings does when it is called: see `fake-localsettings/main.rs`.
+    pub fn settings_behave(&self, member: &str, mode: &str) {
+        let done: Result<()> = self.call(SETTINGS, "/", SETTINGS_ORDERS, "Behave", &(member, mode));
+        done.expect("the fake localsettings takes orders");
+    }
+
+    /// Does and answers what localsettings held; says how many calls that were.
+    pub fn settings_release(&self) -> u32 {
+        self.call(SETTINGS, "/", SETTINGS_ORDERS, "Release", &()).expect("the fake localsettings takes orders")
+    }
+
+    /// What localsettings was called for: member and path.
+    pub fn settings_calls(&self) -> Vec<String> {
+        let calls: Vec<(String, String)> =
+            self.call(SETTINGS, "/", SETTINGS_ORDERS, "Calls", &()).expect("the fake localsettings takes orders");
+        calls.into_iter().map(|(path, member)| format!("{member} {path}")).collect()
+    }
+
+    /// Everything localsettings has, by path: value with its type.
+    pub fn settings(&self) -> std::collections::BTreeMap<String, String> {
+        let items: Items = self.call(SETTINGS, "/", "com.victronenergy.BusItem", "GetItems", &()).expect("localsettings answers");
+        items.into_iter().map(|(path, entry)| (path, entry.get("Value").map(show_value).unwrap_or_default())).collect()
+    }
+
     fn order<T: DeserializeOwned + Type>(&self, member: &str, body: &(impl Serialize + DynamicType)) -> T {
         match self.call(NAME, "/", NAME, member, body) {
             Ok(answer) => answer,
             Err(error) => panic!("the fake services refuse {member}: {error:#}"),
         }
     }
+}
+
+/// A value with its type on the wire: `i 5`.
+pub fn show_value(value: &OwnedVariant) -> String {
+    let value = Variant::from(value.try_clone().expect("no file descriptors"));
+    format!("{} {}", value.value_signature(), json(&value))
 }
 
 /// What a value looks like, whatever the width of its numbers.

@@ -1,5 +1,5 @@
-//! Real parts for the scenarios: a private dbus-daemon, a Mosquitto on a free loopback port, fake `com.victronenergy.*` services and
-//! the real `venus-mqtt`, as processes or as containers.
+//! Real parts for the scenarios: a private dbus-daemon, a Mosquitto on a free loopback port, fake `com.victronenergy.*` services, a
+//! fake localsettings and the real `venus-mqtt`, as processes or as containers.
 //!
 //! What it promises: a scenario sees the same [`Rig`] in both; only [`parts`] knows how a part is started, stopped, killed, paused
 //! and cut off. Everything ends with its rig, also when a test panics, and then the parts' logs are printed. Nothing here sleeps to
@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod certs;
+pub mod device;
 pub mod fake;
 pub mod items;
 pub mod mqtt;
@@ -17,13 +18,16 @@ pub mod parts;
 pub mod proxy;
 pub mod rig;
 pub mod setup;
+pub mod watch;
 
+pub use device::Device;
 pub use fake::Fake;
 pub use items::{Item, Items, empty_array, invalid, item, items, owned};
 pub use mqtt::{Client, Message};
 pub use parts::{Ended, Part};
 pub use rig::Rig;
 pub use setup::Setup;
+pub use watch::Watch;
 
 use std::time::{Duration, Instant};
 

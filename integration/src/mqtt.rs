@@ -43,6 +43,14 @@ impl fmt::Debug for Message {
 pub struct Options {
     pub client_id: String,
     pub credentials: Option<(String, String)>,
+    pub will: Option<Will>,
+}
+
+/// What the broker publishes when the client is gone without a word.
+#[derive(Clone)]
+pub struct Will {
+    pub topic: String,
+    pub payload: Vec<u8>,
 }
 
 /// A connected client.
@@ -71,9 +79,13 @@ impl Client {
         stream.set_read_timeout(Some(DEADLINE))?;
         let mut body = Vec::new();
         string(&mut body, b"MQTT");
-        let flags = if options.credentials.is_some() { 0xc2 } else { 0x02 };
+        let flags = 0x02 | if options.credentials.is_some() { 0xc0 } else { 0 } | if options.will.is_some() { 0x04 } else { 0 };
         body.extend([4, flags, 0, 0]);
         string(&mut body, options.client_id.as_bytes());
+        if let Some(will) = &options.will {
+            string(&mut body, will.topic.as_bytes());
+            string(&mut body, &will.payload);
+        }
         if let Some((user, password)) = &options.credentials {
             string(&mut body, user.as_bytes());
             string(&mut body, password.as_bytes());
@@ -181,6 +193,16 @@ impl Client {
         self.await_inbox("a barrier's own message", DEADLINE, |inbox| {
             inbox.messages.iter().skip(before).any(|message| message.topic == topic).then_some(())
         });
+    }
+
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Goes without a word: the connection ends and the broker publishes the last will.
+    pub fn vanish(self) {
+        // what was sent before is still delivered; the good-bye that follows is not
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 
     pub fn is_closed(&self) -> bool {

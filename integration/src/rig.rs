@@ -9,8 +9,8 @@ use std::{
 use anyhow::{Result, ensure};
 
 use crate::{
-    Client, DEADLINE, Fake, PORTAL, Setup, eventually,
-    mqtt::Options,
+    Client, DEADLINE, Fake, PORTAL, Setup, Watch, eventually,
+    mqtt::{Options, Will},
     parts::{Containers, Ended, Part, Parts, Processes, Signal},
     setup::bus_address,
 };
@@ -53,6 +53,9 @@ impl Rig {
         rig.start(Part::Broker);
         rig.start(Part::Fake);
         rig.fake = Some(Fake::connect(&bus_address(rig.dir()))?);
+        if rig.setup.settings {
+            rig.start_settings();
+        }
         // its own word, and not that something answers at that port: it could be another broker
         let end = Instant::now() + DEADLINE;
         while !rig.log(Part::Broker).contains(" running\n") {
@@ -68,8 +71,16 @@ impl Rig {
 
     /// A client that has subscribed to nothing yet.
     pub fn client(&self) -> Client {
-        let options = Options { client_id: String::new(), credentials: self.setup.credentials.clone() };
-        Client::connect(self.parts.broker(), &options).expect("the broker takes the test's client").with_prefix(&self.setup.prefix)
+        self.client_as(&Options { credentials: self.setup.credentials.clone(), ..Options::default() })
+    }
+
+    /// A client that leaves something behind when it goes without a word.
+    pub fn client_with_will(&self, will: Will) -> Client {
+        self.client_as(&Options { credentials: self.setup.credentials.clone(), will: Some(will), ..Options::default() })
+    }
+
+    fn client_as(&self, options: &Options) -> Client {
+        Client::connect(self.parts.broker(), options).expect("the broker takes the test's client").with_prefix(&self.setup.prefix)
     }
 
     /// A client that has subscribed to everything.
@@ -96,6 +107,16 @@ impl Rig {
         watcher.mark();
         self.start(Part::Bridge);
         self.await_online(&watcher);
+    }
+
+    /// Starts localsettings and waits until it has its name.
+    pub fn start_settings(&mut self) {
+        self.start(Part::Settings);
+        eventually("localsettings has its name", DEADLINE, || {
+            let ended = self.parts.ended(Part::Settings, Duration::ZERO).ok().flatten();
+            assert!(ended.is_none(), "localsettings ended with {ended:?}");
+            self.fake().names().iter().any(|name| name == "com.victronenergy.settings").then_some(())
+        });
     }
 
     /// Waits for `online` on a client that is subscribed to the status, and fails at once when the bridge ends instead.
@@ -191,6 +212,11 @@ impl Rig {
 
     pub fn broker_address(&self) -> std::net::SocketAddr {
         self.parts.broker()
+    }
+
+    /// Sees every signal on the bus from now on.
+    pub fn watch(&self) -> Watch {
+        Watch::connect(&self.bus_address()).expect("the bus takes the test's monitor")
     }
 
     pub fn log(&self, part: Part) -> String {

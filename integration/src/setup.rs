@@ -10,6 +10,7 @@ pub struct Setup {
     top: Vec<String>,
     mqtt: Vec<String>,
     bridge: Vec<String>,
+    devices: Vec<String>,
     broker: Vec<String>,
     files: Vec<(String, Vec<u8>)>,
     /// lines of a second listener that the bridge uses instead (TLS, authentication)
@@ -21,6 +22,10 @@ pub struct Setup {
     /// whether [`crate::Rig::start_bridge`] waits for its status
     pub portal: Option<String>,
     pub credentials: Option<(String, String)>,
+    /// localsettings runs
+    pub settings: bool,
+    /// how many connections one user may have to the bus
+    pub connections: u32,
 }
 
 impl Default for Setup {
@@ -29,6 +34,7 @@ impl Default for Setup {
             top: vec!["log_level = \"debug\"".into()],
             mqtt: Vec::new(),
             bridge: vec!["enabled = true".into()],
+            devices: vec!["state_dir = \"{dir}/state\"".into(), "catalogue_dir = \"{dir}/catalogue\"".into()],
             broker: Vec::new(),
             files: Vec::new(),
             listener: Vec::new(),
@@ -37,6 +43,8 @@ impl Default for Setup {
             prefix: String::new(),
             portal: Some(PORTAL.into()),
             credentials: None,
+            settings: false,
+            connections: 2048,
         }
     }
 }
@@ -45,6 +53,11 @@ impl Setup {
     /// Keep-alives last one second, so that a scenario can see them end.
     pub fn short() -> Self {
         Self::default().bridge("keepalive_interval = 1")
+    }
+
+    /// Devices can register: localsettings runs, and they are remembered in the rig's folder.
+    pub fn devices() -> Self {
+        Self { settings: true, ..Self::default() }
     }
 
     /// A line before all tables; `key = value` replaces what the key was.
@@ -62,6 +75,24 @@ impl Setup {
     /// A line of `[bridge]`.
     pub fn bridge(mut self, line: &str) -> Self {
         put(&mut self.bridge, line);
+        self
+    }
+
+    /// A line of `[devices]`; `{dir}` is the rig's folder.
+    pub fn device(mut self, line: &str) -> Self {
+        put(&mut self.devices, line);
+        self
+    }
+
+    /// localsettings is not there at first; a scenario may start it.
+    pub fn without_settings(mut self) -> Self {
+        self.settings = false;
+        self
+    }
+
+    /// One user may have so many connections to the bus.
+    pub fn connections(mut self, connections: u32) -> Self {
+        self.connections = connections;
         self
     }
 
@@ -111,7 +142,7 @@ impl Setup {
 
     /// Writes the bus' configuration, the broker's files, and what the scenario added.
     pub fn write_files(&self, dir: &Path) -> std::io::Result<()> {
-        std::fs::write(dir.join("bus.conf"), bus_conf(dir))?;
+        std::fs::write(dir.join("bus.conf"), bus_conf(dir, self.connections))?;
         for (name, content) in &self.files {
             std::fs::write(dir.join(name), content)?;
         }
@@ -153,8 +184,18 @@ impl Setup {
         for line in &self.bridge {
             let _ = writeln!(text, "{line}");
         }
+        // whoever does not care about devices must not touch this machine's own
+        let _ = writeln!(text, "[devices]");
+        for line in &self.devices {
+            let _ = writeln!(text, "{}", line.replace("{dir}", &dir.display().to_string()));
+        }
         text
     }
+}
+
+/// How the fake localsettings is started.
+pub fn settings_arguments(dir: &Path) -> Vec<String> {
+    vec!["--dbus".into(), bus_address(dir), "--file".into(), format!("{}/settings.json", dir.display())]
 }
 
 /// The address of the bus in a rig's folder, the same for the host and for containers.
@@ -163,7 +204,7 @@ pub fn bus_address(dir: &Path) -> String {
 }
 
 /// A bus for everyone, as a session bus is, without services of its own to start.
-fn bus_conf(dir: &Path) -> String {
+fn bus_conf(dir: &Path, connections: u32) -> String {
     format!(
         r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN" "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig>
@@ -181,9 +222,16 @@ fn bus_conf(dir: &Path) -> String {
   <limit name="max_outgoing_bytes">1000000000</limit>
   <limit name="max_message_size">134217728</limit>
   <limit name="reply_timeout">600000</limit>
+  <limit name="max_connections_per_user">{connections}</limit>
+  <limit name="max_completed_connections">{completed}</limit>
+  <limit name="max_incomplete_connections">1024</limit>
+  <limit name="max_match_rules_per_connection">8192</limit>
+  <limit name="max_names_per_connection">8192</limit>
+  <limit name="max_replies_per_connection">50000</limit>
 </busconfig>
 "#,
-        bus_address(dir)
+        bus_address(dir),
+        completed = connections.max(2048),
     )
 }
 

@@ -18,17 +18,20 @@ pub enum Part {
     Bus,
     Broker,
     Fake,
+    /// localsettings
+    Settings,
     Bridge,
 }
 
 impl Part {
-    pub const ALL: [Self; 4] = [Self::Bus, Self::Broker, Self::Fake, Self::Bridge];
+    pub const ALL: [Self; 5] = [Self::Bus, Self::Broker, Self::Fake, Self::Settings, Self::Bridge];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Bus => "bus",
             Self::Broker => "broker",
             Self::Fake => "fake",
+            Self::Settings => "settings",
             Self::Bridge => "bridge",
         }
     }

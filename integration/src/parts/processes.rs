@@ -20,7 +20,11 @@ use nix::{
 use tempfile::TempDir;
 
 use super::{Ended, Part, Parts};
-use crate::{Setup, proxy::Proxy, setup::bus_address};
+use crate::{
+    Setup,
+    proxy::Proxy,
+    setup::{bus_address, settings_arguments},
+};
 
 /// Where brokers listen: above the well-known ports, below the kernel's own range.
 const PORTS: Range<u16> = 18_000..32_000;
@@ -54,6 +58,7 @@ impl Processes {
             }
             Part::Broker => (mosquitto(), vec!["-c".into(), format!("{}/mosquitto.conf", dir.display())]),
             Part::Fake => (binary("VENUS_FAKE_BIN", "fake-venus")?, vec!["--dbus".into(), bus_address(dir)]),
+            Part::Settings => (binary("VENUS_SETTINGS_BIN", "fake-localsettings")?, settings_arguments(dir)),
             Part::Bridge => (
                 binary("VENUS_MQTT_BIN", "venus-mqtt")?,
                 vec!["run".into(), "--config".into(), format!("{}/venus-mqtt.toml", dir.display())],

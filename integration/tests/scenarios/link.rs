@@ -331,7 +331,7 @@ fn a_client_id_taken_over_is_no_busy_loop() {
     rig.start_bridge();
     let connects = || rig.log(Part::Broker).matches(" as venus-mqtt-").count();
     let until = Instant::now() + Duration::from_secs(2);
-    let options = Options { client_id: format!("venus-mqtt-{PORTAL}"), credentials: None };
+    let options = Options { client_id: format!("venus-mqtt-{PORTAL}"), ..Options::default() };
     let mut other = Client::connect(rig.broker_address(), &options).expect("the broker takes it");
     while Instant::now() < until {
         if other.is_closed() {

@@ -39,6 +39,7 @@ mod flashmq;
 mod harness;
 mod keepalive;
 mod link;
+mod localsettings;
 mod notifications;
 mod process;
 mod requests;
