@@ -2,6 +2,8 @@
 //!
 //! [`main`] is all of it, and blocks until the end; the binary only calls it.
 
+mod devices;
+
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Write};
@@ -20,6 +22,8 @@ use crate::text::escape_to;
 
 /// Ended politely, or did what it was asked.
 pub const OK: u8 = 0;
+/// The daemon was asked for something and refused it.
+pub const REFUSED: u8 = 1;
 /// Wrong arguments (`EX_USAGE` of sysexits).
 pub const USAGE: u8 = 64;
 /// The bus or the environment is gone: the supervisor starts us again (`EX_TEMPFAIL`).
@@ -44,6 +48,12 @@ pub fn main(args: impl Iterator<Item = OsString>) -> u8 {
     match cli.command.unwrap_or(Command::Run) {
         Command::Run => run(&source),
         Command::Check => check(&source),
+        Command::Devices { command: None, json } => devices::list(&source, json),
+        Command::Devices { command: Some(DevicesCommand::Forget { id }), json: false } => devices::forget(&source, id),
+        Command::Devices { command: Some(DevicesCommand::Forget { .. }), json: true } => {
+            say("error", "--json belongs to the list: leave it out beside forget");
+            USAGE
+        }
     }
 }
 
@@ -75,6 +85,37 @@ const COMMAND_TEMPLATE: &str = "\
 
 {all-args}";
 
+const DEVICES_TEMPLATE: &str = "\
+{about-with-newline}
+A device publishes one message on device/<client ID>/Status, and is a service of the
+system. The daemon that runs is asked; while none runs, its last note is read.
+
+{usage-heading} {usage}
+
+{all-args}{after-help}";
+
+const DEVICES_AFTER_HELP: &str = "\
+States:
+  connected    it is on the bus
+  provisional  it is on the bus, and leaves again unless it is heard of within 5 minutes
+  waiting      for com.victronenergy.settings, where its settings are kept
+  gone         it has left; its instances and settings are kept for its return
+
+Examples:
+  venus-mqtt devices
+  venus-mqtt devices --json
+  venus-mqtt devices forget fe001";
+
+const FORGET_TEMPLATE: &str = "\
+{about-with-newline}
+For a device that does not come back. One that does registers as a new one, and may get
+other instances: what was set up with the old ones (the GX's screen, VRM) is lost.
+The daemon must run: it is the one who frees them.
+
+{usage-heading} {usage}
+
+{all-args}";
+
 const AFTER_HELP: &str = "\
 Configuration, the first that is there:
   the file after --config
@@ -87,11 +128,13 @@ Options given here win over the file. There is more to choose in it: what
 Examples:
   venus-mqtt check > venus-mqtt.toml
   venus-mqtt --config ./venus-mqtt.toml
+  venus-mqtt devices
   venus-mqtt --host broker.example --ca ca.pem --user boat --password-file password
   venus-mqtt --dbus unix:path=/tmp/bus --port 1884 --portal-id c0619ab1c2d3 --log-level debug
 
 Exit codes:
   0   ended politely, by SIGTERM or SIGINT
+  1   the daemon refused what `devices forget` asked
   64  wrong arguments
   75  the bus is gone, or not there yet: start me again
   78  wrong configuration
@@ -117,7 +160,7 @@ struct Cli {
     options: Options,
 }
 
-#[derive(Subcommand, Clone, Copy, Debug)]
+#[derive(Subcommand, Debug)]
 enum Command {
     /// Carry the bus to the broker until told to stop; so does no command at all
     #[command(help_template = COMMAND_TEMPLATE)]
@@ -125,6 +168,30 @@ enum Command {
     /// Validate the configuration and print what is in effect, secrets hidden
     #[command(help_template = COMMAND_TEMPLATE)]
     Check,
+    /// List the devices that have registered themselves, or forget one
+    #[command(
+        help_template = DEVICES_TEMPLATE,
+        after_help = DEVICES_AFTER_HELP,
+        disable_help_subcommand = true
+    )]
+    Devices {
+        #[command(subcommand)]
+        command: Option<DevicesCommand>,
+        /// Print JSON, for programs
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+enum DevicesCommand {
+    /// Free the instances and the settings of a device, for good
+    #[command(help_template = FORGET_TEMPLATE)]
+    Forget {
+        /// Client ID of the device, as the list has it
+        #[arg(value_name = "CLIENT ID")]
+        id: String,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -165,7 +232,7 @@ struct Options {
     /// Serve values; auto: unless dbus-flashmq does [default: auto]
     #[arg(long, global = true, value_name = "auto|true|false", value_parser = config::enabled)]
     bridge: Option<Enabled>,
-    /// Folder for what must outlast it [default: /data/venus-mqtt]
+    /// Where registered devices are kept [default: /data/venus-mqtt]
     #[arg(long, global = true, value_name = "FOLDER")]
     state_dir: Option<PathBuf>,
     /// error, warn, info, debug or trace [default: info]

@@ -3,10 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 /// A folder of its own for each test, gone at its end.
 struct Folder(PathBuf);
@@ -22,6 +25,7 @@ impl Folder {
 
     fn file(&self, name: &str, content: &str) -> PathBuf {
         let path = self.0.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, content).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         path
@@ -61,31 +65,47 @@ fn version() {
 
 #[test]
 fn help_teaches() {
-    for flag in ["--help", "-h"] {
-        let (code, out, err) = run(&Folder::new(), &[flag]);
-        assert_eq!((code, err.as_str()), (0, ""));
-        for expected in [
-            "venus-mqtt check",
-            "R/<portal ID>/keepalive",
-            "/data/conf/venus-mqtt.toml",
-            "/etc/venus-mqtt/config.toml",
-            "--password-file",
-            "  64  wrong arguments",
-            "  75  the bus is gone",
-            "  78  wrong configuration",
-            "SIGHUP",
-            "SIGUSR1",
-        ] {
-            assert!(out.contains(expected), "{expected}");
+    let program = [
+        "venus-mqtt check",
+        "venus-mqtt devices",
+        "R/<portal ID>/keepalive",
+        "/data/conf/venus-mqtt.toml",
+        "/etc/venus-mqtt/config.toml",
+        "--password-file",
+        "--state-dir",
+        "  1   the daemon refused",
+        "  64  wrong arguments",
+        "  75  the bus is gone",
+        "  78  wrong configuration",
+        "SIGHUP",
+        "SIGUSR1",
+    ];
+    let devices = ["device/<client ID>/Status", "  provisional  ", "  gone  ", "--json", "venus-mqtt devices forget fe001"];
+    let forget = ["<CLIENT ID>", "The daemon must run"];
+    for (command, expected) in [(&[][..], &program[..]), (&["devices"], &devices), (&["devices", "forget"], &forget)] {
+        for flag in ["--help", "-h"] {
+            let (code, out, err) = run(&Folder::new(), &[command, &[flag]].concat());
+            assert_eq!((code, err.as_str()), (0, ""));
+            for expected in expected {
+                assert!(out.contains(expected), "{expected}");
+            }
+            let longest = out.lines().max_by_key(|line| line.len());
+            assert!(longest.is_some_and(|line| line.len() <= 100), "{longest:?}");
         }
-        let longest = out.lines().max_by_key(|line| line.len());
-        assert!(longest.is_some_and(|line| line.len() <= 100), "{longest:?}");
     }
 }
 
 #[test]
 fn wrong_arguments() {
-    for args in [&["--prt", "1"][..], &["serve"], &["--port", "0"], &["check", "--retain", "maybe"], &["--config"]] {
+    for args in [
+        &["--prt", "1"][..],
+        &["serve"],
+        &["--port", "0"],
+        &["check", "--retain", "maybe"],
+        &["--config"],
+        &["devices", "forget"],
+        &["devices", "--json", "forget", "x"],
+    ] {
         let (code, out, err) = run(&Folder::new(), args);
         assert_eq!((code, out.as_str()), (64, ""), "{args:?}");
         assert!(err.starts_with("error: "), "{err}");
@@ -219,4 +239,98 @@ fn a_bus_that_is_not_there() {
     assert_eq!((code, out.as_str()), (75, ""));
     assert!(err.starts_with("error: no connection to the bus unix:path=bus: "), "{err}");
     assert_eq!(err.lines().count(), 1, "{err}");
+}
+
+/// Stands for the daemon, once: gives what it was asked.
+fn answering(folder: &Folder, answer: &'static str) -> thread::JoinHandle<String> {
+    fs::create_dir_all(folder.0.join("state")).unwrap();
+    let socket = folder.0.join("state/control.sock");
+    let _ = fs::remove_file(&socket);
+    let listener = UnixListener::bind(socket).unwrap();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).unwrap();
+        writeln!(stream, "{answer}").unwrap();
+        line
+    })
+}
+
+const DEVICES: [&str; 3] = ["devices", "--state-dir", "state"];
+
+#[test]
+fn devices_of_the_daemon_that_runs() {
+    let folder = Folder::new();
+    let list = r#"{"ok":[{"clientId":"fe001","version":"v1.0","state":"provisional","lastHeard":null,"services":[
+        {"id":"t1","type":"temperature","instance":5},{"id":"tk1","type":"tank","instance":2}]},
+        {"clientId":"fe\u001b2","version":"2","state":"waiting","lastHeard":null,"services":[{"id":"g","type":"grid","instance":null}]}]}"#;
+    let list: &str = list.replace('\n', "").leak();
+    let daemon = answering(&folder, list);
+    let expected = "\
+ID         VERSION  STATE        LAST HEARD  SERVICES
+fe001      v1.0     provisional  never       t1 temperature/5
+                                             tk1 tank/2
+fe\\u{1b}2  2        waiting      never       g grid
+";
+    assert_eq!(run(&folder, &DEVICES), (0, expected.into(), String::new()));
+    assert_eq!(daemon.join().unwrap(), "devices\n");
+
+    let daemon = answering(&folder, list);
+    let (code, out, err) = run(&folder, &[&DEVICES[..], &["--json"]].concat());
+    assert_eq!((code, err.as_str()), (0, ""));
+    let expected: serde_json::Value = serde_json::from_str(list).unwrap();
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&out).unwrap(), expected["ok"]);
+    daemon.join().unwrap();
+
+    let daemon = answering(&folder, r#"{"ok":[]}"#);
+    assert_eq!(run(&folder, &DEVICES), (0, "no device is registered\n".into(), String::new()));
+    daemon.join().unwrap();
+
+    let daemon = answering(&folder, r#"{"error":"the daemon is ending; try again"}"#);
+    assert_eq!(run(&folder, &DEVICES), (75, String::new(), "error: the daemon is ending; try again\n".into()));
+    daemon.join().unwrap();
+}
+
+#[test]
+fn devices_as_of_the_last_note() {
+    let folder = Folder::new();
+    let none = "warn: the daemon does not run, and there is no note of an earlier one, state/devices.json\n";
+    assert_eq!(run(&folder, &DEVICES), (0, "no device is registered\n".into(), none.into()));
+
+    let note = r#"{"version":1,"devices":[{"clientId":"fe001","topicId":"fe001","version":"v1.0","connected":true,"lastHeard":86400,
+        "services":[{"id":"t1","type":"temperature","instance":5,"written":[]}],"lwt":null}]}"#;
+    folder.file("state/devices.json", note);
+    // of a daemon that was killed
+    drop(UnixListener::bind(folder.0.join("state/control.sock")).unwrap());
+    let (code, out, err) = run(&folder, &DEVICES);
+    assert_eq!((code, err.as_str()), (0, "warn: the daemon does not run; as of its last note, state/devices.json:\n"));
+    let (head, line) = out.split_once('\n').unwrap();
+    assert_eq!(head, "ID     VERSION  STATE      LAST HEARD   SERVICES");
+    assert!(line.starts_with("fe001  v1.0     connected  ") && line.ends_with(" d ago  t1 temperature/5\n"), "{line}");
+
+    folder.file("state/devices.json", "{");
+    let (code, out, err) = run(&folder, &DEVICES);
+    assert_eq!((code, out.as_str()), (75, ""));
+    let expected = "error: cannot read the note of the registered devices, state/devices.json: not JSON: EOF while parsing an object \
+                    at line 1 column 1; start the daemon, which sets it aside\n";
+    assert_eq!(err, expected);
+}
+
+#[test]
+fn a_device_is_forgotten_by_the_daemon() {
+    let folder = Folder::new();
+    let forget = ["devices", "forget", "fe\"1", "--state-dir", "state"];
+    let not_running = "error: the daemon does not run: start it first, it is the one who frees a device\n";
+    assert_eq!(run(&folder, &forget), (75, String::new(), not_running.into()));
+
+    let daemon = answering(&folder, r#"{"ok":"freed temperature/5\nand 3 settings\u001b[31m"}"#);
+    assert_eq!(run(&folder, &forget), (0, "freed temperature/5\nand 3 settings\\u{1b}[31m\n".into(), String::new()));
+    assert_eq!(daemon.join().unwrap(), "forget \"fe\\\"1\"\n");
+
+    let daemon = answering(&folder, r#"{"error":"there is no such device"}"#);
+    assert_eq!(run(&folder, &forget), (1, String::new(), "error: there is no such device\n".into()));
+    daemon.join().unwrap();
+
+    let (code, _, err) = run(&folder, &["devices", "--config", "none.toml"]);
+    assert_eq!((code, err.lines().count()), (78, 1));
 }
