@@ -3,18 +3,28 @@
 //! Each turn takes what has happened on the bus (at most [`BUS_BUDGET`] messages, so that keep-alives and writes are never
 //! starved), at the broker and on the clock, gives it to the core, and carries out what the core wants. Nothing in a turn waits.
 
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 use crate::bridge::name::PortalId;
+use crate::bridge::topic::Address;
 use crate::bridge::{Bridge, Setup, Time};
 use crate::bus::Watcher;
+use crate::bus::services::{ServiceEvent, Services, read_call};
+use crate::catalogue_files;
 use crate::config::{BusAddress, Config};
+use crate::control::{self, Command, Control};
+use crate::device::catalogue::Catalogue;
+use crate::device::{self, Devices, registry};
 use crate::mqtt::link::{Broker, Link, LinkEvent};
 use crate::mqtt::tls;
 use crate::portal;
 use crate::signals::{Signal, Signals};
+use crate::store::Store;
 use crate::text::escape;
 use crate::watch::Timer;
 
@@ -22,8 +32,13 @@ use crate::watch::Timer;
 const BUS_BUDGET: usize = 64;
 /// Messages of the broker in one turn.
 const LINK_BUDGET: usize = 64;
+/// Calls of our own services, and what happens to their connections, in one turn.
+const SERVICE_BUDGET: usize = 64;
 /// The good-bye takes no longer than this; the whole end has two seconds.
 const GOODBYE: Duration = Duration::from_millis(1700);
+
+/// The registry on disk is given this long at the end.
+const REMEMBER: Duration = Duration::from_millis(250);
 
 /// Why the daemon ended.
 #[derive(Debug)]
@@ -46,7 +61,11 @@ pub async fn serve<E: std::fmt::Display>(config: &Config, signals: &mut Signals,
         ready = set_up(config) => ready,
     };
     match ready {
-        Ok(mut daemon) => daemon.run(signals, reload).await,
+        Ok(mut daemon) => {
+            let ended = daemon.run(signals, reload).await;
+            daemon.remember().await;
+            ended
+        }
         Err(ended) => ended,
     }
 }
@@ -69,21 +88,85 @@ async fn set_up(config: &Config) -> Result<Daemon, Ended> {
     log::info!("the portal ID is {} (from {})", found.id, found.from);
     let broker = broker(config, &found.id).map_err(Ended::Unusable)?;
     let setup = Setup {
-        portal: found.id,
+        portal: found.id.clone(),
         prefix: config.mqtt.prefix.clone(),
         options: config.bridge.clone(),
         nonce: nonce(),
         verbosity: config.log_level.to_level().unwrap_or(log::Level::Error),
     };
+    allow_descriptors(config);
+    let (store, control, devices) = set_up_devices(config, found.id, setup.verbosity);
     let timer = Timer::new().map_err(|error| Ended::Unready(format!("no timer: {error}")))?;
-    Ok(Daemon { bridge: Bridge::new(setup), watcher, link: Link::start(broker), timer, began: Instant::now() })
+    Ok(Daemon {
+        bridge: Bridge::new(setup),
+        devices,
+        own_name: watcher.unique_name(),
+        services: Services::new(&address),
+        watcher,
+        link: Link::start(broker),
+        timer,
+        store,
+        control,
+        orders: BTreeMap::new(),
+        next_token: 0,
+        began: Instant::now(),
+    })
+}
+
+/// Each service of a device is a descriptor: as many as the system allows, if the usual thousand may not do.
+fn allow_descriptors(config: &Config) {
+    const USUAL: usize = 900;
+    let options = &config.devices.options;
+    if options.enabled
+        && options.max_devices.saturating_mul(options.max_services) > USUAL
+        && let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        log::warn!("the limit of open files stays as it is: {error}");
+    }
+}
+
+/// Devices, and what is remembered of them.
+fn set_up_devices(config: &Config, portal: PortalId, verbosity: log::Level) -> (Option<Store>, Option<Control>, Devices) {
+    let wanted = &config.devices;
+    let enabled = wanted.options.enabled;
+    let (catalogue, mistakes) = if enabled { catalogue_files::load(&wanted.catalogue_dir) } else { (Catalogue::shipped(), Vec::new()) };
+    mistakes.iter().for_each(|mistake| log::warn!("{mistake}"));
+    let store = enabled.then(|| Store::open(&wanted.state_dir));
+    let text = store.as_ref().and_then(Store::load);
+    let registry = text.map(|text| registry::parse(&text)).transpose().unwrap_or_else(|why| {
+        if let Some(store) = &store {
+            store.set_aside(&why);
+        }
+        None
+    });
+    let devices = Devices::new(device::Setup {
+        portal,
+        prefix: config.mqtt.prefix.clone(),
+        options: wanted.options.clone(),
+        bridge: config.bridge.clone(),
+        catalogue,
+        registry: registry.unwrap_or_default(),
+        verbosity,
+    });
+    (store, enabled.then(|| Control::listen(&wanted.state_dir)), devices)
 }
 
 struct Daemon {
     bridge: Bridge,
+    devices: Devices,
     watcher: Watcher,
+    /// The watcher's name on the bus.
+    own_name: String,
+    /// Services of registered devices.
+    services: Services,
     link: Link,
     timer: Timer,
+    store: Option<Store>,
+    control: Option<Control>,
+    /// What somebody at a command line waits for.
+    orders: BTreeMap<device::Token, control::Answer>,
+    next_token: device::Token,
     began: Instant,
 }
 
@@ -91,20 +174,31 @@ struct Daemon {
 enum Wake {
     Signal(Signal),
     Bus(zbus::Result<zbus::Message>),
+    Service(ServiceEvent),
     Link(LinkEvent),
+    Order(control::Request),
     Time,
+}
+
+async fn next_order(control: &mut Option<Control>) -> control::Request {
+    match control {
+        Some(control) => control.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Daemon {
     async fn run<E: std::fmt::Display>(&mut self, signals: &mut Signals, reload: impl Fn() -> Result<Config, E> + Send) -> Ended {
         let now = self.now();
         self.bridge.bus_up(now);
+        self.devices.bus_up(now);
         loop {
             self.carry_out();
             let ended = match self.turn(signals).await {
                 Ok(None) => continue,
                 Ok(Some(Signal::Summary)) => {
-                    self.bridge.summary(self.now()).iter().for_each(|line| log::info!("{line}"));
+                    let lines = self.bridge.summary(self.now()).into_iter().chain(self.devices.summary());
+                    lines.for_each(|line| log::info!("{line}"));
                     continue;
                 }
                 Ok(Some(Signal::Stop)) => {
@@ -131,23 +225,35 @@ impl Daemon {
 
     /// Waits until something happens, and gives it to the core with everything else that has happened by then.
     async fn turn(&mut self, signals: &mut Signals) -> zbus::Result<Option<Signal>> {
-        let (watcher, link, timer) = (&mut self.watcher, &mut self.link, &mut self.timer);
-        let due = self.bridge.poll_timeout().map(|time| self.began + time.after(Time::default()));
+        let (watcher, services, link, timer) = (&mut self.watcher, &mut self.services, &mut self.link, &mut self.timer);
+        let control = &mut self.control;
+        let due = [self.bridge.poll_timeout(), self.devices.poll_timeout()].into_iter().flatten().min();
+        let due = due.map(|time| self.began + time.after(Time::default()));
         let wake = tokio::select! {
             biased;
             signal = signals.next() => Wake::Signal(signal),
             message = poll_fn(|context| watcher.poll_next(context)) => Wake::Bus(message),
+            event = services.next() => Wake::Service(event),
             event = link.next() => Wake::Link(event),
+            order = next_order(control) => Wake::Order(order),
             _ = timer.wait_until(due) => Wake::Time,
         };
         let now = self.now();
         match wake {
             Wake::Signal(signal) => return Ok(Some(signal)),
-            Wake::Bus(message) => self.watcher.dispatch(&mut self.bridge, now, &message?),
+            Wake::Bus(message) => self.watcher.dispatch(&mut self.bridge, &mut self.devices, now, &message?),
+            Wake::Service(event) => self.serve(now, event),
+            Wake::Order(order) => self.obey(now, order),
             Wake::Link(event) => self.take(now, event),
             Wake::Time => {}
         }
         self.take_bus(now).await?;
+        for _ in 0..SERVICE_BUDGET {
+            match self.services.try_next() {
+                Some(event) => self.serve(now, event),
+                None => break,
+            }
+        }
         for _ in 0..LINK_BUDGET {
             match self.link.try_next() {
                 Some(event) => self.take(now, event),
@@ -157,7 +263,41 @@ impl Daemon {
         if self.bridge.poll_timeout().is_some_and(|time| time <= now) {
             self.bridge.handle_timeout(now);
         }
+        if self.devices.poll_timeout().is_some_and(|time| time <= now) {
+            self.devices.handle_timeout(now);
+        }
         Ok(None)
+    }
+
+    /// Something came for a service of ours.
+    fn serve(&mut self, now: Time, event: ServiceEvent) {
+        match event {
+            ServiceEvent::Changed(key, event) => self.devices.bus_event(now, key, event),
+            ServiceEvent::Call(key, message) => {
+                let devices = &mut self.devices;
+                let answer = read_call(&message, &self.own_name, |call| devices.call(now, key, call));
+                // what a call has changed is told before it is answered, as others do it
+                self.carry_out_services();
+                if let Some(answer) = answer {
+                    self.services.answer(key, &message, answer);
+                }
+            }
+        }
+    }
+
+    /// Somebody at a command line wants something.
+    fn obey(&mut self, now: Time, order: control::Request) {
+        match order.command {
+            Command::List => {
+                let devices = self.devices.list(now, unix()).iter().map(registry::Entry::to_json).collect();
+                order.answer.send(Ok(devices));
+            }
+            Command::Forget(client) => {
+                self.next_token += 1;
+                self.orders.insert(self.next_token, order.answer);
+                self.devices.forget(now, self.next_token, &client);
+            }
+        }
     }
 
     /// What else is there already.
@@ -165,7 +305,7 @@ impl Daemon {
         for _ in 1..BUS_BUDGET {
             let watcher = &mut self.watcher;
             match poll_fn(|context| Poll::Ready(watcher.poll_next(context))).await {
-                Poll::Ready(message) => self.watcher.dispatch(&mut self.bridge, now, &message?),
+                Poll::Ready(message) => self.watcher.dispatch(&mut self.bridge, &mut self.devices, now, &message?),
                 Poll::Pending => break,
             }
         }
@@ -174,41 +314,89 @@ impl Daemon {
 
     fn take(&mut self, now: Time, event: LinkEvent) {
         match event {
-            LinkEvent::Up => self.bridge.link_up(now),
-            LinkEvent::Message { topic, payload, retained } => self.bridge.message(now, &topic, &payload, retained),
-            LinkEvent::Subscribed { filter, accepted } => self.bridge.subscribed(now, &filter, accepted),
-            LinkEvent::Down { oversized } => self.bridge.link_down(oversized),
+            LinkEvent::Up => {
+                self.bridge.link_up(now);
+                self.devices.link_up(now);
+            }
+            LinkEvent::Message { topic, payload, retained } => {
+                if !self.devices.message(now, &topic, &payload, retained) {
+                    self.bridge.message(now, &topic, &payload, retained);
+                }
+            }
+            LinkEvent::Subscribed { filter, accepted } => {
+                if !self.devices.subscribed(&filter, accepted) {
+                    self.bridge.subscribed(now, &filter, accepted);
+                }
+            }
+            LinkEvent::Down { oversized } => {
+                self.bridge.link_down(oversized);
+                self.devices.link_down();
+            }
             LinkEvent::Room => {}
         }
     }
 
     /// Carries out what the core wants, as far as there is room.
     fn carry_out(&mut self) {
-        while let Some(note) = self.bridge.poll_note() {
+        let now = self.now();
+        self.devices.set_mode(now, self.bridge.mode());
+        self.carry_out_writes(now);
+        self.carry_out_services();
+        while let Some((token, result)) = self.devices.poll_answer() {
+            if let Some(answer) = self.orders.remove(&token) {
+                answer.send(result.map(Into::into));
+            }
+        }
+        if let Some(store) = &mut self.store
+            && let Some(text) = self.devices.poll_registry(now, unix())
+        {
+            store.save(text);
+        }
+        while let Some(note) = self.bridge.poll_note().or_else(|| self.devices.poll_note()) {
             log::log!(target: "venus_mqtt::bridge", note.level, "{}", note.text);
         }
-        while let Some(call) = self.bridge.poll_call() {
+        while let Some(call) = self.bridge.poll_call().or_else(|| self.devices.poll_call()) {
             self.watcher.call(&call);
         }
-        while let Some(command) = self.bridge.poll_link() {
+        while let Some(command) = self.bridge.poll_link().or_else(|| self.devices.poll_link()) {
             self.link.command(command);
         }
-        if self.bridge.is_drained() {
+        if self.bridge.is_drained() && self.devices.is_drained() {
             return;
         }
-        let now = self.now();
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        let unix = unix();
         while self.link.has_room()
-            && let Some(publish) = self.bridge.poll_publish(now, unix)
+            && let Some(publish) = self.devices.poll_publish().or_else(|| self.bridge.poll_publish(now, unix))
         {
             self.link.publish(&publish);
         }
         self.link.flush();
     }
 
+    /// What proxies write to services of others.
+    fn carry_out_writes(&mut self, now: Time) {
+        while let Some(write) = self.devices.poll_write() {
+            let address = Address { service_type: &write.service_type, instance: &write.instance, path: &write.path };
+            if let Err(why) = self.bridge.write_value(now, address, write.value) {
+                let topic = format!("{}/{}{}: {why}", write.service_type, write.instance, write.path);
+                self.devices.refuse_proxy(now, &write.client, &topic);
+            }
+        }
+    }
+
+    fn carry_out_services(&mut self) {
+        while let Some(command) = self.devices.poll_bus() {
+            if let Some((owner, serial)) = self.services.carry_out(command) {
+                self.watcher.tell(owner, serial);
+            }
+        }
+    }
+
     /// Takes back what is retained and disconnects, as far as that goes in the time there is.
     async fn say_goodbye(&mut self, signals: &mut Signals) {
-        self.bridge.shut_down(self.now());
+        let now = self.now();
+        self.bridge.shut_down(now);
+        self.devices.shut_down(now);
         let deadline = Instant::now() + GOODBYE;
         let mut said = false;
         loop {
@@ -227,6 +415,15 @@ impl Daemon {
                 Ok(Ok(_)) if said && self.bridge.mode() == crate::bridge::Mode::Down => return,
                 Ok(Ok(_)) => {}
             }
+        }
+    }
+
+    /// The last word of the registry, with when each device was last heard.
+    async fn remember(mut self) {
+        let now = self.now();
+        if let Some(mut store) = self.store.take() {
+            store.save(registry::print(&self.devices.list(now, unix())));
+            let _ = tokio::time::timeout(REMEMBER, store.finish()).await;
         }
     }
 
@@ -261,6 +458,11 @@ fn broker(config: &Config, portal: &PortalId) -> Result<Broker, String> {
         tls,
         will: (format!("{}venus-mqtt/{portal}/status", mqtt.prefix), "offline"),
     })
+}
+
+/// Seconds since 1970, as far as the clock knows.
+fn unix() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
 /// A number that no other process has.

@@ -28,6 +28,19 @@ pub enum Method {
     GetValue,
     SetValue(Value),
     Introspect,
+    /// Of localsettings; it answers each, in order.
+    AddSettings(Vec<Setting>),
+    RemoveSettings(Vec<Box<str>>),
+}
+
+/// A setting that is to be there.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Setting {
+    pub path: Box<str>,
+    pub default: Value,
+    /// [`Value::Invalid`] where there is none.
+    pub min: Value,
+    pub max: Value,
 }
 
 /// What came back, by its signature.

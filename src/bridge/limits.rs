@@ -1,4 +1,4 @@
-//! Every time-out, cap and rate of the bridge, each with its reason.
+//! Every time-out, cap and rate of the pure rooms, each with its reason.
 
 use std::time::Duration;
 
@@ -52,3 +52,31 @@ pub const STALE: usize = 8192;
 /// Log lines waiting for the loop, and lines of one kind a minute before they go to debug.
 pub const NOTES: usize = 512;
 pub const NOTES_A_MINUTE: u32 = 10;
+
+/// Largest Status (the contract's) and Proxy message (that of a write).
+pub const STATUS_PAYLOAD: usize = 4096;
+pub const PROXY_PAYLOAD: usize = WRITE_PAYLOAD;
+/// Characters of the ID of a client or a service (the contract's).
+pub const ID: usize = 32;
+/// Characters of a device's version that are kept.
+pub const VERSION: usize = 64;
+/// Bytes of `lwt_topic` and of `lwt_value`.
+pub const WILL: usize = 256;
+/// A device that came back by itself, from the registry or a retained Status, and is not heard of for so long leaves (the contract's).
+pub const PROVISIONAL: Duration = Duration::from_secs(300);
+/// A device is told that localsettings is not there after this (the contract's).
+pub const SETTINGS_PATIENCE: Duration = Duration::from_secs(30);
+/// A call to localsettings; what is not answered by then is asked again.
+pub const SETTINGS_DEADLINE: Duration = Duration::from_secs(10);
+/// A service that could not be put on the bus is tried again after this.
+pub const SERVICE_RETRY: Duration = Duration::from_secs(30);
+/// After a connect, wills that the broker replays count for so long.
+pub const WILL_REPLAY: Duration = Duration::from_secs(5);
+/// How often another bridge is kept awake: half of what it stays awake for, so that one may get lost.
+pub const KEEP_AWAKE: Duration = Duration::from_secs(30);
+/// Answers to devices that wait for the connection.
+pub const ANSWERS: usize = 1024;
+/// Devices remembered beside those that are registered: so many may be gone and still be listed.
+pub const GONE: usize = 256;
+/// Items of one service, those included that come into being when they are written.
+pub const SERVICE_ITEMS: usize = 1024;

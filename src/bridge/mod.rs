@@ -4,14 +4,14 @@
 //! After each event, ask `poll_call`, `poll_link`, `poll_note` until they are empty, `poll_publish` as long as the connection has
 //! room, and `poll_timeout` for when to call `handle_timeout`.
 
-mod access;
+pub(crate) mod access;
 mod calls;
 pub mod filter;
 mod items;
 mod keepalive;
 pub mod limits;
 pub mod name;
-mod notes;
+pub(crate) mod notes;
 pub mod options;
 mod outbox;
 mod presence;
@@ -19,8 +19,8 @@ mod publish;
 mod request;
 mod scan;
 mod session;
-mod time;
-mod topic;
+pub(crate) mod time;
+pub(crate) mod topic;
 pub mod value;
 
 use std::collections::VecDeque;
@@ -28,7 +28,7 @@ use std::collections::VecDeque;
 use log::Level;
 
 use access::Rules;
-pub use calls::{BusCall, Method, Reply};
+pub use calls::{BusCall, Method, Reply, Setting};
 use calls::{Calls, Purpose};
 pub use items::Change;
 use items::{ServiceId, Services, State};

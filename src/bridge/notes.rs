@@ -24,9 +24,14 @@ pub enum Kind {
     KeepAlive,
     Service,
     Item,
+    Status,
+    Proxy,
+    DeviceWrite,
+    Settings,
+    Registered,
 }
 
-const KINDS: usize = 6;
+const KINDS: usize = 11;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Window {

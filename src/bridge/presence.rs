@@ -16,11 +16,17 @@ pub struct Changes<'a> {
     first: ServiceId,
     /// Other names on the same connection.
     rest: Vec<ServiceId>,
+    told: bool,
 }
 
 impl<'a> Changes<'a> {
     pub(super) fn new(bridge: &'a mut Bridge, now: Time, first: ServiceId, rest: Vec<ServiceId>) -> Self {
-        Self { bridge, now, first, rest }
+        Self { bridge, now, first, rest, told: false }
+    }
+
+    /// Somebody has to know: the changes are published asleep too, as an answer would be.
+    pub fn tell(&mut self) {
+        self.told = true;
     }
 
     /// One item of the signal. A path nobody knows is a new item of the first service on that connection.
@@ -34,11 +40,28 @@ impl<'a> Changes<'a> {
         }
         if first {
             self.bridge.change(self.now, self.first, path, change);
+            if self.told {
+                self.bridge.tell(self.now, self.first, path);
+            }
         }
     }
 }
 
 impl Bridge {
+    /// Publishes an item that nobody keeps awake.
+    fn tell(&mut self, now: Time, id: ServiceId, path: &str) {
+        let everything = self.keepalives.everything(now);
+        let active = self.mode == Mode::Bridge;
+        let Some(service) = self.services.get_mut(id) else { return };
+        let (holds, ready) = (service.holder, service.is_ready());
+        let Some((index, _, item)) = service.items.get_full_mut(path) else { return };
+        let asleep = !everything && item.until <= now && item.secrecy != Secrecy::Blocked;
+        if active && holds && ready && asleep && !item.answering {
+            item.answering = true;
+            self.outbox.push_answer(id, index);
+        }
+    }
+
     fn change(&mut self, now: Time, id: ServiceId, path: &str, mut change: Change) {
         if change.value.as_ref().is_some_and(|value| value.weight() > VALUE_MAX) {
             self.notes.add_caused(now, Level::Warn, Kind::Item, || {

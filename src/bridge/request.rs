@@ -131,23 +131,31 @@ impl Bridge {
         if payload.len() > limits::WRITE_PAYLOAD {
             return self.ignore_write(now, address, &format!("its payload of {} bytes is over 64 KiB", payload.len()));
         }
-        let value = match parse_payload(payload) {
-            Ok(value) => value,
-            Err(error) => return self.ignore_write(now, address, &error.to_string()),
+        let written = match parse_payload(payload) {
+            Ok(value) => self.write_value(now, address, value),
+            Err(error) => Err(error.to_string()),
         };
+        if let Err(why) = written {
+            self.ignore_write(now, address, &why);
+        }
+    }
+
+    /// Writes an item whose write nobody forbids, whoever serves W on this broker. Why not, if that cannot be done.
+    pub fn write_value(&mut self, now: Time, address: Address<'_>, value: Value) -> Result<(), String> {
         let Some(id) = self.services.by_topic(address.service_type, address.instance) else {
-            return self.ignore_write(now, address, "no such service");
+            return Err("no such service".into());
         };
         if !is_item_path(address.path) {
-            return self.ignore_write(now, address, "not the path of an item");
+            return Err("not the path of an item".into());
         }
         if let Some(next) = self.pending.writes.get_mut(&(id, address.path.into())) {
             *next = Some(value);
         } else if self.calls.len() >= limits::CALLS {
-            self.ignore_write(now, address, &format!("{} calls are waiting for their answers", limits::CALLS));
+            return Err(format!("{} calls are waiting for their answers", limits::CALLS));
         } else {
             self.begin_write(now, id, address.path, value);
         }
+        Ok(())
     }
 
     fn begin_write(&mut self, now: Time, id: ServiceId, path: &str, value: Value) {

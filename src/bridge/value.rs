@@ -118,6 +118,14 @@ pub fn parse_payload(payload: &[u8]) -> Result<Value, PayloadError> {
     found.ok_or(PayloadError::NoValue)
 }
 
+/// Any JSON, as a value. An empty array is [`Value::Invalid`], as it is on the bus; an object keeps its order.
+pub fn parse_json(text: &[u8]) -> Result<Value, String> {
+    let mut reader = serde_json::Deserializer::from_slice(text);
+    let value = ValueSeed { depth: 0 }.deserialize(&mut reader).map_err(|error| error.to_string())?;
+    reader.end().map_err(|error| error.to_string())?;
+    Ok(value)
+}
+
 /// Why a payload is no value.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum PayloadError {

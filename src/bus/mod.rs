@@ -4,9 +4,11 @@
 //! and a change is known. The loop must take what comes without waiting for anyone.
 
 mod cursor;
+pub mod services;
 mod socket;
 mod wire;
 
+use std::collections::VecDeque;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -19,11 +21,13 @@ use zbus::{Connection, Message, MessageStream};
 
 use crate::bridge::value::Value;
 use crate::bridge::{Bridge, BusCall, Method, Reply, Time};
+use crate::device::Devices;
 use crate::text::escape;
 
 const BUS: &str = "org.freedesktop.DBus";
 const BUS_PATH: &str = "/org/freedesktop/DBus";
 const ITEM: &str = "com.victronenergy.BusItem";
+const SETTINGS: &str = "com.victronenergy.Settings";
 
 /// What is listened to, before anybody is asked anything.
 const RULES: [&str; 3] = [
@@ -39,6 +43,8 @@ const QUEUE: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 const CONNECT: Duration = Duration::from_secs(10);
 /// Calls waiting to be written. What finds no room is lost, and found missing at its deadline.
 const CALLS: usize = 8192;
+/// Signals on their way that have to be told.
+const TOLD: usize = 1024;
 /// Calls written to the socket at once.
 const BATCH: usize = 64;
 
@@ -47,6 +53,9 @@ const BATCH: usize = 64;
 pub struct Watcher {
     stream: MessageStream,
     calls: Sender<Message>,
+    /// Signals of services of ours that have to be published whether or not anybody keeps their items awake: who sent them, and
+    /// their serial numbers.
+    told: VecDeque<(String, u32)>,
 }
 
 impl Watcher {
@@ -58,7 +67,7 @@ impl Watcher {
             for rule in RULES {
                 connection.call_method(Some(BUS), BUS_PATH, Some(BUS), "AddMatch", &rule).await?;
             }
-            Ok(Self { stream, calls: spawn_sender(connection) })
+            Ok(Self { stream, calls: spawn_sender(connection), told: VecDeque::new() })
         };
         tokio::time::timeout(CONNECT, connecting)
             .await
@@ -90,25 +99,84 @@ impl Watcher {
         Pin::new(&mut self.stream).poll_next(context).map(|message| message.unwrap_or_else(ended))
     }
 
+    /// The name of this connection.
+    pub fn unique_name(&self) -> String {
+        Connection::from(&self.stream).unique_name().map(ToString::to_string).unwrap_or_default()
+    }
+
+    /// This signal is to be told, when it comes.
+    pub fn tell(&mut self, owner: String, serial: u32) {
+        // one that never came must not stay for ever
+        if self.told.len() >= TOLD {
+            self.told.pop_front();
+        }
+        self.told.push_back((owner, serial));
+    }
+
     /// Gives a message to the core.
-    pub fn dispatch(&self, bridge: &mut Bridge, now: Time, message: &Message) {
+    pub fn dispatch(&mut self, bridge: &mut Bridge, devices: &mut Devices, now: Time, message: &Message) {
         let header = message.header();
         match message.message_type() {
-            Type::Signal => dispatch_signal(bridge, now, message, &header),
+            Type::Signal => self.dispatch_signal(bridge, devices, now, message, &header),
             Type::MethodReturn | Type::Error => {
-                if let Some(serial) = header.reply_serial().map(NonZeroU32::get)
-                    && bridge.expects(serial)
-                {
+                if let Some(serial) = header.reply_serial().map(NonZeroU32::get) {
                     let body = message.body();
-                    let reply = match message.message_type() {
+                    let reply = || match message.message_type() {
                         Type::Error => wire::read_error(header.error_name().map(|name| name.as_str()), &body),
                         _ => wire::read_reply(&body),
                     };
-                    bridge.reply(now, serial, reply);
+                    if bridge.expects(serial) {
+                        bridge.reply(now, serial, reply());
+                    } else if devices.expects(serial) {
+                        devices.reply(now, serial, reply());
+                    }
                 }
             }
             Type::MethodCall => self.refuse(&header),
         }
+    }
+
+    fn dispatch_signal(&mut self, bridge: &mut Bridge, devices: &mut Devices, now: Time, message: &Message, header: &Header<'_>) {
+        let Some(sender) = header.sender() else { return };
+        let told = !self.told.is_empty() && self.is_told(sender, message.primary_header().serial_num().get());
+        let read = match (header.interface().map(|name| name.as_str()), header.member().map(|name| name.as_str())) {
+            (Some(ITEM), Some("ItemsChanged")) => {
+                let Some(mut changes) = bridge.changes(now, sender) else { return };
+                if told {
+                    changes.tell();
+                }
+                wire::read_items(&message.body(), |path, change| changes.item(path, change))
+            }
+            (Some(ITEM), Some("PropertiesChanged")) => {
+                let Some(path) = header.path() else { return };
+                wire::read_change(&message.body()).map(|change| {
+                    if let Some(value) = &change.value
+                        && devices.settings_owner() == Some(sender.as_str())
+                    {
+                        devices.setting_changed(now, path, value);
+                    }
+                    if let Some(mut changes) = bridge.changes(now, sender) {
+                        if told {
+                            changes.tell();
+                        }
+                        changes.item(path, change);
+                    }
+                })
+            }
+            (Some(BUS), Some("NameOwnerChanged")) if sender.as_str() == BUS => wire::read_names(&message.body()).map(|(name, old, new)| {
+                devices.name_owner_changed(now, name, new);
+                bridge.name_owner_changed(now, name, old, new);
+            }),
+            _ => Ok(()),
+        };
+        if let Err(error) = read {
+            log::debug!("a signal of {sender} cannot be read: {}", escape(&error.to_string()));
+        }
+    }
+
+    fn is_told(&mut self, sender: &str, serial: u32) -> bool {
+        let place = self.told.iter().position(|(owner, told)| *told == serial && owner == sender);
+        place.and_then(|place| self.told.remove(place)).is_some()
     }
 
     /// The watcher has nothing that could be called, but nobody shall wait for it either.
@@ -119,29 +187,6 @@ impl Watcher {
         {
             drop(self.calls.try_send(message));
         }
-    }
-}
-
-fn dispatch_signal(bridge: &mut Bridge, now: Time, message: &Message, header: &Header<'_>) {
-    let Some(sender) = header.sender() else { return };
-    let read = match (header.interface().map(|name| name.as_str()), header.member().map(|name| name.as_str())) {
-        (Some(ITEM), Some("ItemsChanged")) => {
-            let Some(mut changes) = bridge.changes(now, sender) else { return };
-            wire::read_items(&message.body(), |path, change| changes.item(path, change))
-        }
-        (Some(ITEM), Some("PropertiesChanged")) => {
-            let (Some(mut changes), Some(path)) = (bridge.changes(now, sender), header.path()) else {
-                return;
-            };
-            wire::read_change(&message.body()).map(|change| changes.item(path, change))
-        }
-        (Some(BUS), Some("NameOwnerChanged")) if sender.as_str() == BUS => {
-            wire::read_names(&message.body()).map(|(name, old, new)| bridge.name_owner_changed(now, name, old, new))
-        }
-        _ => Ok(()),
-    };
-    if let Err(error) = read {
-        log::debug!("a signal of {sender} cannot be read: {}", escape(&error.to_string()));
     }
 }
 
@@ -168,12 +213,16 @@ fn build_call(call: &BusCall) -> zbus::Result<Message> {
         Method::GetValue => (ITEM, "GetValue"),
         Method::SetValue(_) => (ITEM, "SetValue"),
         Method::Introspect => ("org.freedesktop.DBus.Introspectable", "Introspect"),
+        Method::AddSettings(_) => (SETTINGS, "AddSettings"),
+        Method::RemoveSettings(_) => (SETTINGS, "RemoveSettings"),
     };
     let serial = NonZeroU32::new(call.id).ok_or(zbus::Error::InvalidSerial)?;
     let message = Message::method_call(&*call.path, member).destination(&*call.destination).interface(interface).serial(serial);
     match &call.method {
         Method::GetNameOwner(name) => message.build(&&**name),
         Method::SetValue(value) => message.build(&wire::to_variant(value)?),
+        Method::AddSettings(settings) => message.build(&wire::to_settings(settings)?),
+        Method::RemoveSettings(paths) => message.build(&paths.iter().map(|path| &**path).collect::<Vec<_>>()),
         _ => message.build(&()),
     }
 }

@@ -8,6 +8,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::io::Interest;
@@ -24,29 +25,31 @@ const BUFFER: usize = 64 * 1024;
 
 /// Begins a connection to `address`.
 pub async fn connect(address: &str) -> zbus::Result<Builder<'static>> {
+    let Some(stream) = dial(address).await? else { return Ok(Builder::address(address.parse::<zbus::Address>()?)) };
+    let stream = Arc::new(stream);
+    Ok(Builder::socket(BusStream { reader: Reader::new(stream.clone(), BUFFER)?, writer: Writer { socket: stream } }))
+}
+
+/// The socket at `address`; `None` if it is not one of this machine's.
+pub async fn dial(address: &str) -> zbus::Result<Option<UnixStream>> {
     let parsed: zbus::Address = address.parse()?;
-    let stream = match parsed.transport() {
-        Transport::Unix(unix) => match unix.path() {
-            UnixSocket::File(path) => tokio::net::UnixStream::connect(path).await?,
-            UnixSocket::Abstract(name) => {
-                let mut path = std::ffi::OsString::from("\0");
-                path.push(name);
-                tokio::net::UnixStream::connect(path).await?
-            }
-            _ => return Ok(Builder::address(parsed)),
-        },
-        _ => return Ok(Builder::address(parsed)),
+    let Transport::Unix(unix) = parsed.transport() else { return Ok(None) };
+    let stream = match unix.path() {
+        UnixSocket::File(path) => tokio::net::UnixStream::connect(path).await?,
+        UnixSocket::Abstract(name) => {
+            let mut path = std::ffi::OsString::from("\0");
+            path.push(name);
+            tokio::net::UnixStream::connect(path).await?
+        }
+        _ => return Ok(None),
     };
-    let stream = stream.into_std()?;
-    let write = stream.try_clone()?;
-    let read = watch(stream, Interest::READABLE)?;
-    Ok(Builder::socket(BusStream { read, write }))
+    Ok(Some(stream.into_std()?))
 }
 
 #[derive(Debug)]
 struct BusStream {
-    read: AsyncFd<UnixStream>,
-    write: UnixStream,
+    reader: Reader,
+    writer: Writer,
 }
 
 impl Socket for BusStream {
@@ -54,23 +57,31 @@ impl Socket for BusStream {
     type WriteHalf = Writer;
 
     fn split(self) -> Split<Reader, Writer> {
-        Split::new(Reader { socket: self.read, buffer: vec![0; BUFFER], start: 0, end: 0 }, Writer { socket: self.write })
+        Split::new(self.reader, self.writer)
     }
 }
 
+/// The end that is read from.
 #[derive(Debug)]
-struct Reader {
-    socket: AsyncFd<UnixStream>,
+pub struct Reader {
+    socket: AsyncFd<Arc<UnixStream>>,
     buffer: Vec<u8>,
     /// What has been read and not been taken yet.
     start: usize,
     end: usize,
 }
 
-async fn read(socket: &AsyncFd<UnixStream>, into: &mut [u8]) -> io::Result<usize> {
+impl Reader {
+    /// `buffer` is how much is read at once.
+    pub fn new(socket: Arc<UnixStream>, buffer: usize) -> io::Result<Self> {
+        Ok(Self { socket: watch(socket, Interest::READABLE)?, buffer: vec![0; buffer], start: 0, end: 0 })
+    }
+}
+
+async fn read(socket: &AsyncFd<Arc<UnixStream>>, into: &mut [u8]) -> io::Result<usize> {
     loop {
         let mut ready = socket.readable().await?;
-        match ready.try_io(|socket| socket.get_ref().read(into)) {
+        match ready.try_io(|socket| (&**socket.get_ref()).read(into)) {
             Ok(Ok(count)) => {
                 if count < into.len() {
                     ready.clear_ready();
@@ -108,18 +119,18 @@ impl ReadHalf for Reader {
 
 #[derive(Debug)]
 struct Writer {
-    socket: UnixStream,
+    socket: Arc<UnixStream>,
 }
 
 #[async_trait]
 impl WriteHalf for Writer {
     async fn sendmsg(&mut self, buffer: &[u8], _fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
         loop {
-            match self.socket.write(buffer) {
+            match (&*self.socket).write(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // rare: the bus does not read. Only then is the socket watched for writing.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let watched = watch(self.socket.try_clone()?, Interest::WRITABLE)?;
+                    let watched = watch(self.socket.clone(), Interest::WRITABLE)?;
                     watched.writable().await?.retain_ready();
                 }
                 done => return done,

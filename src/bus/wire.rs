@@ -1,6 +1,7 @@
 //! Bodies of messages, read without a copy of what is not kept: texts are skipped where they lie, and numbers go straight to
 //! the core.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -9,7 +10,8 @@ use zbus::{Array, Dict, DynamicType, Signature, Variant};
 
 use super::cursor;
 use crate::bridge::value::{DEPTH_MAX, Value};
-use crate::bridge::{Change, Reply};
+use crate::bridge::{Change, Reply, Setting};
+use crate::device::service::ItemAnswer;
 
 /// `a{sa{sv}}`, the body of `ItemsChanged` and of the answer to `GetItems`: hands in one item after the other.
 pub fn read_items(body: &Body, mut each: impl FnMut(&str, Change)) -> Result<(), zbus::Error> {
@@ -50,9 +52,24 @@ pub fn read_reply(body: &Body) -> Reply {
         Signature::I32 => body.deserialize::<i32>().map(|code| Reply::Code(code.into())),
         Signature::U32 => body.deserialize::<u32>().map(|code| Reply::Code(code.into())),
         Signature::I64 => body.deserialize::<i64>().map(Reply::Code),
+        // of localsettings: a list of dictionaries, a list of numbers
+        signature @ Signature::Array(_) => read_typed(body, signature).map(Reply::Value),
         other => return Reply::Unreadable(format!("an answer of signature `{other}`")),
     };
     read.unwrap_or_else(|error| Reply::Unreadable(format!("a broken answer: {error}")))
+}
+
+/// The first argument of a call, if it is the only one. Not all callers wrap it in a variant.
+pub fn read_argument(body: &Body) -> Option<Value> {
+    match body.signature() {
+        Signature::Unit | Signature::Structure(_) => None,
+        Signature::Variant => body.data().deserialize_with_seed(AnyValue { depth: 0 }).map(|(value, _)| value).ok(),
+        signature => read_typed(body, signature).ok(),
+    }
+}
+
+fn read_typed(body: &Body, signature: &Signature) -> Result<Value, zbus::Error> {
+    body.data().deserialize_with_seed(Typed { signature, depth: 0 }).map(|(value, _)| value)
 }
 
 /// What comes back instead of an answer.
@@ -91,6 +108,34 @@ pub fn to_variant(value: &Value) -> zbus::Result<Variant<'static>> {
             Variant::Dict(dict)
         }
     })
+}
+
+/// The items of a service, as `GetItems` gives them.
+pub fn to_items(items: &[ItemAnswer]) -> zbus::Result<BTreeMap<&str, BTreeMap<&'static str, Variant<'static>>>> {
+    let entry = |item: &ItemAnswer| -> zbus::Result<_> {
+        let mut entry = BTreeMap::from([("Value", to_variant(&item.value)?), ("Text", Variant::from(item.text.clone()))]);
+        for (key, value) in [("Min", &item.min), ("Max", &item.max), ("Default", &item.default)] {
+            if *value != Value::Invalid {
+                entry.insert(key, to_variant(value)?);
+            }
+        }
+        Ok(entry)
+    };
+    items.iter().map(|item| Ok((&*item.path, entry(item)?))).collect()
+}
+
+/// What AddSettings takes.
+pub fn to_settings(settings: &[Setting]) -> zbus::Result<Vec<BTreeMap<&'static str, Variant<'static>>>> {
+    let entry = |setting: &Setting| -> zbus::Result<_> {
+        let path = Variant::from(setting.path.to_string());
+        let mut entry = BTreeMap::from([("path", path), ("default", to_variant(&setting.default)?)]);
+        // one of them alone would be read as the other being 0
+        if setting.min != Value::Invalid && setting.max != Value::Invalid {
+            entry.extend([("min", to_variant(&setting.min)?), ("max", to_variant(&setting.max)?)]);
+        }
+        Ok(entry)
+    };
+    settings.iter().map(entry).collect()
 }
 
 const ITEMS: Signature = zbus::signature!("a{sa{sv}}");
@@ -271,6 +316,12 @@ impl<'de> Visitor<'de> for Plain {
 struct Typed<'s> {
     signature: &'s Signature,
     depth: usize,
+}
+
+impl DynamicType for Typed<'_> {
+    fn signature(&self) -> Signature {
+        self.signature.clone()
+    }
 }
 
 impl Typed<'_> {

@@ -1,3 +1,356 @@
-//! Devices that register themselves, without any input or output.
+//! Devices that register themselves, without any input or output: what the broker, the bus and localsettings say goes in, with the
+//! time; services to be opened and closed, their signals, calls to localsettings, answers and log lines come out.
+//!
+//! A device says which services it wants, and this room brings what is there to what is wanted, one step at a time: the
+//! settings of a service first, then its connection with all its items, its name last. Nothing is waited for, and what fails is
+//! told to the device and tried again. Values come as SetValue calls, whoever serves W on this broker, or by way of `proxy`.
+//!
+//! After each event, ask `poll_bus`, `poll_call`, `poll_link`, `poll_write`, `poll_note`, `poll_answer` and `poll_registry` until they
+//! are empty, `poll_publish` as long as the connection has room, and `poll_timeout` for when to call `handle_timeout`.
 
+pub mod catalogue;
+mod format;
+pub mod id;
+mod model;
 pub mod options;
+mod proxy;
+mod registration;
+pub mod registry;
+pub mod service;
+mod settings;
+pub mod status;
+mod steps;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use log::Level;
+
+use crate::bridge::access::Rules;
+use crate::bridge::name::PortalId;
+use crate::bridge::notes::{Kind, Notes};
+use crate::bridge::options::Options as BridgeOptions;
+use crate::bridge::value::Value;
+use crate::bridge::{BusCall, LinkCommand, Mode, Note, Publish, Time, limits};
+use catalogue::Catalogue;
+use model::{Device, State};
+pub use model::{Key, Place};
+use options::Options;
+use settings::Dialogue;
+
+/// What a room of devices is made of.
+pub struct Setup {
+    pub portal: PortalId,
+    /// Empty, or ends with a slash.
+    pub prefix: String,
+    pub options: Options,
+    /// Whose rules for writes hold for proxies too.
+    pub bridge: BridgeOptions,
+    pub catalogue: Catalogue,
+    /// Devices that were registered when the daemon ended.
+    pub registry: Vec<registry::Entry>,
+    /// What is more verbose is not formatted.
+    pub verbosity: Level,
+}
+
+/// What the bus is asked to do for a service.
+#[derive(Clone, PartialEq, Debug)]
+pub enum BusCommand {
+    /// A connection of its own, and this name on it, never replacing anybody.
+    Open { key: Key, name: String },
+    /// One PropertiesChanged, or one ItemsChanged if they are several.
+    Emit {
+        key: Key,
+        items: Vec<(Box<str>, Value, String)>,
+        /// Somebody else than the device has caused it: it has to know.
+        told: bool,
+    },
+    /// Gives the name back, then closes the connection.
+    Close { key: Key },
+}
+
+/// What happened to the connection of a service.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum BusEvent {
+    /// It has its name.
+    Up,
+    /// It could not be opened, and is closed.
+    Refused(String),
+    /// It is closed.
+    Down,
+}
+
+/// A write of a proxy to a service of somebody else.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ForeignWrite {
+    pub client: Box<str>,
+    pub service_type: Box<str>,
+    pub instance: Box<str>,
+    pub path: Box<str>,
+    pub value: Value,
+}
+
+/// Marks an order of the person at the command line, until it is answered.
+pub type Token = u64;
+
+pub struct Devices {
+    prefix: Box<str>,
+    portal: PortalId,
+    options: Options,
+    rules: Rules,
+    catalogue: Catalogue,
+    devices: Vec<Device>,
+    next_key: Key,
+    /// localsettings, and what is asked of it.
+    settings: Dialogue,
+    mode: Mode,
+    linked: bool,
+    /// When another bridge is kept awake next.
+    keep_awake: Option<Time>,
+    /// The registry on disk is behind.
+    unsaved: bool,
+    bus: VecDeque<BusCommand>,
+    link: VecDeque<LinkCommand>,
+    writes: VecDeque<ForeignWrite>,
+    publishes: VecDeque<Publish>,
+    answers: VecDeque<(Token, Result<String, String>)>,
+    forgetting: BTreeMap<Box<str>, Token>,
+    notes: Notes,
+}
+
+impl Devices {
+    pub fn new(setup: Setup) -> Self {
+        let Setup { portal, prefix, options, bridge, catalogue, registry, verbosity } = setup;
+        let mut devices = Self {
+            prefix: prefix.into(),
+            portal,
+            rules: Rules::new(&bridge),
+            options,
+            catalogue,
+            devices: Vec::new(),
+            next_key: 1,
+            settings: Dialogue::default(),
+            mode: Mode::Down,
+            linked: false,
+            keep_awake: None,
+            unsaved: false,
+            bus: VecDeque::new(),
+            link: VecDeque::new(),
+            writes: VecDeque::new(),
+            publishes: VecDeque::new(),
+            answers: VecDeque::new(),
+            forgetting: BTreeMap::new(),
+            notes: Notes::new(verbosity),
+        };
+        if devices.options.enabled {
+            devices.recall(registry);
+        }
+        devices
+    }
+
+    /// The bus can be asked.
+    pub fn bus_up(&mut self, now: Time) {
+        if self.options.enabled {
+            self.settings.ask_owner(now);
+        }
+    }
+
+    /// Connected, without a session.
+    pub fn link_up(&mut self, now: Time) {
+        self.linked = true;
+        if !self.options.enabled {
+            return;
+        }
+        let mut filters = vec![self.topic("device/+/Status"), self.topic("device/+/Proxy")];
+        filters.extend(self.wills());
+        self.link.push_back(LinkCommand::Subscribe(filters));
+        // a broker that comes back replays what wills have left retained: that counts now, not for devices that register later
+        self.devices.iter_mut().for_each(|device| device.will_replayed = now + limits::WILL_REPLAY);
+    }
+
+    pub fn link_down(&mut self) {
+        self.linked = false;
+        self.link.clear();
+    }
+
+    /// Who serves N, R and W on this broker.
+    pub fn set_mode(&mut self, now: Time, mode: Mode) {
+        if self.mode != mode {
+            self.mode = mode;
+            self.check_keep_awake(now);
+        }
+    }
+
+    /// A message from the broker; false when it is none for this room alone.
+    pub fn message(&mut self, now: Time, topic: &str, payload: &[u8], retained: bool) -> bool {
+        if !self.options.enabled {
+            return false;
+        }
+        let Some(rest) = topic.strip_prefix(&*self.prefix) else { return false };
+        if let Some((client, what)) = rest.strip_prefix("device/").and_then(|rest| rest.split_once('/')) {
+            match what {
+                "Status" => self.take_status(now, client, payload, retained),
+                // a stale setpoint must not be carried out again at every connect
+                "Proxy" if retained => self.notes.add(Level::Debug, || format!("a retained Proxy message of {client:?} is ignored")),
+                "Proxy" => self.take_proxy(now, client, payload),
+                _ => {}
+            }
+            return true;
+        }
+        self.take_will(now, rest, payload, retained)
+    }
+
+    /// The broker's answer to one filter of a subscription; false when it is none of this room's.
+    pub fn subscribed(&mut self, filter: &str, accepted: bool) -> bool {
+        let ours = filter.strip_prefix(&*self.prefix).is_some_and(|rest| rest.starts_with("device/"));
+        if ours && !accepted {
+            self.notes.add(Level::Warn, || {
+                format!("the broker refuses the subscription to {filter}: allow it for this user in the broker's access list, or set `enabled = false` in [devices]")
+            });
+        }
+        ours
+    }
+
+    /// To be called when the time that [`Self::poll_timeout`] gave has come; early does no harm.
+    pub fn handle_timeout(&mut self, now: Time) {
+        while let Some(purpose) = self.settings.expired(now) {
+            self.take_settings_reply(now, purpose, None);
+        }
+        for index in 0..self.devices.len() {
+            self.check_device(now, index);
+        }
+        self.check_keep_awake(now);
+        self.drop_gone();
+    }
+
+    /// When [`Self::handle_timeout`] has something to do next.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        let devices = self.devices.iter().flat_map(|device| device.due(self.options.stale_after));
+        devices.chain(self.settings.next_deadline()).chain(self.keep_awake).min()
+    }
+
+    pub fn poll_bus(&mut self) -> Option<BusCommand> {
+        self.bus.pop_front()
+    }
+
+    pub fn poll_call(&mut self) -> Option<BusCall> {
+        self.settings.poll()
+    }
+
+    pub fn poll_link(&mut self) -> Option<LinkCommand> {
+        self.link.pop_front()
+    }
+
+    pub fn poll_write(&mut self) -> Option<ForeignWrite> {
+        self.writes.pop_front()
+    }
+
+    pub fn poll_publish(&mut self) -> Option<Publish> {
+        if self.linked { self.publishes.pop_front() } else { None }
+    }
+
+    /// Nothing is left to be published.
+    pub fn is_drained(&self) -> bool {
+        !self.linked || self.publishes.is_empty()
+    }
+
+    pub fn poll_note(&mut self) -> Option<Note> {
+        self.notes.take()
+    }
+
+    /// What became of an order of the person at the command line.
+    pub fn poll_answer(&mut self) -> Option<(Token, Result<String, String>)> {
+        self.answers.pop_front()
+    }
+
+    /// Whether every service has left the bus.
+    pub fn is_gone(&self) -> bool {
+        self.devices.iter().flat_map(|device| &device.services).all(|service| !service.state.has_connection())
+    }
+
+    /// A few lines for the log, on request.
+    pub fn summary(&self) -> Vec<String> {
+        let online = self.devices.iter().filter(|device| device.online);
+        let services = || self.devices.iter().flat_map(|device| &device.services);
+        let up = services().filter(|service| matches!(service.state, State::Up)).count();
+        let waiting = services().filter(|service| matches!(service.state, State::Waiting | State::Asking)).count();
+        let settings = if self.settings.is_there() { "there" } else { "not there" };
+        vec![format!(
+            "devices: {} registered, {} known; {up} services on the bus, {waiting} waiting for localsettings, which is {settings}",
+            online.count(),
+            self.devices.len()
+        )]
+    }
+
+    /// Everything leaves the bus; the registry remembers who was there.
+    pub fn shut_down(&mut self, now: Time) {
+        self.options.enabled = false;
+        for index in 0..self.devices.len() {
+            self.close_all(now, index);
+        }
+    }
+
+    fn topic(&self, rest: &str) -> String {
+        format!("{}{rest}", self.prefix)
+    }
+
+    /// A message for a device; a newer one takes the place of one that waits.
+    fn publish(&mut self, topic: String, payload: String) {
+        self.publishes.retain(|waiting| waiting.topic != topic);
+        if self.publishes.len() < limits::ANSWERS {
+            self.publishes.push_back(Publish { topic, payload: payload.into_bytes(), retain: false });
+        }
+    }
+
+    /// Tells a device what is wrong, on every topic it may listen to.
+    fn complain(&mut self, clients: &[Box<str>], text: &str) {
+        let mut payload = b"{\"error\":".to_vec();
+        Value::Str(text.into()).write_json(&mut payload);
+        payload.push(b'}');
+        let payload = String::from_utf8_lossy(&payload).into_owned();
+        for client in clients {
+            let topic = self.topic(&format!("device/{client}/Error"));
+            self.publish(topic, payload.clone());
+        }
+    }
+
+    /// While somebody else is the bridge, commands only come to devices while it is awake.
+    fn check_keep_awake(&mut self, now: Time) {
+        let beside = matches!(self.mode, Mode::Companion | Mode::Off);
+        let wanted = self.options.keepalive && self.linked && beside && self.devices.iter().any(|device| device.online);
+        if !wanted {
+            self.keep_awake = None;
+        } else if self.keep_awake.is_none_or(|due| due <= now) {
+            self.keep_awake = Some(now + limits::KEEP_AWAKE);
+            let topic = self.topic(&format!("R/{}/keepalive", self.portal));
+            self.publish(topic, "{\"keepalive-options\":[\"suppress-republish\"]}".into());
+        }
+    }
+
+    fn caused(&mut self, now: Time, level: Level, kind: Kind, text: impl FnOnce() -> String) {
+        self.notes.add_caused(now, level, kind, text);
+    }
+
+    /// Whether a reply with this serial number is waited for.
+    pub fn expects(&self, id: u32) -> bool {
+        self.settings.expects(id)
+    }
+
+    /// The reply to a call.
+    pub fn reply(&mut self, now: Time, id: u32, reply: crate::bridge::Reply) {
+        if let Some(purpose) = self.settings.take(id) {
+            self.take_settings_reply(now, purpose, Some(reply));
+        }
+    }
+
+    /// An owner of a bus name has changed.
+    pub fn name_owner_changed(&mut self, now: Time, name: &str, new: &str) {
+        if name == settings::NAME && self.options.enabled {
+            self.take_settings_owner(now, new);
+        }
+    }
+
+    /// The connection whose signals about settings count.
+    pub fn settings_owner(&self) -> Option<&str> {
+        self.settings.owner()
+    }
+}

@@ -1,0 +1,394 @@
+//! Services of our own on the bus, each on a connection of its own: signals belong to the connection that sent them, and whoever
+//! watches maps one connection to one service.
+//!
+//! There may be hundreds, so a connection is a socket, a small buffer and a task that reads; it is written to from the loop, which never
+//! waits for it: what the bus does not take is kept, and a connection with too much of it is given up. The handshake is a few
+//! lines, the wire format and the messages are zbus's.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io::{self, Write};
+use std::num::NonZeroU32;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::task::AbortHandle;
+use zbus::connection::socket::ReadHalf;
+use zbus::message::{Flags, Type};
+use zbus::{Message, Variant};
+
+use super::socket::{Reader, dial};
+use super::{BUS, BUS_PATH, ITEM, wire};
+use crate::bridge::value::Value;
+use crate::device::service::{Answer, Call};
+use crate::device::{BusCommand, BusEvent, Key};
+use crate::text::escape;
+use crate::watch::watch;
+
+/// Messages read ahead of the loop, of all services together.
+const INCOMING: usize = 256;
+/// Most calls are less.
+const BUFFER: usize = 1024;
+/// From the connection to its name.
+const OPENING: Duration = Duration::from_secs(10);
+/// Bytes the bus has not taken; a bus that reads takes them at once.
+const BACKLOG: usize = 1024 * 1024;
+
+/// Serial numbers of the three calls that a connection makes itself; its signals and replies come after them.
+const HELLO: NonZeroU32 = NonZeroU32::new(1).unwrap();
+const REQUEST: NonZeroU32 = NonZeroU32::new(2).unwrap();
+const RELEASE: NonZeroU32 = NonZeroU32::new(3).unwrap();
+
+/// RequestName: fail rather than wait behind somebody else.
+const DO_NOT_QUEUE: u32 = 4;
+const PRIMARY_OWNER: u32 = 1;
+
+/// What has happened to a service.
+pub enum ServiceEvent {
+    Changed(Key, BusEvent),
+    Call(Key, Message),
+}
+
+/// The connections of all services.
+pub struct Services {
+    address: String,
+    to_loop: Sender<(Key, FromTask)>,
+    events: Receiver<(Key, FromTask)>,
+    open: HashMap<Key, Connection>,
+    /// What happened without any task.
+    own: VecDeque<(Key, BusEvent)>,
+    machine_id: Option<String>,
+}
+
+struct Connection {
+    name: String,
+    /// Once it has its name.
+    socket: Option<Arc<UnixStream>>,
+    /// Unique name.
+    owner: String,
+    /// What the bus has not taken yet.
+    out: Vec<u8>,
+    closing: bool,
+    task: AbortHandle,
+}
+
+enum FromTask {
+    Up(Arc<UnixStream>, String),
+    Refused(String),
+    Message(Message),
+    /// The socket takes more.
+    Room,
+    Down,
+}
+
+impl Services {
+    /// Connections will be made to this address.
+    pub fn new(address: &str) -> Self {
+        let (to_loop, events) = channel(INCOMING);
+        Self { address: address.into(), to_loop, events, open: HashMap::new(), own: VecDeque::new(), machine_id: machine_id() }
+    }
+
+    /// What happens next. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> ServiceEvent {
+        loop {
+            if let Some((key, event)) = self.own.pop_front() {
+                return ServiceEvent::Changed(key, event);
+            }
+            // this struct holds a sender itself, so it never ends
+            let Some((key, event)) = self.events.recv().await else { return std::future::pending().await };
+            if let Some(event) = self.take(key, event) {
+                return event;
+            }
+        }
+    }
+
+    /// What has happened already, without waiting.
+    pub fn try_next(&mut self) -> Option<ServiceEvent> {
+        loop {
+            if let Some((key, event)) = self.own.pop_front() {
+                return Some(ServiceEvent::Changed(key, event));
+            }
+            let (key, event) = self.events.try_recv().ok()?;
+            if let Some(event) = self.take(key, event) {
+                return Some(event);
+            }
+        }
+    }
+
+    fn take(&mut self, key: Key, event: FromTask) -> Option<ServiceEvent> {
+        let connection = self.open.get_mut(&key)?;
+        match event {
+            FromTask::Up(socket, owner) => {
+                connection.socket = Some(socket);
+                connection.owner = owner;
+                if connection.closing {
+                    self.release(key);
+                    return None;
+                }
+                Some(ServiceEvent::Changed(key, BusEvent::Up))
+            }
+            FromTask::Message(message) => Some(ServiceEvent::Call(key, message)),
+            FromTask::Room => {
+                self.flush(key);
+                None
+            }
+            FromTask::Refused(why) => {
+                let closing = connection.closing;
+                self.open.remove(&key);
+                Some(ServiceEvent::Changed(key, if closing { BusEvent::Down } else { BusEvent::Refused(why) }))
+            }
+            FromTask::Down => {
+                self.open.remove(&key);
+                Some(ServiceEvent::Changed(key, BusEvent::Down))
+            }
+        }
+    }
+
+    /// Carries out what the core wants. Gives the connection and the serial number of a signal that has to be told.
+    pub fn carry_out(&mut self, command: BusCommand) -> Option<(String, u32)> {
+        match command {
+            BusCommand::Open { key, name } => self.connect(key, name),
+            BusCommand::Close { key } => self.close(key),
+            BusCommand::Emit { key, items, told } => match signal(&items) {
+                Ok(message) => {
+                    let owner = self.open.get(&key)?.owner.clone();
+                    self.send(key, &message);
+                    return told.then(|| (owner, message.primary_header().serial_num().get()));
+                }
+                Err(error) => log::warn!("a signal cannot be sent: {error}"),
+            },
+        }
+        None
+    }
+
+    fn connect(&mut self, key: Key, name: String) {
+        let (address, wanted, to_loop) = (self.address.clone(), name.clone(), self.to_loop.clone());
+        let task = tokio::spawn(async move {
+            let last = match tokio::time::timeout(OPENING, open(&address, &wanted)).await {
+                Ok(Ok((reader, socket, owner))) => {
+                    if to_loop.send((key, FromTask::Up(socket, owner))).await.is_err() {
+                        return;
+                    }
+                    serve(key, reader, &to_loop).await;
+                    FromTask::Down
+                }
+                Ok(Err(why)) => FromTask::Refused(why),
+                Err(_) => FromTask::Refused(format!("no answer from the bus within {} s", OPENING.as_secs())),
+            };
+            let _ = to_loop.send((key, last)).await;
+        });
+        let connection =
+            Connection { name, socket: None, owner: String::new(), out: Vec::new(), closing: false, task: task.abort_handle() };
+        self.open.insert(key, connection);
+    }
+
+    /// The name is given back before the connection goes, so that whoever takes it next finds it free.
+    fn close(&mut self, key: Key) {
+        let Some(connection) = self.open.get_mut(&key) else { return self.own.push_back((key, BusEvent::Down)) };
+        connection.closing = true;
+        if connection.socket.is_some() {
+            self.release(key);
+        }
+    }
+
+    fn release(&mut self, key: Key) {
+        let Some(connection) = self.open.get(&key) else { return };
+        let call = call_bus("ReleaseName", RELEASE);
+        match call.build(&connection.name.as_str()) {
+            Ok(message) => self.send(key, &message),
+            Err(error) => log::warn!("cannot give {} back: {error}", connection.name),
+        }
+    }
+
+    /// Answers a call, if an answer is wanted.
+    pub fn answer(&mut self, key: Key, call: &Message, answer: Answer) {
+        let header = call.header();
+        if header.primary().flags().contains(Flags::NO_REPLY_EXPECTED) {
+            return;
+        }
+        let reply = Message::method_return(&header);
+        let built = match answer {
+            Answer::Value(value) => wire::to_variant(&value).and_then(|value| reply.build(&value)),
+            Answer::Text(text) => reply.build(&text),
+            Answer::Items(items) => wire::to_items(&items).and_then(|items| reply.build(&items)),
+            Answer::Code(code) => reply.build(&code),
+            Answer::Nothing => reply.build(&()),
+            Answer::MachineId => match &self.machine_id {
+                Some(id) => reply.build(id),
+                None => Message::error(&header, "org.freedesktop.DBus.Error.FileNotFound").build(&"this machine has no ID"),
+            },
+            Answer::Error { name, text } => Message::error(&header, name).build(&text),
+        };
+        match built {
+            Ok(message) => self.send(key, &message),
+            Err(error) => log::warn!("a call of a service cannot be answered: {}", escape(&error.to_string())),
+        }
+    }
+
+    fn send(&mut self, key: Key, message: &Message) {
+        let Some(connection) = self.open.get_mut(&key) else { return };
+        if connection.out.is_empty() && connection.out.capacity() > BUFFER {
+            connection.out = Vec::new();
+        }
+        connection.out.extend_from_slice(message.data().bytes());
+        // whoever is woken when there is room writes the rest
+        if connection.out.len() == message.data().bytes().len() {
+            self.flush(key);
+        }
+    }
+
+    /// Writes what is there, as far as the socket takes it.
+    fn flush(&mut self, key: Key) {
+        let Some(connection) = self.open.get_mut(&key) else { return };
+        let Some(socket) = &connection.socket else { return };
+        while !connection.out.is_empty() {
+            match (&**socket).write(&connection.out) {
+                Ok(count) => drop(connection.out.drain(..count)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && connection.out.len() < BACKLOG => {
+                    let (socket, to_loop) = (socket.clone(), self.to_loop.clone());
+                    tokio::spawn(async move {
+                        if let Ok(watched) = watch(socket, Interest::WRITABLE)
+                            && watched.writable().await.is_ok()
+                        {
+                            let _ = to_loop.send((key, FromTask::Room)).await;
+                        }
+                    });
+                    return;
+                }
+                Err(_) => {
+                    connection.task.abort();
+                    self.open.remove(&key);
+                    return self.own.push_back((key, BusEvent::Down));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Services {
+    fn drop(&mut self) {
+        self.open.values().for_each(|connection| connection.task.abort());
+    }
+}
+
+/// What a call of somebody means.
+pub fn read_call<T>(message: &Message, own_name: &str, take: impl FnOnce(&Call<'_>) -> T) -> Option<T> {
+    let header = message.header();
+    let (path, member) = (header.path()?, header.member()?);
+    let body = message.body();
+    Some(take(&Call {
+        path: path.as_str(),
+        interface: header.interface().map(|interface| interface.as_str()),
+        member: member.as_str(),
+        argument: wire::read_argument(&body),
+        is_ours: header.sender().is_some_and(|sender| sender.as_str() == own_name),
+    }))
+}
+
+/// Connects, says who we are, and takes the name.
+async fn open(address: &str, name: &str) -> Result<(Reader, Arc<UnixStream>, String), String> {
+    let lost = |error: io::Error| match error.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+            "the bus closes the connection: it may have as many as its limits allow (max_connections_per_user)".to_owned()
+        }
+        _ => format!("no connection to the bus: {}", escape(&error.to_string())),
+    };
+    let dialled = dial(address).await.map_err(|error| format!("no connection to the bus: {}", escape(&error.to_string())))?;
+    let socket = Arc::new(dialled.ok_or("registered services need a bus with a unix socket (`address` in [dbus])")?);
+    let mut reader = Reader::new(socket.clone(), BUFFER).map_err(lost)?;
+    let uid: String = nix::unistd::geteuid().to_string().bytes().map(|digit| format!("{digit:02x}")).collect();
+    (&*socket).write_all(format!("\0AUTH EXTERNAL {uid}\r\n").as_bytes()).map_err(lost)?;
+    let answer = read_line(&mut reader).await.map_err(lost)?;
+    if !answer.starts_with("OK ") {
+        return Err(format!("the bus does not let us in: {}", escape(&answer)));
+    }
+    let build = || -> zbus::Result<Vec<u8>> {
+        let mut out = b"BEGIN\r\n".to_vec();
+        out.extend_from_slice(call_bus("Hello", HELLO).build(&())?.data().bytes());
+        out.extend_from_slice(call_bus("RequestName", REQUEST).build(&(name, DO_NOT_QUEUE))?.data().bytes());
+        Ok(out)
+    };
+    let out = build().map_err(|error| error.to_string())?;
+    (&*socket).write_all(&out).map_err(lost)?;
+    let mut owner = String::new();
+    loop {
+        let message = receive(&mut reader).await.map_err(lost)?;
+        let header = message.header();
+        let (Some(serial), body) = (header.reply_serial(), message.body()) else { continue };
+        if message.message_type() == Type::Error {
+            let text = body.deserialize::<&str>().unwrap_or_default();
+            return Err(format!("the bus refuses {}: {}", if serial == HELLO { "us" } else { "the name" }, escape(text)));
+        }
+        if serial == HELLO {
+            owner = body.deserialize::<String>().map_err(|error| error.to_string())?;
+        } else if serial == REQUEST {
+            return match body.deserialize::<u32>() {
+                Ok(PRIMARY_OWNER) => Ok((reader, socket, owner)),
+                Ok(_) => Err("another program has this name on the bus; end that one (dbus-mqtt-devices?)".into()),
+                Err(error) => Err(error.to_string()),
+            };
+        }
+    }
+}
+
+/// Reads until the name has been given back, or the connection ends.
+async fn serve(key: Key, mut reader: Reader, to_loop: &Sender<(Key, FromTask)>) {
+    while let Ok(message) = receive(&mut reader).await {
+        match message.message_type() {
+            Type::MethodCall => {
+                if to_loop.send((key, FromTask::Message(message))).await.is_err() {
+                    return;
+                }
+            }
+            Type::MethodReturn | Type::Error if message.header().reply_serial() == Some(RELEASE) => return,
+            _ => {}
+        }
+    }
+}
+
+async fn receive(reader: &mut Reader) -> io::Result<Message> {
+    reader.receive_message(0, &mut Vec::new(), &mut Vec::new()).await.map_err(|error| match error {
+        zbus::Error::InputOutput(error) => io::Error::new(error.kind(), error.to_string()),
+        error => io::Error::other(error.to_string()),
+    })
+}
+
+/// A line of the handshake. Nothing follows it before we have answered.
+async fn read_line(reader: &mut Reader) -> io::Result<String> {
+    let mut line = Vec::new();
+    while !line.ends_with(b"\r\n") {
+        let mut byte = [0];
+        if reader.recvmsg(&mut byte).await?.0 == 0 || line.len() > BUFFER {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        line.extend_from_slice(&byte);
+    }
+    Ok(String::from_utf8_lossy(line.trim_ascii_end()).into_owned())
+}
+
+fn call_bus(member: &'static str, serial: NonZeroU32) -> zbus::message::Builder<'static> {
+    Message::method_call(BUS_PATH, member).destination(BUS).interface(BUS).serial(serial)
+}
+
+/// One item: PropertiesChanged on it. Several from one cause: one ItemsChanged. Never both, as Victron's own library does.
+fn signal(items: &[(Box<str>, Value, String)]) -> zbus::Result<Message> {
+    let entry = |value: &Value, text: &str| -> zbus::Result<BTreeMap<&'static str, Variant<'static>>> {
+        Ok(BTreeMap::from([("Value", wire::to_variant(value)?), ("Text", Variant::from(text.to_owned()))]))
+    };
+    if let [(path, value, text)] = items {
+        return Message::signal(&**path, ITEM, "PropertiesChanged").build(&entry(value, text)?);
+    }
+    let entries: zbus::Result<BTreeMap<&str, _>> = items.iter().map(|(path, value, text)| Ok((&**path, entry(value, text)?))).collect();
+    Message::signal("/", ITEM, "ItemsChanged").build(&entries?)
+}
+
+/// What org.freedesktop.DBus.Peer gives.
+fn machine_id() -> Option<String> {
+    let files = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
+    let text = files.iter().find_map(|file| std::fs::read_to_string(file).ok())?;
+    let id = text.trim();
+    (id.len() == 32 && id.bytes().all(|digit| digit.is_ascii_hexdigit())).then(|| id.to_owned())
+}

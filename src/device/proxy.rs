@@ -1,0 +1,180 @@
+//! `device/<client ID>/Proxy`: many values in one message. Those of one service of a device go out in one signal.
+
+use log::Level;
+
+use super::model::{Place, State};
+use super::options::Proxy;
+use super::steps::{Changed, Refusal};
+use super::{Devices, ForeignWrite};
+use crate::bridge::notes::Kind;
+use crate::bridge::topic::Address;
+use crate::bridge::value::{Value, parse_json};
+use crate::bridge::{Time, limits};
+use crate::text::escape;
+
+type Entries = [(Box<str>, Value)];
+
+/// Who is meant.
+struct Target<'a> {
+    service_type: &'a str,
+    instance: &'a str,
+    /// If it is one of ours.
+    place: Option<Place>,
+}
+
+impl Devices {
+    pub(super) fn take_proxy(&mut self, now: Time, client: &str, payload: &[u8]) {
+        let sender = self.sender(client);
+        if let Some(index) = sender {
+            self.hear(now, index);
+        }
+        let mut refused = Vec::new();
+        if let Err(why) = self.proxy(now, client, sender, payload, &mut refused) {
+            refused.push(why);
+        }
+        if !refused.is_empty() {
+            self.refuse_proxy(now, client, &refused.join("; "));
+        }
+    }
+
+    /// Tells the sender of a proxy message what could not be done.
+    pub fn refuse_proxy(&mut self, now: Time, client: &str, why: &str) {
+        self.caused(now, Level::Warn, Kind::Proxy, || format!("device/{}/Proxy: {}", escape(client), escape(why)));
+        self.complain(&[client.into()], why);
+    }
+
+    fn proxy(&mut self, now: Time, client: &str, sender: Option<usize>, payload: &[u8], refused: &mut Vec<String>) -> Result<(), String> {
+        const FORM: &str = "send {\"topicPath\": \"W/…\", \"values\": {…}}, or {\"<service>\": {…}}";
+        if payload.len() > limits::PROXY_PAYLOAD {
+            return Err(format!("the Proxy message has {} bytes; at most {} are taken", payload.len(), limits::PROXY_PAYLOAD));
+        }
+        let fields = match parse_json(payload) {
+            Ok(Value::Dict(fields)) if !fields.is_empty() => fields,
+            Ok(_) => return Err(format!("the Proxy message is no JSON object with entries; {FORM}")),
+            Err(error) => return Err(format!("the Proxy message is not valid JSON: {error}")),
+        };
+        let field = |name: &str| fields.iter().find(|(key, _)| **key == *name).map(|(_, value)| value);
+        match (field("topicPath"), field("values")) {
+            (Some(Value::Str(path)), Some(Value::Dict(values))) => {
+                let target = self.target(path)?;
+                self.write_all(now, client, sender, &target, values, refused);
+                Ok(())
+            }
+            (Some(Value::Str(_)), _) => Err(format!("values is no object; {FORM}")),
+            (Some(Value::Dict(_)), _) | (None, _) => self.proxy_by_id(now, client, sender, &fields, refused),
+            (Some(_), _) => Err(format!("topicPath is no text; {FORM}")),
+        }
+    }
+
+    /// `{"t1": {"Temperature": 23}}`
+    fn proxy_by_id(
+        &mut self,
+        now: Time,
+        client: &str,
+        sender: Option<usize>,
+        fields: &Entries,
+        refused: &mut Vec<String>,
+    ) -> Result<(), String> {
+        let index = sender.ok_or("no device with this ID is registered; send a Status first, or a topicPath")?;
+        for (id, values) in fields {
+            let services = self.devices.get(index).map_or(&[][..], |device| &device.services);
+            let found = services.iter().position(|service| service.id.raw() == &**id || service.id.name() == &**id);
+            let Some((service, (kind, instance))) = found.and_then(|at| {
+                let service = services.get(at)?;
+                Some((at, (service.kind.clone(), service.instance?.to_string())))
+            }) else {
+                refused.push(format!("\"{}\" is none of the device's services", escape(id)));
+                continue;
+            };
+            let Value::Dict(values) = values else {
+                refused.push(format!("the values of \"{}\" are no object", escape(id)));
+                continue;
+            };
+            let target = Target { service_type: &kind, instance: &instance, place: Some((index, service)) };
+            self.write_all(now, client, sender, &target, values, refused);
+        }
+        Ok(())
+    }
+
+    /// `W/<portal ID>/<type>/<instance>`, with the prefix or without it.
+    fn target<'a>(&self, path: &'a str) -> Result<Target<'a>, String> {
+        let rest = path.strip_prefix(&*self.prefix).unwrap_or(path);
+        let mut levels = rest.split('/');
+        let (Some("W"), Some(portal), Some(service_type), Some(instance), None) =
+            (levels.next(), levels.next(), levels.next(), levels.next(), levels.next())
+        else {
+            return Err(format!("topicPath \"{}\" is not W/<portal ID>/<type>/<instance>", escape(path)));
+        };
+        if portal != self.portal.as_str() {
+            return Err(format!("topicPath \"{}\" is of another portal ID than {}", escape(path), self.portal));
+        }
+        let is_meant = |place: &Place| {
+            let service = self.service(*place);
+            service.is_some_and(|service| {
+                service.state == State::Up && *service.kind == *service_type && service.instance.is_some_and(|n| n.to_string() == instance)
+            })
+        };
+        let places = self.devices.iter().enumerate().flat_map(|(index, device)| (0..device.services.len()).map(move |at| (index, at)));
+        let place = places.into_iter().find(is_meant);
+        Ok(Target { service_type, instance, place })
+    }
+
+    fn write_all(
+        &mut self,
+        now: Time,
+        client: &str,
+        sender: Option<usize>,
+        target: &Target<'_>,
+        values: &Entries,
+        refused: &mut Vec<String>,
+    ) {
+        let own = target.place.is_some_and(|(index, _)| Some(index) == sender);
+        if self.options.proxy == Proxy::Own && !own {
+            return refused.push(format!(
+                "{}/{} is none of the device's own services, and `proxy` in [devices] is \"own\"",
+                target.service_type, target.instance
+            ));
+        }
+        let mut changed = Changed::default();
+        for (key, value) in values {
+            let path = format!("/{}", key.trim_start_matches('/'));
+            let address = Address { service_type: target.service_type, instance: target.instance, path: &path };
+            let written = if !self.rules.may_write(&address) {
+                Err("the access rules deny it".into())
+            } else if let Some(place) = target.place {
+                self.write_own(now, place, &path, value.clone(), !own).map_err(|refusal: Refusal| refusal.text())
+            } else if self.writes.len() < limits::WAITING {
+                self.writes.push_back(ForeignWrite {
+                    client: client.into(),
+                    service_type: target.service_type.into(),
+                    instance: target.instance.into(),
+                    path: path.as_str().into(),
+                    value: value.clone(),
+                });
+                Ok(Changed::default())
+            } else {
+                Err("too many writes are waiting".into())
+            };
+            match written {
+                Ok(Changed { paths, .. }) => {
+                    paths.into_iter().for_each(|path| {
+                        if !changed.paths.contains(&path) {
+                            changed.paths.push(path);
+                        }
+                    });
+                    // what a device says of itself it knows
+                    changed.told |= !own;
+                }
+                Err(why) => refused.push(format!("{}: {why}", escape(key))),
+            }
+        }
+        if let Some(place) = target.place {
+            self.emit(place, changed);
+        }
+    }
+
+    /// The device that publishes under this ID.
+    fn sender(&self, client: &str) -> Option<usize> {
+        self.devices.iter().position(|device| device.online && device.clients.iter().any(|known| **known == *client))
+    }
+}

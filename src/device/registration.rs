@@ -1,0 +1,377 @@
+//! Who is registered: Status messages, wills, what the registry remembers, and who is forgotten.
+
+use log::Level;
+
+use super::id::Id;
+use super::model::{Device, Service, State};
+use super::status::{Registration, Request, Status, StatusError};
+use super::{Devices, Token, registry};
+use crate::bridge::notes::Kind;
+use crate::bridge::value::Value;
+use crate::bridge::{LinkCommand, Time, limits};
+use crate::text::escape;
+
+impl Devices {
+    pub(super) fn take_status(&mut self, now: Time, topic_id: &str, payload: &[u8], retained: bool) {
+        // this is how a retained Status is removed
+        if payload.is_empty() {
+            return;
+        }
+        let taken = Status::parse(topic_id, payload).map_err(|StatusError(why)| why).and_then(|status| {
+            if self.options.strict_client_id && status.client.raw() != topic_id {
+                return Err(format!("clientId is \"{}\", but the topic says \"{}\"; make them the same", status.client, escape(topic_id)));
+            }
+            match status.request {
+                Request::Register(registration) => self.register(now, topic_id, status.client, registration, retained),
+                Request::Leave => {
+                    if let Some(index) = self.find(status.client.name()) {
+                        self.hear(now, index);
+                        self.leave(now, index, "it says so");
+                    }
+                    Ok(())
+                }
+            }
+        });
+        if let Err(why) = taken {
+            self.caused(now, Level::Warn, Kind::Status, || {
+                format!("a Status on device/{}/Status is refused: {}", escape(topic_id), escape(&why))
+            });
+            self.complain(&[topic_id.into()], &why);
+        }
+        self.drop_gone();
+    }
+
+    fn register(&mut self, now: Time, topic_id: &str, id: Id, wanted: Registration, retained: bool) -> Result<(), String> {
+        self.check(&id, &wanted)?;
+        let index = match self.find(id.name()) {
+            Some(index) => index,
+            None => {
+                self.devices.push(Device::new(id.clone()));
+                self.devices.len() - 1
+            }
+        };
+        let text = describe(&wanted);
+        let Some(device) = self.devices.get_mut(index) else { return Ok(()) };
+        let was_online = device.online;
+        let fresh = !was_online || device.provisional.is_some();
+        device.provisional = (retained && fresh).then(|| now + limits::PROVISIONAL);
+        device.clients = vec![topic_id.into()];
+        if id.raw() != topic_id && id.fits_topic() {
+            device.clients.push(id.raw().into());
+        }
+        device.id = id;
+        device.online = true;
+        device.owed = true;
+        let version_changed = device.version != wanted.version;
+        device.version = wanted.version;
+        let old_will = std::mem::replace(&mut device.will, wanted.will);
+        let services_changed = merge(device, wanted.services);
+        let will_changed = old_will != device.will;
+        if version_changed {
+            self.tell_version(index);
+        }
+        if will_changed || !was_online {
+            self.follow_will(index, old_will.map(|will| will.topic));
+        }
+        let changed = !was_online || version_changed || services_changed || will_changed;
+        self.unsaved |= changed;
+        let name = self.name_of(index);
+        if changed {
+            let what = if was_online { "changes" } else { "registers" };
+            self.caused(now, Level::Info, Kind::Registered, || format!("device {name} {what}: {text}"));
+        } else {
+            self.notes.add(Level::Debug, || format!("device {name} registers again"));
+        }
+        if !retained {
+            self.hear(now, index);
+        }
+        // whatever failed may work now
+        if let Some(device) = self.devices.get_mut(index) {
+            let failed = device.services.iter_mut().filter(|service| matches!(service.state, State::Failed { .. }));
+            failed.for_each(|service| service.state = State::Off);
+        }
+        self.drive_all(now, index);
+        self.check_keep_awake(now);
+        Ok(())
+    }
+
+    /// What speaks against a registration.
+    fn check(&self, id: &Id, wanted: &Registration) -> Result<(), String> {
+        for (service, kind) in &wanted.services {
+            if self.catalogue.service_type(kind).is_none() {
+                let near = self.catalogue.types().into_iter().max_by(|a, b| strsim::jaro(a, kind).total_cmp(&strsim::jaro(b, kind)));
+                let near = near.map(|near| format!("; is it \"{near}\"?")).unwrap_or_default();
+                return Err(format!("services: \"{service}\" has the unknown type \"{}\"{near}", escape(kind)));
+            }
+        }
+        let (most, count) = (self.options.max_services, wanted.services.len());
+        if count > most {
+            return Err(format!("services: {count} are more than {most}, the most a device may have (`max_services` in [devices])"));
+        }
+        let index = self.find(id.name());
+        let known = index.and_then(|index| self.devices.get(index));
+        if let Some(other) = known.filter(|known| known.online && known.id != *id) {
+            return Err(format!("clientId \"{id}\" is the same as \"{}\" on the bus, which is registered; take another", other.id));
+        }
+        let online = self.devices.iter().filter(|device| device.online).count();
+        if !known.is_some_and(|known| known.online) && online >= self.options.max_devices {
+            let most = self.options.max_devices;
+            return Err(format!("{most} devices are registered already, which is the most (`max_devices` in [devices])"));
+        }
+        for (service, _) in &wanted.services {
+            let slug = Service::new(id, service.clone(), Box::default()).slug;
+            let others = self.devices.iter().filter(|device| device.online && device.id.name() != id.name());
+            for other in others {
+                if other.services.iter().any(|taken| taken.slug == slug) {
+                    return Err(format!(
+                        "services: \"{service}\" has the name {slug} on the bus, as one of device \"{}\" has; take another ID",
+                        other.id
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The device goes; its numbers and settings stay.
+    pub(super) fn leave(&mut self, now: Time, index: usize, why: &str) {
+        let Some(device) = self.devices.get_mut(index) else { return };
+        if !device.online {
+            return;
+        }
+        device.online = false;
+        device.owed = false;
+        device.provisional = None;
+        device.patience = None;
+        let topic = device.will.as_ref().map(|will| will.topic.clone());
+        self.unsaved = true;
+        if let Some(topic) = topic {
+            self.unfollow_will(&topic);
+        }
+        let name = self.name_of(index);
+        self.caused(now, Level::Info, Kind::Registered, || format!("device {name} leaves: {why}"));
+        self.drive_all(now, index);
+        self.check_keep_awake(now);
+    }
+
+    /// A message on a topic by which devices are told to be gone; false when it is none.
+    pub(super) fn take_will(&mut self, now: Time, topic: &str, payload: &[u8], retained: bool) -> bool {
+        let of = |device: &Device| device.online && device.will.as_ref().is_some_and(|will| *will.topic == *topic);
+        let named: Vec<usize> = self.devices.iter().enumerate().filter(|(_, device)| of(device)).map(|(index, _)| index).collect();
+        for &index in &named {
+            let Some(device) = self.devices.get(index) else { continue };
+            // what was retained before it registered is about an earlier life
+            let counts = !retained || now <= device.will_replayed;
+            if counts && device.will.as_ref().is_some_and(|will| will.value.as_bytes() == payload) {
+                self.leave(now, index, "its lwt_topic says so");
+            }
+        }
+        !named.is_empty()
+    }
+
+    /// The topics by which devices are told to be gone, each once.
+    pub(super) fn wills(&self) -> Vec<String> {
+        let online = self.devices.iter().filter(|device| device.online);
+        let mut topics: Vec<String> = online.filter_map(|device| device.will.as_ref()).map(|will| self.topic(&will.topic)).collect();
+        topics.sort();
+        topics.dedup();
+        topics
+    }
+
+    fn follow_will(&mut self, index: usize, old: Option<Box<str>>) {
+        let new = self.devices.get(index).and_then(|device| Some(device.will.as_ref()?.topic.clone()));
+        if let Some(old) = old.filter(|old| Some(old) != new.as_ref()) {
+            self.unfollow_will(&old);
+        }
+        if let Some(topic) = new
+            && self.linked
+        {
+            let filter = self.topic(&topic);
+            self.link.push_back(LinkCommand::Subscribe(vec![filter]));
+        }
+    }
+
+    fn unfollow_will(&mut self, topic: &str) {
+        let filter = self.topic(topic);
+        if self.linked && !self.wills().contains(&filter) {
+            self.link.push_back(LinkCommand::Unsubscribe(vec![filter]));
+        }
+    }
+
+    fn tell_version(&mut self, index: usize) {
+        let Some(device) = self.devices.get(index) else { return };
+        let version = Value::Str(device.version.clone());
+        for service in 0..device.services.len() {
+            self.set_item((index, service), "/FirmwareVersion", version.clone(), false);
+        }
+    }
+
+    /// Something came from the device itself.
+    pub(super) fn hear(&mut self, now: Time, index: usize) {
+        let Some(device) = self.devices.get_mut(index) else { return };
+        device.heard = Some(now);
+        if device.provisional.take().is_some() {
+            self.unsaved = true;
+        }
+        if std::mem::take(&mut device.stale) {
+            let services = device.services.len();
+            (0..services).for_each(|service| self.set_item((index, service), "/Connected", Value::Int(1), false));
+        }
+    }
+
+    /// What is due for a device.
+    pub(super) fn check_device(&mut self, now: Time, index: usize) {
+        let Some(device) = self.devices.get_mut(index) else { return };
+        if device.provisional.is_some_and(|due| due <= now) {
+            return self.leave(now, index, "nothing has been heard of it");
+        }
+        let patience_ends = device.patience.is_some_and(|due| due <= now);
+        if patience_ends {
+            device.patience = None;
+        }
+        let silent = match (self.options.stale_after, device.heard) {
+            (Some(after), Some(heard)) => device.online && !device.stale && heard + after <= now,
+            _ => false,
+        };
+        device.stale |= silent;
+        let services = device.services.len();
+        if silent {
+            let name = self.name_of(index);
+            self.caused(now, Level::Info, Kind::Registered, || format!("device {name} is silent: shown as not connected"));
+            (0..services).for_each(|service| self.set_item((index, service), "/Connected", Value::Int(0), false));
+        }
+        if patience_ends {
+            self.complain_of_settings(now, index);
+        }
+        self.drive_all(now, index);
+    }
+
+    fn complain_of_settings(&mut self, now: Time, index: usize) {
+        let Some(device) = self.devices.get(index) else { return };
+        if !device.online || !device.services.iter().any(|service| matches!(service.state, State::Waiting | State::Asking)) {
+            return;
+        }
+        let clients = device.clients.clone();
+        let text = format!(
+            "localsettings ({}) does not answer since {} s; the registration goes on as soon as it does",
+            super::settings::NAME,
+            limits::SETTINGS_PATIENCE.as_secs()
+        );
+        let name = self.name_of(index);
+        self.caused(now, Level::Warn, Kind::Settings, || format!("device {name} waits: {text}"));
+        self.complain(&clients, &text);
+    }
+
+    /// Brings back who was registered when the daemon ended.
+    pub(super) fn recall(&mut self, entries: Vec<registry::Entry>) {
+        for entry in entries {
+            let (Ok(id), false) = (Id::parse(&entry.client), self.devices.len() >= limits::GONE + self.options.max_devices) else {
+                continue;
+            };
+            if self.find(id.name()).is_some() {
+                continue;
+            }
+            let mut device = Device::new(id);
+            device.clients = entry.topics;
+            device.version = entry.version;
+            device.will = entry.will;
+            device.heard_unix = entry.last_heard;
+            device.online = entry.connected;
+            device.provisional = entry.connected.then(|| Time::default() + limits::PROVISIONAL);
+            for remembered in entry.services {
+                let Ok(id) = Id::parse(&remembered.id) else { continue };
+                if self.catalogue.service_type(&remembered.kind).is_none() {
+                    self.notes.add(Level::Warn, || {
+                        format!(
+                            "device {}: the catalogue has no type \"{}\" any more; {id} is left out",
+                            device.id,
+                            escape(&remembered.kind)
+                        )
+                    });
+                    continue;
+                }
+                let mut service = Service::new(&device.id, id, remembered.kind);
+                service.instance = remembered.instance;
+                service.written = remembered.written;
+                service.grown = remembered.grown;
+                service.state = if device.online { State::Waiting } else { State::Off };
+                device.services.push(service);
+            }
+            self.devices.push(device);
+        }
+    }
+
+    /// What can be told of every device that is known; `unix` is the time of day.
+    pub fn list(&self, now: Time, unix: u64) -> Vec<registry::Entry> {
+        self.devices.iter().map(|device| registry::Entry::of(device, now, unix)).collect()
+    }
+
+    /// The registry as it is to be on disk, when it is not yet. Without a time of day (before 2020) nothing is stamped.
+    pub fn poll_registry(&mut self, now: Time, unix: u64) -> Option<String> {
+        std::mem::take(&mut self.unsaved).then(|| registry::print(&self.list(now, unix)))
+    }
+
+    /// The person at the command line wants a device to be as if it had never been.
+    pub fn forget(&mut self, now: Time, token: Token, client: &str) {
+        let known = self.devices.iter().position(|device| device.id.raw() == client).or_else(|| self.find(client));
+        let Some(index) = known else {
+            let text = format!("no device \"{}\" is known; `venus-mqtt devices` lists them", escape(client));
+            return self.answers.push_back((token, Err(text)));
+        };
+        if !self.settings.is_there() {
+            let text = "localsettings is not on the bus, so that the settings cannot be freed; try again when it is".into();
+            return self.answers.push_back((token, Err(text)));
+        }
+        self.leave(now, index, "it is to be forgotten");
+        if let Some(device) = self.devices.get(index) {
+            let replaced = self.forgetting.insert(device.id.name().into(), token);
+            self.answers.extend(replaced.map(|token| (token, Err("asked for again meanwhile".into()))));
+        }
+        self.drive_all(now, index);
+        self.finish_forgetting(now, index);
+    }
+
+    /// Of the devices that are gone, the latest are remembered.
+    pub(super) fn drop_gone(&mut self) {
+        while self.devices.iter().filter(|device| !device.online).count() > limits::GONE {
+            let gone = self.devices.iter().enumerate().filter(|(_, device)| !device.online && device.is_off());
+            let Some((oldest, _)) = gone.min_by_key(|(_, device)| (device.heard, device.heard_unix)) else { return };
+            self.devices.remove(oldest);
+            self.unsaved = true;
+        }
+    }
+
+    /// By the name it has on the bus.
+    pub(super) fn find(&self, name: &str) -> Option<usize> {
+        self.devices.iter().position(|device| device.id.name() == name)
+    }
+
+    pub(super) fn name_of(&self, index: usize) -> String {
+        self.devices.get(index).map(|device| device.id.to_string()).unwrap_or_default()
+    }
+}
+
+/// Brings the services to what the device wants now; true when that is something else than before.
+fn merge(device: &mut Device, wanted: Vec<(Id, Box<str>)>) -> bool {
+    let before: Vec<_> = device.services.iter().filter(|service| service.wanted).map(|s| (s.id.clone(), s.aim().clone())).collect();
+    let changed = before != wanted;
+    device.services.iter_mut().for_each(|service| service.wanted = false);
+    for (id, kind) in wanted.iter().cloned() {
+        match device.services.iter_mut().find(|service| service.id.name() == id.name()) {
+            Some(service) => {
+                service.wanted = true;
+                service.id = id;
+                service.next_kind = (service.kind != kind).then_some(kind);
+            }
+            None => device.services.push(Service::new(&device.id, id, kind)),
+        }
+    }
+    // answers have the order of the Status
+    device.services.sort_by_key(|service| wanted.iter().position(|(id, _)| *id == service.id).unwrap_or(usize::MAX));
+    changed
+}
+
+fn describe(wanted: &Registration) -> String {
+    let services: Vec<String> = wanted.services.iter().map(|(id, kind)| format!("{id} {kind}")).collect();
+    format!("{}, version \"{}\"", services.join(", "), escape(&wanted.version))
+}

@@ -1,0 +1,176 @@
+//! What is remembered of devices from one life of the daemon to the next, as text, and what is told of them.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value as Json, json};
+
+use super::model::{Device, State};
+use super::status::Will;
+use crate::bridge::Time;
+
+/// The form of the text.
+const VERSION: u64 = 1;
+/// Before 2020 the clock is not set.
+const CLOCK_IS_SET: u64 = 1_577_836_800;
+
+/// One device.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Entry {
+    pub client: Box<str>,
+    /// Where its answers go.
+    pub topics: Vec<Box<str>>,
+    pub version: Box<str>,
+    pub connected: bool,
+    pub state: &'static str,
+    /// Seconds since 1970.
+    pub last_heard: Option<u64>,
+    pub will: Option<Will>,
+    pub services: Vec<ServiceEntry>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ServiceEntry {
+    pub id: Box<str>,
+    pub kind: Box<str>,
+    pub instance: Option<i32>,
+    pub written: BTreeSet<Box<str>>,
+    pub grown: BTreeSet<Box<str>>,
+}
+
+impl Entry {
+    pub(super) fn of(device: &Device, now: Time, unix: u64) -> Self {
+        let heard = device.heard.map(|heard| unix.saturating_sub(now.after(heard).as_secs()));
+        let services = device.services.iter().filter(|service| service.wanted);
+        Self {
+            client: device.id.raw().into(),
+            topics: device.clients.clone(),
+            version: device.version.clone(),
+            connected: device.online,
+            state: match device {
+                Device { online: false, .. } => "gone",
+                Device { provisional: Some(_), .. } => "provisional",
+                _ if device.services.iter().any(|service| !matches!(service.state, State::Up)) => "waiting",
+                _ => "connected",
+            },
+            last_heard: heard.filter(|heard| *heard >= CLOCK_IS_SET).or(device.heard_unix),
+            will: device.will.clone(),
+            services: services
+                .map(|service| ServiceEntry {
+                    id: service.id.raw().into(),
+                    kind: service.aim().clone(),
+                    instance: service.instance,
+                    written: service.written.clone(),
+                    grown: service.grown.clone(),
+                })
+                .collect(),
+        }
+    }
+
+    /// For people, and for who reads it in their place.
+    pub fn to_json(&self) -> Json {
+        let services = self.services.iter().map(|service| json!({"id": service.id, "type": service.kind, "instance": service.instance}));
+        json!({
+            "clientId": self.client, "version": self.version, "state": self.state, "lastHeard": self.last_heard,
+            "services": services.collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// The text that is written to disk.
+pub fn print(entries: &[Entry]) -> String {
+    let devices = entries.iter().map(|entry| {
+        let services = entry.services.iter().map(|service| {
+            json!({
+                "id": service.id, "type": service.kind, "instance": service.instance,
+                "written": service.written, "grown": service.grown,
+            })
+        });
+        json!({
+            "clientId": entry.client, "topics": entry.topics, "version": entry.version, "connected": entry.connected,
+            "lastHeard": entry.last_heard,
+            "lwt": entry.will.as_ref().map(|will| json!({"topic": will.topic, "value": will.value})),
+            "services": services.collect::<Vec<_>>(),
+        })
+    });
+    let mut text = json!({"version": VERSION, "devices": devices.collect::<Vec<_>>()}).to_string();
+    text.push('\n');
+    text
+}
+
+/// Reads it back; an entry that lacks something is passed over, a text that is none of ours is an error.
+pub fn parse(text: &str) -> Result<Vec<Entry>, String> {
+    let json: Json = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    match json.get("version").and_then(Json::as_u64) {
+        Some(VERSION) => {}
+        Some(other) => return Err(format!("its version is {other}, not {VERSION}")),
+        None => return Err("it has no version".into()),
+    }
+    let devices = json.get("devices").and_then(Json::as_array).ok_or("it has no devices")?;
+    Ok(devices.iter().filter_map(parse_entry).collect())
+}
+
+fn parse_entry(json: &Json) -> Option<Entry> {
+    let text = |json: &Json, key: &str| json.get(key)?.as_str().map(Box::<str>::from);
+    let texts = |json: &Json, key: &str| -> Vec<Box<str>> {
+        let list = json.get(key).and_then(Json::as_array);
+        list.into_iter().flatten().filter_map(|entry| entry.as_str().map(Box::from)).collect()
+    };
+    let services = json.get("services")?.as_array()?.iter().filter_map(|service| {
+        Some(ServiceEntry {
+            id: text(service, "id")?,
+            kind: text(service, "type")?,
+            instance: service.get("instance").and_then(Json::as_i64).and_then(|number| i32::try_from(number).ok()),
+            written: texts(service, "written").into_iter().collect(),
+            grown: texts(service, "grown").into_iter().collect(),
+        })
+    });
+    let will = json.get("lwt").filter(|will| will.is_object());
+    Some(Entry {
+        client: text(json, "clientId")?,
+        topics: texts(json, "topics"),
+        version: text(json, "version").unwrap_or_default(),
+        connected: json.get("connected")?.as_bool()?,
+        state: "gone",
+        last_heard: json.get("lastHeard").and_then(Json::as_u64),
+        will: will.and_then(|will| Some(Will { topic: text(will, "topic")?, value: text(will, "value")? })),
+        services: services.collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_is_read_back() {
+        let service = ServiceEntry {
+            id: "t1".into(),
+            kind: "temperature".into(),
+            instance: Some(5),
+            written: ["/Offset".into()].into(),
+            grown: ["/SwitchableOutput/a/State".into()].into(),
+        };
+        let entry = Entry {
+            client: "fe\"001".into(),
+            topics: vec!["fe001".into()],
+            version: "v1.0".into(),
+            connected: true,
+            state: "gone",
+            last_heard: Some(1_795_259_400),
+            will: Some(Will { topic: "a/LWT".into(), value: "Offline".into() }),
+            services: vec![service.clone(), ServiceEntry { instance: None, ..service }],
+        };
+        let entries = [entry.clone(), Entry { will: None, last_heard: None, connected: false, ..entry }];
+        assert_eq!(parse(&print(&entries)).unwrap(), entries);
+    }
+
+    #[test]
+    fn what_is_none_of_ours() {
+        for (text, part) in [("", "EOF"), ("{}", "no version"), (r#"{"version":2}"#, "version is 2"), (r#"{"version":1}"#, "no devices")] {
+            assert!(parse(text).unwrap_err().contains(part), "{text}");
+        }
+        let entries = r#"{"version":1,"devices":[5,{"clientId":"x"},{"clientId":"y","connected":true,"services":[{"id":1}]}]}"#;
+        let entries = parse(entries).unwrap();
+        assert_eq!((entries.len(), entries[0].services.len()), (1, 0), "what can be used is");
+    }
+}

@@ -1,0 +1,216 @@
+//! `device/<client ID>/Status`: what a device says of itself, checked. One bad entry refuses the whole message, with words for
+//! the person at the device.
+
+use std::fmt;
+
+use super::id::Id;
+use crate::bridge::limits;
+use crate::bridge::value::{Value, parse_json};
+use crate::text::escape;
+
+/// A Status that can be acted on.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Status {
+    pub client: Id,
+    pub request: Request,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub enum Request {
+    Register(Registration),
+    Leave,
+}
+
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Registration {
+    pub version: Box<str>,
+    /// In the order of the message, which is that of the answer.
+    pub services: Vec<(Id, Box<str>)>,
+    pub will: Option<Will>,
+}
+
+/// A message by which others tell that the device is gone.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Will {
+    pub topic: Box<str>,
+    pub value: Box<str>,
+}
+
+impl Status {
+    /// `topic_id` is the client ID in the topic.
+    pub fn parse(topic_id: &str, payload: &[u8]) -> Result<Self, StatusError> {
+        let refuse = |text: String| Err(StatusError(text));
+        if payload.len() > limits::STATUS_PAYLOAD {
+            return refuse(format!("the Status has {} bytes; at most {} are taken", payload.len(), limits::STATUS_PAYLOAD));
+        }
+        let fields = match parse_json(payload) {
+            Ok(Value::Dict(fields)) => fields,
+            Ok(_) => return refuse("the Status is no JSON object; send {\"clientId\": …, \"connected\": 1, \"services\": {…}}".into()),
+            Err(error) => return refuse(format!("the Status is not valid JSON: {error}")),
+        };
+        let field = |name: &str| fields.iter().find(|(key, _)| **key == *name).map(|(_, value)| value);
+        let client = match field("clientId").or_else(|| field("clientid")) {
+            None | Some(Value::Invalid) => topic_id,
+            Some(Value::Str(id)) => id,
+            Some(_) => return refuse("clientId is no text".into()),
+        };
+        let client = Id::parse(client).map_err(|why| StatusError(format!("clientId {why}")))?;
+        let connected = match field("connected") {
+            Some(Value::Bool(connected)) => *connected,
+            Some(Value::Int(1)) => true,
+            Some(Value::Int(0)) => false,
+            Some(_) => return refuse("connected is neither 1 nor 0".into()),
+            None => return refuse("connected is missing; send 1 to register, 0 to leave".into()),
+        };
+        if !connected {
+            return Ok(Self { client, request: Request::Leave });
+        }
+        let version = match field("version") {
+            None | Some(Value::Invalid) => Box::default(),
+            Some(Value::Str(text)) => text.chars().take(limits::VERSION).collect(),
+            Some(Value::Array(_) | Value::Dict(_)) => return refuse("version is neither a text nor a number".into()),
+            Some(number) => json(number),
+        };
+        let services = match field("services") {
+            Some(Value::Dict(services)) if !services.is_empty() => parse_services(services)?,
+            Some(_) => return refuse("services is no object with entries; send {\"t1\": \"temperature\"}".into()),
+            None => return refuse("services is missing; send {\"t1\": \"temperature\"}".into()),
+        };
+        let will = parse_will(field("lwt_topic"), field("lwt_value"))?;
+        Ok(Self { client, request: Request::Register(Registration { version, services, will }) })
+    }
+}
+
+fn parse_services(entries: &[(Box<str>, Value)]) -> Result<Vec<(Id, Box<str>)>, StatusError> {
+    let mut services: Vec<(Id, Box<str>)> = Vec::new();
+    for (key, value) in entries {
+        let id = Id::parse(key).map_err(|why| StatusError(format!("services: the ID {why}")))?;
+        let Value::Str(service_type) = value else {
+            return Err(StatusError(format!("services: the type of \"{}\" is no text", escape(key))));
+        };
+        if let Some((other, _)) = services.iter().find(|(other, _)| other.name() == id.name()) {
+            let text =
+                if other == &id { "is there twice".to_owned() } else { format!("is the same as \"{}\" on the bus", escape(other.raw())) };
+            return Err(StatusError(format!("services: \"{}\" {text}", escape(key))));
+        }
+        services.push((id, service_type.clone()));
+    }
+    Ok(services)
+}
+
+fn parse_will(topic: Option<&Value>, value: Option<&Value>) -> Result<Option<Will>, StatusError> {
+    let topic = match topic {
+        None | Some(Value::Invalid) => return Ok(None),
+        Some(Value::Str(topic)) if topic.is_empty() => return Ok(None),
+        Some(Value::Str(topic)) => topic,
+        Some(_) => return Err(StatusError("lwt_topic is no text".into())),
+    };
+    if topic.len() > limits::WILL || topic.chars().any(|c| c.is_control() || matches!(c, '+' | '#')) || topic.starts_with('$') {
+        return Err(StatusError(format!("lwt_topic is not one topic of at most {} bytes", limits::WILL)));
+    }
+    let ours = ["N", "R", "W", "device"];
+    if topic.split_once('/').is_some_and(|(first, _)| ours.contains(&first)) {
+        return Err(StatusError("lwt_topic is below N, R, W or device, which have meanings of their own; take another".into()));
+    }
+    let value = match value {
+        None | Some(Value::Invalid) => "false".into(),
+        Some(Value::Str(value)) if value.len() <= limits::WILL => value.clone(),
+        Some(Value::Str(_)) => return Err(StatusError(format!("lwt_value has more than {} bytes", limits::WILL))),
+        Some(Value::Array(_) | Value::Dict(_)) => return Err(StatusError("lwt_value is neither a text nor a number".into())),
+        Some(scalar) => json(scalar),
+    };
+    Ok(Some(Will { topic: topic.clone(), value }))
+}
+
+fn json(value: &Value) -> Box<str> {
+    let mut text = Vec::new();
+    value.write_json(&mut text);
+    String::from_utf8_lossy(&text).into()
+}
+
+/// Why a Status is refused.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StatusError(pub String);
+
+impl std::error::Error for StatusError {}
+
+impl fmt::Display for StatusError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(payload: &str) -> Result<Status, String> {
+        Status::parse("fe001", payload.as_bytes()).map_err(|error| error.0)
+    }
+
+    fn registration(payload: &str) -> Registration {
+        match parse(payload).unwrap().request {
+            Request::Register(registration) => registration,
+            Request::Leave => panic!("leaves: {payload}"),
+        }
+    }
+
+    #[test]
+    fn registers() {
+        let status = parse(r#"{"clientId":"fe001","connected":1,"version":"v1.0","services":{"t1":"temperature","a":"tank"}}"#).unwrap();
+        assert_eq!(status.client.raw(), "fe001");
+        let Request::Register(registration) = status.request else { panic!() };
+        assert_eq!((&*registration.version, registration.will), ("v1.0", None));
+        let services: Vec<_> = registration.services.iter().map(|(id, of)| (id.raw(), &**of)).collect();
+        assert_eq!(services, [("t1", "temperature"), ("a", "tank")], "in the order of the message");
+    }
+
+    #[test]
+    fn forms_in_the_field() {
+        assert_eq!(parse(r#"{"clientid":"x","connected":0}"#).unwrap().client.raw(), "x");
+        assert_eq!(parse(r#"{"connected":false,"services":5}"#).unwrap().client.raw(), "fe001");
+        for (version, expected) in [("\"\"", ""), ("1", "1"), ("1.0", "1.0"), ("true", "true"), ("null", "")] {
+            let payload = format!(r#"{{"connected":true,"version":{version},"services":{{"t":"tank"}}}}"#);
+            assert_eq!(&*registration(&payload).version, expected);
+        }
+        let with_will = |will: &str| registration(&format!(r#"{{"connected":1,"services":{{"t":"tank"}},{will}}}"#)).will;
+        let will = |value: &str| Some(Will { topic: "tele/plug/LWT".into(), value: value.into() });
+        assert_eq!(with_will(r#""lwt_topic":"tele/plug/LWT""#), will("false"));
+        assert_eq!(with_will(r#""lwt_topic":"tele/plug/LWT","lwt_value":"Offline""#), will("Offline"));
+        assert_eq!(with_will(r#""lwt_topic":"tele/plug/LWT","lwt_value":0"#), will("0"));
+        assert_eq!(with_will(r#""lwt_topic":"""#), None);
+    }
+
+    #[test]
+    fn refuses() {
+        let services = |services: &str| format!(r#"{{"connected":1,"services":{services}}}"#);
+        let with = |more: &str| format!(r#"{{"connected":1,"services":{{"t":"tank"}},{more}}}"#);
+        for (payload, part) in [
+            ("no json".into(), "not valid JSON"),
+            ("5".into(), "no JSON object"),
+            ("[]".into(), "no JSON object"),
+            ("{}".into(), "connected is missing"),
+            (r#"{"connected":2}"#.into(), "connected is neither 1 nor 0"),
+            (r#"{"connected":"1"}"#.into(), "connected is neither"),
+            (r#"{"connected":1}"#.into(), "services is missing"),
+            (services("[]"), "services is no object"),
+            (services("{}"), "services is no object"),
+            (services(r#"{"t1":5}"#), "the type of \"t1\" is no text"),
+            (services(r#"{"":"tank"}"#), "services: the ID is empty"),
+            (services(r#"{"a-b":"tank","a.b":"tank"}"#), "\"a.b\" is the same as \"a-b\" on the bus"),
+            (services(r#"{"a":"tank","a":"tank"}"#), "\"a\" is there twice"),
+            (services(&format!(r#"{{"{}":"tank"}}"#, "x".repeat(33))), "33 characters"),
+            (with(r#""clientId":5"#), "clientId is no text"),
+            (with(r#""clientId":"""#), "clientId is empty"),
+            (with(r#""version":[1]"#), "version is neither"),
+            (with(r#""lwt_topic":"a/#""#), "lwt_topic is not one topic"),
+            (with(r#""lwt_topic":"W/x/y""#), "lwt_topic is below"),
+            (with(r#""lwt_topic":7"#), "lwt_topic is no text"),
+            (with(&format!(r#""x":"{}""#, "x".repeat(5000))), "at most 4096 are taken"),
+            (format!(r#"{{"connected":1,"x":{}}}"#, "[".repeat(2000)), "not valid JSON"),
+        ] {
+            let error = parse(&payload).unwrap_err();
+            assert!(error.contains(part), "{payload}: {error}");
+        }
+    }
+}

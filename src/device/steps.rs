@@ -1,0 +1,425 @@
+//! One service at a time, from what it is to what its device wants: settings, connection, name, and back.
+
+use log::Level;
+
+use super::model::{Key, Place, Service, State};
+use super::service::{ACCEPTED, Answer, Call, Exported, REFUSED, WRONG};
+use super::{BusCommand, BusEvent, Devices};
+use crate::bridge::notes::Kind;
+use crate::bridge::value::Value;
+use crate::bridge::{Time, limits};
+use crate::text::escape;
+
+const PROCESS: &str = env!("CARGO_PKG_NAME");
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+impl Devices {
+    pub(super) fn drive_all(&mut self, now: Time, index: usize) {
+        // those that are done for are taken out on the way
+        let count = self.devices.get(index).map_or(0, |device| device.services.len());
+        for service in (0..count).rev() {
+            self.drive(now, (index, service));
+        }
+        self.settle(now, index);
+    }
+
+    /// The next step of a service.
+    fn drive(&mut self, now: Time, place: Place) {
+        let there = self.settings.is_there();
+        let Some(device) = self.devices.get_mut(place.0) else { return };
+        let online = device.online;
+        let Some(service) = device.services.get_mut(place.1) else { return };
+        let on = online && service.wanted && service.next_kind.is_none() && !service.restarts;
+        match service.state {
+            State::Off | State::Waiting | State::Failed { .. } if !on => {
+                if !service.wanted {
+                    device.services.remove(place.1);
+                    self.unsaved = true;
+                    return;
+                }
+                service.state = State::Off;
+                if service.restarts {
+                    service.restarts = false;
+                    return self.drive(now, place);
+                }
+                let values = service.exported.take();
+                service.kept.clear();
+                if let Some(kind) = service.next_kind.take() {
+                    self.change_kind(now, place, kind, values);
+                    self.drive(now, place);
+                }
+            }
+            State::Failed { retry } if retry > now => {}
+            State::Off | State::Waiting | State::Failed { .. } => {
+                if device.patience.is_none() && service.state != State::Waiting {
+                    device.patience = Some(now + limits::SETTINGS_PATIENCE);
+                }
+                service.state = State::Waiting;
+                if there {
+                    self.ask_settings(now, place);
+                }
+            }
+            State::Opening | State::Up if !on => self.close(place),
+            // the answer decides
+            State::Asking | State::Opening | State::Up | State::Closing => {}
+        }
+    }
+
+    /// Nothing but its ID stays. Settings that the new type has too stay where the user has chosen something.
+    fn change_kind(&mut self, now: Time, place: Place, kind: Box<str>, values: Option<Exported>) {
+        let new = self.catalogue.service_type(&kind);
+        let stays = |path: &str| {
+            let (Some(values), Some(new)) = (&values, &new) else { return false };
+            let (Some(old), Some(value)) = (values.spec(path), values.value(path)) else { return false };
+            *value != old.default && new.items.iter().any(|(known, spec)| **known == *path && spec.kept && spec.kind == old.kind)
+        };
+        let slug = self.service(place).map(|service| service.slug.clone()).unwrap_or_default();
+        let mut old = self.setting_paths(place);
+        old.retain(|full| !full.split_once(&*slug).is_some_and(|(_, path)| stays(path)));
+        self.clear_settings(now, old);
+        if let Some(service) = self.service_mut(place) {
+            service.kind = kind;
+            service.written.clear();
+            service.grown.clear();
+            service.instance = None;
+        }
+        self.unsaved = true;
+    }
+
+    /// The settings are known: now the connection, with all its items.
+    pub(super) fn open(&mut self, place: Place) {
+        let Some(device) = self.devices.get(place.0) else { return };
+        let Some(service) = device.services.get(place.1) else { return };
+        let (key, name) = (service.key, service.bus_name());
+        if let Some(service) = self.service_mut(place) {
+            service.state = State::Opening;
+            if let (Some(exported), Some(instance)) = (&mut service.exported, service.instance) {
+                exported.set("/DeviceInstance", Value::Int(instance.into()));
+            }
+        }
+        self.bus.push_back(BusCommand::Open { key, name });
+    }
+
+    /// The items of a service that has none yet, with their defaults.
+    pub(super) fn export(&mut self, place: Place) -> bool {
+        let Some(device) = self.devices.get(place.0) else { return false };
+        let Some(service) = device.services.get(place.1) else { return false };
+        if service.exported.is_some() {
+            return true;
+        }
+        let Some(kind) = self.catalogue.service_type(&service.kind) else { return false };
+        let text = |text: &str| Value::Str(text.into());
+        let fixed = vec![
+            ("/Mgmt/ProcessName", text(PROCESS)),
+            ("/Mgmt/ProcessVersion", text(VERSION)),
+            ("/Mgmt/Connection", text(&format!("MQTT:{}", device.id.raw()))),
+            ("/DeviceInstance", Value::Invalid),
+            ("/DeviceName", text(&format!("{}:{}", device.id.raw(), service.id.raw()))),
+            ("/ProductName", text(&format!("{} over MQTT", capitalised(&service.kind)))),
+            ("/FirmwareVersion", Value::Str(device.version.clone())),
+            ("/Connected", Value::Int(1)),
+        ];
+        let mut exported = Exported::new(kind, fixed);
+        for path in &service.grown {
+            exported.grow(path, limits::SERVICE_ITEMS);
+        }
+        if let Some(service) = self.service_mut(place) {
+            service.exported = Some(exported);
+        }
+        true
+    }
+
+    fn close(&mut self, place: Place) {
+        let Some(service) = self.service_mut(place) else { return };
+        let (key, up) = (service.key, matches!(service.state, State::Up));
+        service.state = State::Closing;
+        let valid: Vec<Box<str>> = service.exported.iter().flat_map(Exported::valid).map(Box::from).collect();
+        if up {
+            let items = valid.into_iter().map(|path| (path, Value::Invalid, "---".to_owned())).collect();
+            self.bus.push_back(BusCommand::Emit { key, items, told: false });
+        }
+        self.bus.push_back(BusCommand::Close { key });
+    }
+
+    /// The daemon ends: everything that has a connection leaves, and comes back in its next life.
+    pub(super) fn close_all(&mut self, _now: Time, index: usize) {
+        let count = self.devices.get(index).map_or(0, |device| device.services.len());
+        for place in (0..count).map(|service| (index, service)) {
+            if self.service(place).is_some_and(|service| matches!(service.state, State::Opening | State::Up)) {
+                self.close(place);
+            }
+        }
+    }
+
+    /// The service leaves the bus, and comes back with its values.
+    pub(super) fn restart(&mut self, now: Time, place: Place) {
+        if let Some(service) = self.service_mut(place) {
+            service.restarts = true;
+        }
+        if let Some(device) = self.devices.get_mut(place.0) {
+            device.owed = true;
+        }
+        self.drive(now, place);
+    }
+
+    /// What happened to the connection of a service.
+    pub fn bus_event(&mut self, now: Time, key: Key, event: BusEvent) {
+        let Some(place) = self.place_of(key) else { return };
+        match event {
+            BusEvent::Up => {
+                if let Some(service) = self.service_mut(place)
+                    && service.state == State::Opening
+                {
+                    service.state = State::Up;
+                    let (name, instance) = (service.bus_name(), service.instance.unwrap_or_default());
+                    self.unsaved = true;
+                    self.caused(now, Level::Info, Kind::Registered, || format!("{name} is on the bus as instance {instance}"));
+                    self.retell(place);
+                }
+            }
+            BusEvent::Refused(why) => self.fail(now, place, &why),
+            BusEvent::Down => {
+                let closed = self.service_mut(place).is_some_and(|service| {
+                    let closing = service.state == State::Closing;
+                    service.state = State::Off;
+                    closing
+                });
+                if !closed {
+                    return self.fail(now, place, "its connection to the bus was lost");
+                }
+            }
+        }
+        if self.options.enabled {
+            self.drive_all(now, place.0);
+            self.finish_forgetting(now, place.0);
+        }
+    }
+
+    /// What has changed while the name was on its way.
+    fn retell(&mut self, place: Place) {
+        let Some(device) = self.devices.get(place.0) else { return };
+        let version = Value::Str(device.version.clone());
+        self.set_item(place, "/FirmwareVersion", version, false);
+    }
+
+    /// A service cannot be put on the bus: its device hears why, and it is tried again.
+    pub(super) fn fail(&mut self, now: Time, place: Place, why: &str) {
+        let Some(device) = self.devices.get_mut(place.0) else { return };
+        let (clients, online) = (device.clients.clone(), device.online);
+        let Some(service) = device.services.get_mut(place.1) else { return };
+        service.state = State::Failed { retry: now + limits::SERVICE_RETRY };
+        service.restarts = false;
+        let text = format!("\"{}\" ({}): {why}; tried again in {} s", service.id, service.bus_name(), limits::SERVICE_RETRY.as_secs());
+        if online {
+            let name = self.name_of(place.0);
+            self.caused(now, Level::Warn, Kind::Service, || format!("device {name}: {text}"));
+            self.complain(&clients, &text);
+        }
+    }
+
+    /// Once everything a device wants is there, and it has not been told yet.
+    fn settle(&mut self, _now: Time, index: usize) {
+        let Some(device) = self.devices.get_mut(index) else { return };
+        if !device.is_settled() {
+            return;
+        }
+        device.patience = None;
+        if !device.online || !std::mem::take(&mut device.owed) {
+            return;
+        }
+        let (dbus, instances) = (answer(device.services.as_slice(), &self.prefix, self.portal.as_str()), instances(&device.services));
+        for client in device.clients.clone() {
+            let topic = self.topic(&format!("device/{client}/DBus"));
+            self.publish(topic, dbus.clone());
+            if self.options.device_instance_topic {
+                let topic = self.topic(&format!("device/{client}/DeviceInstance"));
+                self.publish(topic, instances.clone());
+            }
+        }
+    }
+
+    /// A call to one of the services.
+    pub fn call(&mut self, now: Time, key: Key, call: &Call<'_>) -> Answer {
+        let Some(place) = self.place_of(key) else { return gone() };
+        let Some(exported) = self.service(place).and_then(|service| service.exported.as_ref()) else { return gone() };
+        match exported.query(call) {
+            Some(answer) => answer,
+            None => {
+                self.hear(now, place.0);
+                self.set_value(now, place, call)
+            }
+        }
+    }
+
+    fn set_value(&mut self, now: Time, place: Place, call: &Call<'_>) -> Answer {
+        let Some(value) = call.argument.clone() else {
+            return Answer::Error { name: "org.freedesktop.DBus.Error.InvalidArgs", text: "SetValue takes one value".into() };
+        };
+        match self.write_own(now, place, call.path, value, !call.is_ours) {
+            Ok(items) => {
+                self.emit(place, items);
+                Answer::Code(ACCEPTED)
+            }
+            Err(Refusal::Unknown) => {
+                Answer::Error { name: "org.freedesktop.DBus.Error.UnknownObject", text: format!("there is no {}", escape(call.path)) }
+            }
+            Err(refusal) => {
+                let name = self.service(place).map(|service| service.bus_name()).unwrap_or_default();
+                let text = refusal.text();
+                self.caused(now, Level::Warn, Kind::DeviceWrite, || {
+                    format!("a write of {} to {name} is refused: {}", escape(call.path), escape(&text))
+                });
+                Answer::Code(if matches!(refusal, Refusal::ReadOnly) { WRONG } else { REFUSED })
+            }
+        }
+    }
+
+    /// Writes an item of a service of ours; gives what has changed by it, and whether the device has to know.
+    pub(super) fn write_own(&mut self, now: Time, place: Place, path: &str, value: Value, by_others: bool) -> Result<Changed, Refusal> {
+        let mut changed = Changed::default();
+        let Some(exported) = self.service_mut(place).and_then(|service| service.exported.as_mut()) else { return Err(Refusal::Unknown) };
+        if exported.spec(path).is_none() {
+            if exported.contains(path) {
+                return Err(Refusal::ReadOnly);
+            }
+            changed.paths = exported.grow(path, limits::SERVICE_ITEMS);
+        }
+        let Some(spec) = exported.spec(path) else { return Err(Refusal::Unknown) };
+        let brought = if spec.writable { spec.bring(value).map_err(Refusal::Value) } else { Err(Refusal::ReadOnly) };
+        if !changed.paths.is_empty() {
+            let new = changed.paths.clone();
+            if let Some(service) = self.service_mut(place) {
+                service.grown.extend(new.first().cloned());
+            }
+            self.unsaved = true;
+            self.ask_grown(now, place, &new);
+        }
+        let set = brought.map(|value| {
+            let exported = self.service_mut(place).and_then(|service| service.exported.as_mut());
+            exported.is_some_and(|exported| exported.set(path, value))
+        });
+        match set {
+            Ok(true) => {
+                if !changed.paths.iter().any(|known| **known == *path) {
+                    changed.paths.push(path.into());
+                }
+                changed.told = by_others || spec.kept || spec.command;
+                if spec.kept {
+                    self.keep(now, place, path);
+                }
+                Ok(changed)
+            }
+            Ok(false) => Ok(changed),
+            Err(refusal) => {
+                // what came into being is there all the same
+                self.emit(place, changed);
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Sets an item and says so.
+    pub(super) fn set_item(&mut self, place: Place, path: &str, value: Value, told: bool) {
+        let exported = self.service_mut(place).and_then(|service| service.exported.as_mut());
+        if exported.is_some_and(|exported| exported.set(path, value)) {
+            self.emit(place, Changed { paths: vec![path.into()], told });
+        }
+    }
+
+    /// Says what has changed.
+    pub(super) fn emit(&mut self, place: Place, changed: Changed) {
+        let Some(service) = self.service(place) else { return };
+        let (true, Some(exported)) = (matches!(service.state, State::Up), &service.exported) else { return };
+        let key = service.key;
+        let value = |path: Box<str>| Some((path.clone(), exported.value(&path)?.clone(), exported.text(&path)));
+        let items: Vec<_> = changed.paths.into_iter().filter_map(value).collect();
+        if !items.is_empty() {
+            self.bus.push_back(BusCommand::Emit { key, items, told: changed.told });
+        }
+    }
+
+    /// Another life of a service: what is still under way for the last one finds nobody.
+    pub(super) fn new_key(&mut self, place: Place) -> Key {
+        let key = self.next_key;
+        self.next_key += 1;
+        if let Some(service) = self.service_mut(place) {
+            service.key = key;
+        }
+        key
+    }
+
+    pub(super) fn place_of(&self, key: Key) -> Option<Place> {
+        self.devices.iter().enumerate().find_map(|(index, device)| {
+            let service = device.services.iter().position(|service| service.key == key)?;
+            Some((index, service))
+        })
+    }
+
+    pub(super) fn service(&self, place: Place) -> Option<&Service> {
+        self.devices.get(place.0)?.services.get(place.1)
+    }
+
+    pub(super) fn service_mut(&mut self, place: Place) -> Option<&mut Service> {
+        self.devices.get_mut(place.0)?.services.get_mut(place.1)
+    }
+}
+
+/// What a write has changed.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Changed {
+    pub paths: Vec<Box<str>>,
+    /// The device has to know.
+    pub told: bool,
+}
+
+/// Why a write is not taken.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Refusal {
+    Unknown,
+    ReadOnly,
+    Value(String),
+}
+
+impl Refusal {
+    pub fn text(&self) -> String {
+        match self {
+            Self::Unknown => "there is no such item".into(),
+            Self::ReadOnly => "it cannot be written".into(),
+            Self::Value(why) => why.clone(),
+        }
+    }
+}
+
+fn gone() -> Answer {
+    Answer::Error { name: "org.freedesktop.DBus.Error.UnknownObject", text: "the service is leaving".into() }
+}
+
+fn capitalised(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map(|first| first.to_ascii_uppercase()).into_iter().chain(letters).collect()
+}
+
+/// The payload of `device/<client ID>/DBus`. Small firmwares search the text: the first mention of a service is its number.
+fn answer(services: &[Service], prefix: &str, portal: &str) -> String {
+    let topics: Vec<String> = services
+        .iter()
+        .map(|service| {
+            let rest = format!("{portal}/{}/{}", service.kind, service.instance.unwrap_or_default());
+            let of = |letter: char| format!("\"{letter}\": {}", quoted(&format!("{prefix}{letter}/{rest}")));
+            format!("{}: {{{}, {}, {}}}", quoted(service.id.raw()), of('N'), of('R'), of('W'))
+        })
+        .collect();
+    format!("{{\"portalId\": {}, \"deviceInstance\": {}, \"topicPath\": {{{}}}}}", quoted(portal), instances(services), topics.join(", "))
+}
+
+fn instances(services: &[Service]) -> String {
+    let entries: Vec<String> =
+        services.iter().map(|service| format!("{}: {}", quoted(service.id.raw()), service.instance.unwrap_or_default())).collect();
+    format!("{{{}}}", entries.join(", "))
+}
+
+fn quoted(text: &str) -> String {
+    let mut out = Vec::new();
+    Value::Str(text.into()).write_json(&mut out);
+    String::from_utf8_lossy(&out).into_owned()
+}
