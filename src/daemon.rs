@@ -19,7 +19,7 @@ use crate::catalogue_files;
 use crate::config::{BusAddress, Config};
 use crate::control::{self, Command, Control};
 use crate::device::catalogue::Catalogue;
-use crate::device::{self, Devices, registry};
+use crate::device::{self, BusEvent, Devices, registry};
 use crate::mqtt::link::{Broker, Link, LinkEvent};
 use crate::mqtt::tls;
 use crate::portal;
@@ -340,6 +340,11 @@ impl Daemon {
     fn carry_out(&mut self) {
         let now = self.now();
         self.devices.set_mode(now, self.bridge.mode());
+        for (key, name) in self.devices.unknown() {
+            if self.bridge.knows(&name) {
+                self.devices.bus_event(now, key, BusEvent::Known);
+            }
+        }
         self.carry_out_writes(now);
         self.carry_out_services();
         while let Some((token, result)) = self.devices.poll_answer() {

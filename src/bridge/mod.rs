@@ -31,7 +31,7 @@ use access::Rules;
 pub use calls::{BusCall, Method, Reply, Setting};
 use calls::{Calls, Purpose};
 pub use items::Change;
-use items::{ServiceId, Services, State};
+use items::{Service, ServiceId, Services, State};
 use keepalive::{KeepAlives, Republish, Republishes};
 use name::PortalId;
 pub use notes::Note;
@@ -148,6 +148,11 @@ impl Bridge {
         };
         let (first, rest) = (*first, rest.to_vec());
         Some(Changes::new(self, now, first, rest))
+    }
+
+    /// Whether this service has been scanned, so that its topics can be read and written.
+    pub fn knows(&self, name: &str) -> bool {
+        self.services.by_name(name).and_then(|id| self.services.get(id)).is_some_and(Service::is_ready)
     }
 
     /// Whether a reply with this serial number is waited for.

@@ -190,6 +190,10 @@ impl Bridge {
         if !service.is_ready() || instance == service.instance {
             return;
         }
+        // a service that is about to leave makes its items invalid first: that is no new instance
+        if service.items.get("/DeviceInstance").is_some_and(|item| item.value == Value::Invalid) {
+            return;
+        }
         let (name, owner, topic, old) = (service.name.clone(), service.owner.clone(), service.topic.clone(), service.instance.clone());
         let service_type = service.service_type().to_owned();
         self.notes.add(Level::Info, || format!("{name} changes its instance from {old} to {instance}"));

@@ -5,7 +5,7 @@
 //! waits for it: what the bus does not take is kept, and a connection with too much of it is given up. The handshake is a few
 //! lines, the wire format and the messages are zbus's.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, Write};
 use std::num::NonZeroU32;
 use std::os::unix::net::UnixStream;
@@ -15,14 +15,13 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::AbortHandle;
+use zbus::Message;
 use zbus::connection::socket::ReadHalf;
 use zbus::message::{Flags, Type};
-use zbus::{Message, Variant};
 
 use super::socket::{Reader, dial};
 use super::{BUS, BUS_PATH, ITEM, wire};
-use crate::bridge::value::Value;
-use crate::device::service::{Answer, Call};
+use crate::device::service::{Answer, Call, ItemAnswer};
 use crate::device::{BusCommand, BusEvent, Key};
 use crate::text::escape;
 use crate::watch::watch;
@@ -374,15 +373,15 @@ fn call_bus(member: &'static str, serial: NonZeroU32) -> zbus::message::Builder<
 }
 
 /// One item: PropertiesChanged on it. Several from one cause: one ItemsChanged. Never both, as Victron's own library does.
-fn signal(items: &[(Box<str>, Value, String)]) -> zbus::Result<Message> {
-    let entry = |value: &Value, text: &str| -> zbus::Result<BTreeMap<&'static str, Variant<'static>>> {
-        Ok(BTreeMap::from([("Value", wire::to_variant(value)?), ("Text", Variant::from(text.to_owned()))]))
-    };
-    if let [(path, value, text)] = items {
-        return Message::signal(&**path, ITEM, "PropertiesChanged").build(&entry(value, text)?);
+fn signal(items: &[ItemAnswer]) -> zbus::Result<Message> {
+    let mut entries = wire::to_items(items)?;
+    match entries.pop_first() {
+        Some((path, entry)) if entries.is_empty() => Message::signal(path, ITEM, "PropertiesChanged").build(&entry),
+        first => {
+            entries.extend(first);
+            Message::signal("/", ITEM, "ItemsChanged").build(&entries)
+        }
     }
-    let entries: zbus::Result<BTreeMap<&str, _>> = items.iter().map(|(path, value, text)| Ok((&**path, entry(value, text)?))).collect();
-    Message::signal("/", ITEM, "ItemsChanged").build(&entries?)
 }
 
 /// What org.freedesktop.DBus.Peer gives.

@@ -35,6 +35,7 @@ use catalogue::Catalogue;
 use model::{Device, State};
 pub use model::{Key, Place};
 use options::Options;
+use service::ItemAnswer;
 use settings::Dialogue;
 
 /// What a room of devices is made of.
@@ -60,7 +61,7 @@ pub enum BusCommand {
     /// One PropertiesChanged, or one ItemsChanged if they are several.
     Emit {
         key: Key,
-        items: Vec<(Box<str>, Value, String)>,
+        items: Vec<ItemAnswer>,
         /// Somebody else than the device has caused it: it has to know.
         told: bool,
     },
@@ -73,6 +74,8 @@ pub enum BusCommand {
 pub enum BusEvent {
     /// It has its name.
     Up,
+    /// The bridge knows its items: what is written now is not lost.
+    Known,
     /// It could not be opened, and is closed.
     Refused(String),
     /// It is closed.
@@ -262,9 +265,10 @@ impl Devices {
         self.answers.pop_front()
     }
 
-    /// Whether every service has left the bus.
-    pub fn is_gone(&self) -> bool {
-        self.devices.iter().flat_map(|device| &device.services).all(|service| !service.state.has_connection())
+    /// Services that have their names, and are to be [`BusEvent::Known`] when the bridge knows them.
+    pub fn unknown(&self) -> Vec<(Key, String)> {
+        let services = self.devices.iter().flat_map(|device| &device.services);
+        services.filter(|service| service.state == State::Up && !service.known).map(|service| (service.key, service.bus_name())).collect()
     }
 
     /// A few lines for the log, on request.

@@ -49,6 +49,8 @@ pub struct Service {
     /// It is in the device's last Status.
     pub wanted: bool,
     pub state: State,
+    /// The bridge knows its items.
+    pub known: bool,
     /// `mqtt_<client>_<service>`
     pub slug: Box<str>,
     pub instance: Option<i32>,
@@ -78,12 +80,6 @@ pub enum State {
     Failed {
         retry: Time,
     },
-}
-
-impl State {
-    pub fn has_connection(self) -> bool {
-        matches!(self, Self::Opening | Self::Up | Self::Closing)
-    }
 }
 
 /// How the value of an item stands with the setting that keeps it.
@@ -133,7 +129,7 @@ impl Device {
 
     /// Everything it wants is on the bus, and nothing else of it is.
     pub fn is_settled(&self) -> bool {
-        self.services.iter().all(|service| matches!(service.state, State::Up) && service.wanted && service.next_kind.is_none())
+        self.services.iter().all(|service| service.state == State::Up && service.known && service.wanted && service.next_kind.is_none())
     }
 
     pub fn is_off(&self) -> bool {
@@ -151,6 +147,7 @@ impl Service {
             next_kind: None,
             wanted: true,
             state: State::Off,
+            known: false,
             instance: None,
             restarts: false,
             exported: None,

@@ -156,7 +156,8 @@ impl Devices {
                 Err("too many writes are waiting".into())
             };
             match written {
-                Ok(Changed { paths, .. }) => {
+                Ok(Changed { paths, new, .. }) => {
+                    changed.new |= new;
                     paths.into_iter().for_each(|path| {
                         if !changed.paths.contains(&path) {
                             changed.paths.push(path);

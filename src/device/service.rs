@@ -48,6 +48,13 @@ pub struct ItemAnswer {
     pub default: Value,
 }
 
+impl ItemAnswer {
+    /// What a service says of its items before it leaves.
+    pub fn invalid(path: Box<str>) -> Self {
+        Self { path, value: Value::Invalid, text: "---".into(), min: Value::Invalid, max: Value::Invalid, default: Value::Invalid }
+    }
+}
+
 /// SetValue took it.
 pub const ACCEPTED: i32 = 0;
 /// The item cannot be written, or the value is of the wrong type (the library's own code for it).
@@ -119,8 +126,14 @@ impl Exported {
         self.item(path).map(|item| item.value)
     }
 
-    pub fn text(&self, path: &str) -> String {
-        self.item(path).map(Item::text).unwrap_or_default()
+    /// What a signal says of an item; of a new one its limits too.
+    pub fn change(&self, path: &str, new: bool) -> Option<ItemAnswer> {
+        let item = self.item(path)?;
+        Some(if new {
+            item.answer()
+        } else {
+            ItemAnswer { value: item.value.clone(), text: item.text(), ..ItemAnswer::invalid(path.into()) }
+        })
     }
 
     /// What is known of an item that can be written; `None` too for those we keep ourselves.

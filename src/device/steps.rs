@@ -3,7 +3,7 @@
 use log::Level;
 
 use super::model::{Key, Place, Service, State};
-use super::service::{ACCEPTED, Answer, Call, Exported, REFUSED, WRONG};
+use super::service::{ACCEPTED, Answer, Call, Exported, ItemAnswer, REFUSED, WRONG};
 use super::{BusCommand, BusEvent, Devices};
 use crate::bridge::notes::Kind;
 use crate::bridge::value::Value;
@@ -93,6 +93,7 @@ impl Devices {
         let (key, name) = (service.key, service.bus_name());
         if let Some(service) = self.service_mut(place) {
             service.state = State::Opening;
+            service.known = false;
             if let (Some(exported), Some(instance)) = (&mut service.exported, service.instance) {
                 exported.set("/DeviceInstance", Value::Int(instance.into()));
             }
@@ -135,7 +136,7 @@ impl Devices {
         service.state = State::Closing;
         let valid: Vec<Box<str>> = service.exported.iter().flat_map(Exported::valid).map(Box::from).collect();
         if up {
-            let items = valid.into_iter().map(|path| (path, Value::Invalid, "---".to_owned())).collect();
+            let items = valid.into_iter().map(ItemAnswer::invalid).collect();
             self.bus.push_back(BusCommand::Emit { key, items, told: false });
         }
         self.bus.push_back(BusCommand::Close { key });
@@ -175,6 +176,11 @@ impl Devices {
                     self.unsaved = true;
                     self.caused(now, Level::Info, Kind::Registered, || format!("{name} is on the bus as instance {instance}"));
                     self.retell(place);
+                }
+            }
+            BusEvent::Known => {
+                if let Some(service) = self.service_mut(place) {
+                    service.known = true;
                 }
             }
             BusEvent::Refused(why) => self.fail(now, place, &why),
@@ -283,6 +289,7 @@ impl Devices {
                 return Err(Refusal::ReadOnly);
             }
             changed.paths = exported.grow(path, limits::SERVICE_ITEMS);
+            changed.new = true;
         }
         let Some(spec) = exported.spec(path) else { return Err(Refusal::Unknown) };
         let brought = if spec.writable { spec.bring(value).map_err(Refusal::Value) } else { Err(Refusal::ReadOnly) };
@@ -322,7 +329,7 @@ impl Devices {
     pub(super) fn set_item(&mut self, place: Place, path: &str, value: Value, told: bool) {
         let exported = self.service_mut(place).and_then(|service| service.exported.as_mut());
         if exported.is_some_and(|exported| exported.set(path, value)) {
-            self.emit(place, Changed { paths: vec![path.into()], told });
+            self.emit(place, Changed { paths: vec![path.into()], told, new: false });
         }
     }
 
@@ -331,8 +338,7 @@ impl Devices {
         let Some(service) = self.service(place) else { return };
         let (true, Some(exported)) = (matches!(service.state, State::Up), &service.exported) else { return };
         let key = service.key;
-        let value = |path: Box<str>| Some((path.clone(), exported.value(&path)?.clone(), exported.text(&path)));
-        let items: Vec<_> = changed.paths.into_iter().filter_map(value).collect();
+        let items: Vec<_> = changed.paths.iter().filter_map(|path| exported.change(path, changed.new)).collect();
         if !items.is_empty() {
             self.bus.push_back(BusCommand::Emit { key, items, told: changed.told });
         }
@@ -368,6 +374,8 @@ impl Devices {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Changed {
     pub paths: Vec<Box<str>>,
+    /// Some of them have come into being.
+    pub new: bool,
     /// The device has to know.
     pub told: bool,
 }
