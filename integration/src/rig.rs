@@ -47,15 +47,8 @@ impl Rig {
 
     fn bring_up(parts: Box<dyn Parts>, setup: Setup) -> Result<Self> {
         let mut rig = Self { fake: None, parts, setup };
-        rig.start(Part::Bus);
-        let socket = rig.dir().join("bus");
-        eventually("the bus listens", DEADLINE, || std::os::unix::net::UnixStream::connect(&socket).ok());
         rig.start(Part::Broker);
-        rig.start(Part::Fake);
-        rig.fake = Some(Fake::connect(&bus_address(rig.dir()))?);
-        if rig.setup.settings {
-            rig.start_settings();
-        }
+        rig.start_bus()?;
         // its own word, and not that something answers at that port: it could be another broker
         let end = Instant::now() + DEADLINE;
         while !rig.log(Part::Broker).contains(" running\n") {
@@ -63,6 +56,29 @@ impl Rig {
             ensure!(!over, "the broker does not come up: {}", rig.log(Part::Broker));
         }
         Ok(rig)
+    }
+
+    /// The bus, and who lives on it.
+    fn start_bus(&mut self) -> Result<()> {
+        self.start(Part::Bus);
+        let socket = self.dir().join("bus");
+        eventually("the bus listens", DEADLINE, || std::os::unix::net::UnixStream::connect(&socket).ok());
+        self.start(Part::Fake);
+        self.fake = Some(Fake::connect(&bus_address(self.dir()))?);
+        if self.setup.settings {
+            self.start_settings();
+        }
+        Ok(())
+    }
+
+    /// The bus ends, everybody on it with it, and all but the bridge are started again. The fake services are as if they were new.
+    pub fn restart_bus(&mut self) {
+        self.kill(Part::Bus);
+        self.ended(Part::Fake);
+        if self.setup.settings {
+            self.ended(Part::Settings);
+        }
+        self.start_bus().unwrap_or_else(|error| panic!("the bus does not come up again: {error:#}"));
     }
 
     pub fn fake(&self) -> &Fake {

@@ -17,14 +17,14 @@ fn auto() -> Setup {
 }
 
 /// Answers keep-alives with a heartbeat, as dbus-flashmq does.
-struct Plugin {
+pub struct Plugin {
     over: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Plugin {
     /// `at_once`: it was asleep, and its first heartbeat follows the keep-alive; else it was awake, and beats every three seconds.
-    fn start(rig: &Rig, at_once: bool) -> Self {
+    pub fn start(rig: &Rig, at_once: bool) -> Self {
         let client = rig.client();
         client.subscribe(&client.topic('R', "keepalive"));
         let over = Arc::new(AtomicBool::new(false));
@@ -56,7 +56,7 @@ impl Drop for Plugin {
 }
 
 /// The bridge says that it stays out, on a topic of its own beside the status.
-fn await_companion(mqtt: &Client) {
+pub fn await_companion(mqtt: &Client) {
     mqtt.wait_for("`companion` among the bridge's own topics", |message| {
         message.topic.starts_with("venus-mqtt/") && message.text().contains("companion")
     });

@@ -34,6 +34,7 @@ macro_rules! both {
 }
 
 mod demo;
+mod devices;
 mod discovery;
 mod flashmq;
 mod harness;

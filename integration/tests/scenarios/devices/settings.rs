@@ -1,0 +1,245 @@
+//! Settings live in localsettings, both ways; so do the instances, and the user may change them.
+
+use std::time::Duration;
+
+use venus_mqtt_integration::{DEADLINE, Device, PORTAL, Part, Rig, Setup, device::name, fake::SETTINGS};
+
+use super::{SENSOR, T1, instance_setting, kept, running, sensor, settle};
+
+/// From the device, from the GUI, from localsettings: all three agree.
+#[test]
+fn a_setting_is_the_same_everywhere() {
+    let rig = running(Setup::devices());
+    let (device, _) = sensor(&rig);
+    let fake = rig.fake();
+    let (own, stored) = ("/CustomName", kept("fe001", "t1", "CustomName"));
+    assert_eq!(fake.shown(SETTINGS, &stored), "s \"My Temperature Sensor\"");
+    device.mqtt.write("temperature/1/CustomName", r#"{"value": "by device"}"#);
+    fake.await_shown(SETTINGS, &stored, "s \"by device\"");
+    fake.await_shown(SENSOR, own, "s \"by device\"");
+    assert_eq!(fake.set_value(SENSOR, own, "by GUI").ok(), Some(0));
+    fake.await_shown(SETTINGS, &stored, "s \"by GUI\"");
+    fake.await_shown(SENSOR, own, "s \"by GUI\"");
+    let watch = rig.watch();
+    assert_eq!(fake.set_value(SETTINGS, &stored, "by localsettings").ok(), Some(0));
+    fake.await_shown(SENSOR, own, "s \"by localsettings\"");
+    watch.barrier();
+    let owner = fake.owner_of(SENSOR).expect("it is there");
+    assert_eq!(watch.of(&owner), [r#"PropertiesChanged /CustomName Text s "by localsettings", Value s "by localsettings""#]);
+    // numbers with their limits
+    let stored = kept("fe001", "t1", "TemperatureType");
+    assert_eq!(fake.shown(SETTINGS, &stored), "i 2");
+    assert_eq!(fake.set_value(SETTINGS, &stored, 99).ok(), Some(-1));
+    assert_eq!(fake.set_value(SETTINGS, &stored, 1).ok(), Some(0));
+    fake.await_shown(SENSOR, "/TemperatureType", "i 1");
+    // what is no setting is in nobody's memory
+    device.mqtt.write("temperature/1/Temperature", r#"{"value": 1.5}"#);
+    settle(&rig, &device.mqtt, 1);
+    let all = fake.settings();
+    assert!(!all.keys().any(|path| path.ends_with("/Temperature")), "{all:?}");
+}
+
+#[test]
+fn a_setting_is_kept() {
+    let mut rig = running(Setup::devices());
+    let (device, _) = sensor(&rig);
+    device.mqtt.write("temperature/1/CustomName", r#"{"value": "Cellar"}"#);
+    rig.fake().await_shown(SETTINGS, &kept("fe001", "t1", "CustomName"), "s \"Cellar\"");
+    device.leave();
+    rig.fake().await_no_name(SENSOR);
+    // changed while nobody is there
+    assert_eq!(rig.fake().set_value(SETTINGS, &kept("fe001", "t1", "TemperatureType"), 1).ok(), Some(0));
+    rig.stop(Part::Bridge);
+    rig.start_bridge();
+    device.register(T1);
+    assert_eq!(rig.fake().shown(SENSOR, "/CustomName"), "s \"Cellar\"");
+    assert_eq!(rig.fake().shown(SENSOR, "/TemperatureType"), "i 1");
+}
+
+both! {
+    /// The user gives another instance: the service comes back under it, and the device is told.
+    fn the_instance_follows_the_user(rig in Setup::devices()) {
+        rig.start_bridge();
+        let (device, _) = sensor(&rig);
+        let other = Device::connect(&rig, "fe002");
+        assert_eq!(other.register(T1).instance("t1"), 2);
+        device.mqtt.keepalive("");
+        device.mqtt.n("temperature/1/DeviceInstance", r#"{"value":1}"#);
+        let others = rig.fake().owner_of(&name("temperature", "fe002", "t1"));
+        let watch = rig.watch();
+        device.mqtt.mark();
+        assert_eq!(rig.fake().set_value(SETTINGS, &instance_setting("fe001", "t1"), "temperature:7").ok(), Some(0));
+        let answer = device.answered();
+        assert_eq!(answer.instance("t1"), 7);
+        assert!(answer.text.contains(&format!("W/{PORTAL}/temperature/7")), "{}", answer.text);
+        rig.fake().await_shown(SENSOR, "/DeviceInstance", "i 7");
+        // it left and came back
+        watch.wait_for("the name goes and comes", |signals| {
+            let of = |signal: &&venus_mqtt_integration::watch::Signal| signal.member == "NameOwnerChanged" && signal.body.starts_with(SENSOR);
+            (signals.iter().filter(of).count() == 2).then_some(())
+        });
+        device.mqtt.n("temperature/7/DeviceInstance", r#"{"value":7}"#);
+        device.mqtt.n("temperature/1/DeviceInstance", "");
+        device.mqtt.write("temperature/7/Temperature", r#"{"value": 23.4}"#);
+        rig.fake().await_shown(SENSOR, "/Temperature", "d 23.4");
+        // the other one's number is not to be had
+        device.mqtt.mark();
+        assert_eq!(rig.fake().set_value(SETTINGS, &instance_setting("fe001", "t1"), "temperature:2").ok(), Some(0));
+        assert_eq!(device.answered().instance("t1"), 3);
+        assert_eq!(rig.fake().owner_of(&name("temperature", "fe002", "t1")), others);
+    }
+}
+
+/// A device that is away gets the number it was given meanwhile.
+#[test]
+fn the_instance_of_one_that_is_away() {
+    let rig = running(Setup::devices());
+    let (device, _) = sensor(&rig);
+    device.leave();
+    rig.fake().await_no_name(SENSOR);
+    assert_eq!(rig.fake().set_value(SETTINGS, &instance_setting("fe001", "t1"), "temperature:33").ok(), Some(0));
+    assert_eq!(device.register(T1).instance("t1"), 33);
+    assert_eq!(rig.fake().shown(SENSOR, "/DeviceInstance"), "i 33");
+}
+
+/// It starts later than we do: registrations wait for it.
+#[test]
+fn registrations_wait_for_localsettings() {
+    let mut rig = running(Setup::devices().without_settings());
+    let device = Device::connect(&rig, "fe001");
+    device.mqtt.mark();
+    device.status(device.status_of(T1));
+    // a wrong one is refused all the same
+    let other = Device::connect(&rig, "fe002");
+    other.refuse(other.status_of(r#"{"t1": "thermometer"}"#));
+    assert!(device.mqtt.on(&device.topic("DBus")).is_empty() && rig.fake().owner_of(SENSOR).is_none());
+    rig.start_settings();
+    assert_eq!(device.answered().instance("t1"), 1);
+    assert!(rig.fake().owner_of(SENSOR).is_some());
+}
+
+/// It is not there, or does not answer: after 30 seconds the device is told, and when it comes all is well.
+#[test]
+fn without_localsettings_the_device_is_told() {
+    for mute in [false, true] {
+        let mut rig = running(if mute { Setup::devices() } else { Setup::devices().without_settings() });
+        if mute {
+            rig.fake().settings_behave("*", "never");
+        }
+        let device = Device::connect(&rig, "fe001");
+        device.mqtt.mark();
+        device.status(device.status_of(T1));
+        let error = device.topic("Error");
+        let told = device
+            .mqtt
+            .wait_within("an error", Duration::from_secs(60), |messages| messages.iter().find(|message| message.topic == error).cloned());
+        assert!(told.text().contains("localsettings") || told.text().contains(SETTINGS), "{told:?}");
+        device.mqtt.mark();
+        if mute {
+            rig.fake().settings_behave("*", "answer");
+            // it need not wait: the next Status asks again
+            device.status(device.status_of(T1));
+        } else {
+            rig.start_settings();
+        }
+        let answer = device.topic("DBus");
+        device.mqtt.wait_within("the answer", Duration::from_secs(60), |messages| {
+            messages.iter().any(|message| message.topic == answer).then_some(())
+        });
+        rig.fake().await_name(SENSOR);
+    }
+}
+
+/// It crashes, at any time: nothing is lost.
+#[test]
+fn localsettings_restarts() {
+    let mut rig = running(Setup::devices());
+    let (device, answer) = sensor(&rig);
+    let owner = rig.fake().owner_of(SENSOR);
+    for kill in [true, false] {
+        if kill {
+            rig.kill(Part::Settings);
+        } else {
+            rig.stop(Part::Settings);
+        }
+        // values go on
+        settle(&rig, &device.mqtt, 1);
+        rig.start_settings();
+        assert_eq!(device.register(T1), answer);
+        assert_eq!(rig.fake().owner_of(SENSOR), owner);
+        // both ways
+        let stored = kept("fe001", "t1", "CustomName");
+        let (one, two) = (format!("device {kill}"), format!("GUI {kill}"));
+        device.mqtt.write("temperature/1/CustomName", format!(r#"{{"value": "{one}"}}"#));
+        rig.fake().await_shown(SETTINGS, &stored, &format!("s {one:?}"));
+        assert_eq!(rig.fake().set_value(SETTINGS, &stored, two.clone()).ok(), Some(0));
+        rig.fake().await_shown(SENSOR, "/CustomName", &format!("s {two:?}"));
+    }
+}
+
+/// What is changed while it is away is in it when it is back.
+#[test]
+fn a_change_while_localsettings_is_away() {
+    let mut rig = running(Setup::devices());
+    let (device, _) = sensor(&rig);
+    rig.kill(Part::Settings);
+    device.mqtt.write("temperature/1/CustomName", r#"{"value": "meanwhile"}"#);
+    settle(&rig, &device.mqtt, 1);
+    rig.start_settings();
+    rig.fake().await_shown(SETTINGS, &kept("fe001", "t1", "CustomName"), "s \"meanwhile\"");
+    rig.fake().await_shown(SENSOR, "/CustomName", "s \"meanwhile\"");
+}
+
+/// The user changes something while it is us who are away from it: its word counts.
+#[test]
+fn a_change_in_localsettings_while_it_restarts() {
+    let mut rig = running(Setup::devices());
+    let (_device, _) = sensor(&rig);
+    rig.stop(Part::Settings);
+    let file = rig.dir().join("settings.json");
+    let text = std::fs::read_to_string(&file).expect("stored");
+    assert!(text.contains("My Temperature Sensor"));
+    std::fs::write(
+        &file,
+        text.replacen("\"value\": {\n      \"Text\": \"My Temperature Sensor\"", "\"value\": {\n      \"Text\": \"restored\"", 1),
+    )
+    .expect("written");
+    rig.start_settings();
+    rig.fake().await_shown(SETTINGS, &kept("fe001", "t1", "CustomName"), "s \"restored\"");
+    rig.fake().await_shown(SENSOR, "/CustomName", "s \"restored\"");
+}
+
+/// It dies in the middle of a registration.
+#[test]
+fn localsettings_dies_of_a_registration() {
+    let mut rig = running(Setup::devices());
+    rig.fake().settings_behave("AddSettings", "die");
+    let device = Device::connect(&rig, "fe001");
+    device.mqtt.mark();
+    device.status(device.status_of(T1));
+    rig.ended(Part::Settings);
+    rig.start_settings();
+    assert_eq!(device.answered().instance("t1"), 1);
+}
+
+/// It answers late: others are not held up, and the device that left meanwhile is not there afterwards.
+#[test]
+fn a_late_answer_is_not_too_late() {
+    let rig = running(Setup::devices());
+    let (device, _) = sensor(&rig);
+    rig.fake().settings_behave("AddSettings", "hold");
+    let (late, gone) = (Device::connect(&rig, "late"), Device::connect(&rig, "gone"));
+    late.mqtt.mark();
+    late.status(late.status_of(T1));
+    gone.status(gone.status_of(T1));
+    settle(&rig, &device.mqtt, 1);
+    gone.leave();
+    gone.mqtt.barrier();
+    settle(&rig, &device.mqtt, 1);
+    rig.fake().settings_behave("AddSettings", "answer");
+    venus_mqtt_integration::eventually("held calls", DEADLINE, || (rig.fake().settings_release() > 0).then_some(()));
+    assert!(late.answered().instance("t1") > 1);
+    settle(&rig, &device.mqtt, 1);
+    assert!(rig.fake().owner_of(&name("temperature", "gone", "t1")).is_none());
+    let _: &Rig = &rig;
+}
