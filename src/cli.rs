@@ -13,6 +13,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::bridge::name::PortalId;
 use crate::bridge::options::Enabled;
+use crate::catalogue_files;
 use crate::config::{self, At, BusAddress, Config, ConfigError, Given, Loaded, Place, Source};
 use crate::daemon::{self, Ended};
 use crate::log as logger;
@@ -301,6 +302,8 @@ fn check(source: &Source) -> u8 {
             for warning in &loaded.warnings {
                 say("warn", &warning.to_string());
             }
+            let (_, mistakes) = catalogue_files::load(&loaded.config.devices.catalogue_dir);
+            mistakes.iter().for_each(|mistake| say("warn", mistake));
             let _ = io::stdout().write_all(loaded.show().as_bytes());
             OK
         }

@@ -17,6 +17,7 @@
 //! | [`mqtt`] | the connection to the broker, with credit; TLS |
 //! | [`portal`] | who this device is |
 //! | [`control`] | the socket by which `venus-mqtt devices` talks to the daemon that runs |
+//! | [`catalogue_files`] | the user's own types of devices, read; what is wrong with them costs nothing else |
 //! | [`store`] | the registered devices' note on disk: written whole or not at all, and never waited for |
 //! | [`signals`] | what the system wants of the process |
 //! | `watch` | descriptors watched for one thing only, a timer that wakes once |
@@ -31,6 +32,7 @@
 
 pub mod bridge;
 pub mod bus;
+pub mod catalogue_files;
 pub mod cli;
 pub mod config;
 pub mod control;

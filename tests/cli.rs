@@ -334,3 +334,15 @@ fn a_device_is_forgotten_by_the_daemon() {
     let (code, _, err) = run(&folder, &["devices", "--config", "none.toml"]);
     assert_eq!((code, err.lines().count()), (78, 1));
 }
+
+#[test]
+fn check_tells_mistakes_in_types_of_devices_and_goes_on() {
+    let folder = Folder::new();
+    folder.file("types/rain.yml", "rain:\n  Rainfall:\n    colour: blue\nsnow:\n  Depth:\n");
+    folder.file("c.toml", "[devices]\ncatalogue_dir = \"types\"\n");
+    let (code, out, err) = run(&folder, &["check", "--config", "c.toml"]);
+    assert_eq!(code, 0);
+    assert!(err.starts_with("warn: types/rain.yml:3: ") && err.contains("colour"), "{err}");
+    assert_eq!(err.lines().count(), 1, "{err}");
+    assert!(out.contains("\ncatalogue_dir = \"types\"\n"), "{out}");
+}
