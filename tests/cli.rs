@@ -308,6 +308,11 @@ fn devices_as_of_the_last_note() {
     assert_eq!(head, "ID     VERSION  STATE      LAST HEARD   SERVICES");
     assert!(line.starts_with("fe001  v1.0     connected  ") && line.ends_with(" d ago  t1 temperature/5\n"), "{line}");
 
+    folder.file("off.toml", "[devices]\nenabled = false\n");
+    let (code, _, err) = run(&folder, &[&DEVICES[..], &["--config", "off.toml"]].concat());
+    assert_eq!((code, err.lines().count()), (0, 2), "{err}");
+    assert!(err.starts_with("warn: devices cannot register: `enabled = false` in [devices]; "), "{err}");
+
     folder.file("state/devices.json", "{");
     let (code, out, err) = run(&folder, &DEVICES);
     assert_eq!((code, out.as_str()), (75, ""));

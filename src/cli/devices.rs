@@ -65,7 +65,14 @@ impl From<AskError> for Failed {
 
 fn with_state_dir(source: &Source, act: impl FnOnce(&Path) -> Result<(), Failed>) -> u8 {
     let loaded = source.load().map_err(|error| Failed { code: CONFIG, text: error.to_string() });
-    match loaded.and_then(|loaded| act(&loaded.config.devices.state_dir)) {
+    let done = loaded.and_then(|loaded| {
+        let devices = &loaded.config.devices;
+        if !devices.options.enabled {
+            say("warn", "devices cannot register: `enabled = false` in [devices]; a daemon with this configuration answers nothing here");
+        }
+        act(&devices.state_dir)
+    });
+    match done {
         Ok(()) => OK,
         Err(failed) => {
             failed.text.lines().for_each(|line| say("error", line));
