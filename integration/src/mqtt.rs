@@ -68,6 +68,7 @@ struct Inbox {
     messages: Vec<Message>,
     subacks: BTreeMap<u16, Vec<u8>>,
     next_id: u16,
+    ponged: bool,
     closed: bool,
 }
 
@@ -192,6 +193,15 @@ impl Client {
         self.publish(&topic, "");
         self.await_inbox("a barrier's own message", DEADLINE, |inbox| {
             inbox.messages.iter().skip(before).any(|message| message.topic == topic).then_some(())
+        });
+    }
+
+    /// The broker has looked at everything that was sent, or has closed the connection over it.
+    pub fn barrier_or_closed(&self) {
+        self.send(&packet(0xc0, &[]));
+        crate::eventually("the broker's answer to a ping", DEADLINE, || {
+            let inbox = self.inbox();
+            (inbox.ponged || inbox.closed).then_some(())
         });
     }
 
@@ -326,6 +336,7 @@ fn read_all(mut stream: TcpStream, shared: &(Mutex<Inbox>, Condvar)) {
             Ok((0x90, body)) if body.len() > 2 => {
                 inbox.subacks.insert(u16::from_be_bytes([body[0], body[1]]), body[2..].to_vec());
             }
+            Ok((0xd0, _)) => inbox.ponged = true,
             Ok(_) => {}
             Err(_) => inbox.closed = true,
         }

@@ -84,6 +84,7 @@ fn what_is_no_status_is_refused() {
     payloads.push("x".repeat(1024 * 1024).into_bytes());
     payloads.push(services(&format!("{T1}{}", " ".repeat(1024 * 1024))).into_bytes());
     payloads.push(services(&format!(r#"{{"t1": "temperature", "{}": "tank"}}"#, "k".repeat(1024 * 1024))).into_bytes());
+    let mut accepted = Vec::new();
     for payload in payloads {
         let shown = String::from_utf8_lossy(&payload[..payload.len().min(100)]).into_owned();
         device.mqtt.mark();
@@ -91,10 +92,15 @@ fn what_is_no_status_is_refused() {
         let answer = device.mqtt.wait_for(&format!("an answer to {shown}"), |message| {
             message.topic == device.topic("Error") || message.topic == device.topic("DBus")
         });
-        assert_eq!(answer.topic, device.topic("Error"), "accepted: {shown}");
+        if answer.topic == device.topic("DBus") {
+            device.status(String::from_utf8_lossy(&payload).replace(r#""connected": 1"#, r#""connected": 0"#));
+            accepted.push(shown);
+            continue;
+        }
         assert!(answer.payload.len() < 1024, "{answer:?}");
         assert!(serde_json::from_slice::<serde_json::Value>(&answer.payload).is_ok_and(|json| json["error"].is_string()), "{answer:?}");
     }
+    assert!(accepted.is_empty(), "accepted: {accepted:#?}");
     nobody_else_is_affected(&rig, &bystander, connections);
     assert!(rig.fake().names().iter().all(|name| !name.contains("mqtt_bad")), "{:?}", rig.fake().names());
     // nothing of it is in its way
@@ -112,6 +118,12 @@ fn topics_of_all_kinds() {
     let (bystander, _) = sensor(&rig);
     let connections = rig.fake().connections();
     let long = "i".repeat(255);
+    // the broker may throw out whoever publishes there: a client each, without a last will
+    let publish = |topic: &str, payload: &str| {
+        let client = rig.client();
+        client.publish(topic, payload);
+        client.barrier_or_closed();
+    };
     for topic in [
         "device//Status",
         "device/../Status",
@@ -121,12 +133,12 @@ fn topics_of_all_kinds() {
         &format!("device/{long}/Status"),
     ] {
         for payload in [format!(r#"{{"connected": 1, "services": {{"x y": "tank", "t1": "nonsense"}}}}"#), "5".into(), String::new()] {
-            bystander.mqtt.publish(topic, payload);
+            publish(topic, &payload);
         }
     }
     for topic in ["device/Status", "device/a/b/Status", "device/a/Status/b", "device/fe001/DBus", "device/fe001/Error", "device", "device/"]
     {
-        bystander.mqtt.publish(topic, r#"{"clientId": "fe001", "connected": 0}"#);
+        publish(topic, r#"{"clientId": "fe001", "connected": 0}"#);
     }
     nobody_else_is_affected(&rig, &bystander, connections);
     assert!(rig.fake().owner_of(SENSOR).is_some());

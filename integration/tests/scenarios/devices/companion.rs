@@ -58,6 +58,8 @@ fn start(rig: &mut Rig) -> Client {
     rig.start(Part::Bridge);
     let status = rig.status_topic();
     mqtt.wait_for("a status", |message| message.topic == status && message.payload != b"offline");
+    // without a bridge the status does not say that devices are heard
+    rig.await_log(Part::Broker, "device/+/Status");
     mqtt
 }
 

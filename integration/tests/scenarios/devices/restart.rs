@@ -207,18 +207,15 @@ fn it_ends_politely() {
 fn a_new_configuration() {
     let mut rig = running(Setup::devices());
     let (device, answer) = sensor(&rig);
+    let watcher = rig.client();
+    watcher.subscribe(&rig.status_topic());
+    watcher.barrier();
+    watcher.mark();
     rig.configure(Setup::devices().device("max_devices = 1"));
     rig.signal(Part::Bridge, venus_mqtt_integration::parts::Signal::SIGHUP);
-    eventually("the new limit is in effect", DEADLINE, || {
-        device.mqtt.mark();
-        device.mqtt.subscribe("device/fe002/+");
-        device.mqtt.publish("device/fe002/Status", device.status_of(T1).replace("fe001", "fe002"));
-        let answered = device.mqtt.wait_within("an answer", Duration::from_secs(10), |messages| {
-            messages.iter().find(|message| message.topic.starts_with("device/fe002/") && !message.topic.ends_with("/Status")).cloned()
-        });
-        device.mqtt.publish("device/fe002/Status", r#"{"clientId": "fe002", "connected": 0}"#);
-        answered.topic.ends_with("/Error").then_some(())
-    });
+    rig.await_online(&watcher);
+    let other = Device::connect(&rig, "fe002");
+    other.refuse(other.status_of(T1));
     rig.fake().await_name(SENSOR);
     assert_eq!(device.register(T1), answer);
 }

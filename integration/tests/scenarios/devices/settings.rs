@@ -190,23 +190,34 @@ fn a_change_while_localsettings_is_away() {
     rig.fake().await_shown(SENSOR, "/CustomName", "s \"meanwhile\"");
 }
 
-/// The user changes something while it is us who are away from it: its word counts.
+/// It is killed before it has written what was told to it: what its services have is newer than what it has.
 #[test]
-fn a_change_in_localsettings_while_it_restarts() {
+fn what_localsettings_has_forgotten() {
     let mut rig = running(Setup::devices());
-    let (_device, _) = sensor(&rig);
-    rig.stop(Part::Settings);
+    let first = Device::connect(&rig, "fe000");
+    first.register(T1);
+    let (device, answer) = sensor(&rig);
+    assert_eq!(answer.instance("t1"), 2);
+    let (stored, number) = (kept("fe001", "t1", "CustomName"), instance_setting("fe001", "t1"));
     let file = rig.dir().join("settings.json");
-    let text = std::fs::read_to_string(&file).expect("stored");
-    assert!(text.contains("My Temperature Sensor"));
-    std::fs::write(
-        &file,
-        text.replacen("\"value\": {\n      \"Text\": \"My Temperature Sensor\"", "\"value\": {\n      \"Text\": \"restored\"", 1),
-    )
-    .expect("written");
+    let before = std::fs::read(&file).expect("stored");
+    device.mqtt.write("temperature/2/CustomName", r#"{"value": "Cellar"}"#);
+    rig.fake().await_shown(SETTINGS, &stored, "s \"Cellar\"");
+    rig.kill(Part::Settings);
+    std::fs::write(&file, before).expect("written");
     rig.start_settings();
-    rig.fake().await_shown(SETTINGS, &kept("fe001", "t1", "CustomName"), "s \"restored\"");
-    rig.fake().await_shown(SENSOR, "/CustomName", "s \"restored\"");
+    rig.fake().await_shown(SETTINGS, &stored, "s \"Cellar\"");
+    rig.fake().await_shown(SENSOR, "/CustomName", "s \"Cellar\"");
+    // or everything, as after a reset; the one that is away cannot claim its number
+    first.leave();
+    rig.fake().await_no_name(&name("temperature", "fe000", "t1"));
+    rig.kill(Part::Settings);
+    std::fs::remove_file(&file).expect("it was there");
+    rig.start_settings();
+    rig.fake().await_shown(SETTINGS, &stored, "s \"Cellar\"");
+    rig.fake().await_shown(SETTINGS, &number, "s \"temperature:2\"");
+    assert_eq!(rig.fake().shown(SENSOR, "/DeviceInstance"), "i 2");
+    assert_eq!(device.register(T1), answer);
 }
 
 /// It dies in the middle of a registration.
