@@ -207,6 +207,7 @@ fn top_level(text: &str, wrong: &mut Vec<Wrong>) -> Vec<(Key, Node)> {
         for (key, node) in entries {
             let first = all.iter().find(|(known, _)| known.text == key.text).map(|(known, _)| known.line);
             let error = match first {
+                _ if wrong.len() > MISTAKES_MAX => return all,
                 _ if all.len() >= TYPES_MAX => {
                     wrong.push(Wrong { line: key.line, text: format!("more than {TYPES_MAX} types in a file; write a second file") });
                     return all;

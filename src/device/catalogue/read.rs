@@ -12,7 +12,7 @@ use crate::text::{escape, escape_to};
 use super::pattern::{self, PATHS_MAX};
 use super::spec::numeric;
 use super::yaml::{Key, Node, What};
-use super::{ItemSpec, Kind, Wrong, is_group};
+use super::{ItemSpec, Kind, MISTAKES_MAX, Wrong, is_group};
 
 /// Items by their path, placeholders as they are.
 pub type Items = IndexMap<Box<str>, Arc<ItemSpec>>;
@@ -84,6 +84,9 @@ fn include(value: &Node, find_group: FindGroup<'_>) -> Result<Items, Wrong> {
 fn own_items(name: &str, entries: &[&(Key, Node)], wrong: &mut Vec<Wrong>) -> Items {
     let mut own = Items::new();
     for (key, value) in entries {
+        if wrong.len() > MISTAKES_MAX {
+            break;
+        }
         let read = read_item(key, value).and_then(|read| {
             let known = read.iter().find(|(path, _)| own.contains_key(path.as_str()));
             match known {

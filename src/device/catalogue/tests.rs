@@ -380,6 +380,13 @@ fn mistakes_of_a_file_as_a_whole() {
 }
 
 #[test]
+fn lines_may_end_as_on_windows() {
+    let (catalogue, mistakes) = added("good:\r\n  A: {min: 1}\r\n  B:\r\n    default: \"x\"\r\n\r\nbad:\r\n  C: {mim: 1}\r\n");
+    assert_eq!(mistakes, ["my.yml:7: bad/C: unknown key `mim`; did you mean `min`?"]);
+    assert_eq!(spec_of(&catalogue, "good", "/B").default, text("x"));
+}
+
+#[test]
 fn a_type_that_ships_survives_what_users_add() {
     let (catalogue, mistakes) = added("tank:\n  Level: {type: i}\n  Remaining: {type: x}\n");
     assert_eq!(mistakes.len(), 1);
