@@ -7,7 +7,8 @@
 //! setup  key=value …                      options, in the first lines only: retain, interval, always_on, enabled, access, allow, deny, prefix, link
 //! bus    + NAME OWNER                     a name gets an owner            bus - NAME OWNER   and loses it
 //! bus    < items OWNER /Path=JSON …       the answer to its GetItems      (;min=JSON ;max=JSON ;default=JSON behind a value, or alone)
-//! bus    < value OWNER JSON               the answer to its oldest open GetValue; likewise `code OWNER N`, `error OWNER NAME`, `text OWNER TEXT`
+//! bus    < value OWNER JSON               the answer to its oldest open GetValue; likewise `code OWNER N`, `error OWNER NAME`, `text OWNER TEXT`;
+//!                                         `late` before it: to the oldest that nobody waits for any more
 //! bus    < changed OWNER /Path=JSON …     ItemsChanged                    bus < prop OWNER /Path=JSON   PropertiesChanged
 //! bus    > METHOD OWNER PATH [JSON]       a call that must come
 //! mqtt   < TOPIC [PAYLOAD] [retained]     a message from the broker       mqtt up, mqtt down, mqtt suback TOPIC ok|refused
@@ -28,6 +29,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use venus_mqtt::bridge::filter::Filter;
+use venus_mqtt::bridge::limits;
 use venus_mqtt::bridge::name::PortalId;
 use venus_mqtt::bridge::options::{Access, AlwaysOn, Enabled, Options};
 use venus_mqtt::bridge::value::{Value, parse_payload};
@@ -109,7 +111,8 @@ struct Stage {
     link: VecDeque<String>,
     logged: Vec<String>,
     /// Calls that have not been answered: owner, method, serial.
-    open: Vec<(String, &'static str, u32)>,
+    /// Who was asked, for what, by which call, and when.
+    open: Vec<(String, &'static str, u32, Duration)>,
     shown: HashSet<String>,
 }
 
@@ -177,7 +180,8 @@ impl Stage {
                     changes.item(&path, change);
                 }
             }
-            ["bus", "<", kind, owner, rest @ ..] => self.answer(kind, owner, rest)?,
+            ["bus", "<", "late", kind, owner, rest @ ..] => self.answer(kind, owner, rest, true)?,
+            ["bus", "<", kind, owner, rest @ ..] => self.answer(kind, owner, rest, false)?,
             ["bus", ">", rest @ ..] => expect(&mut self.calls, &rest.join(" "))?,
             ["mqtt", "<", topic, "retained"] => self.bridge.message(now, topic, b"", true),
             ["mqtt", "<", topic, payload @ .., "retained"] => self.bridge.message(now, topic, payload.join(" ").as_bytes(), true),
@@ -204,7 +208,7 @@ impl Stage {
         Ok(())
     }
 
-    fn answer(&mut self, kind: &str, owner: &str, rest: &[&str]) -> Result<(), String> {
+    fn answer(&mut self, kind: &str, owner: &str, rest: &[&str], late: bool) -> Result<(), String> {
         let (method, reply) = match (kind, rest) {
             ("items", items) => {
                 let items = read_items(items)?;
@@ -216,9 +220,13 @@ impl Stage {
             ("error", [name]) => (None, Reply::Error { name: format!("org.freedesktop.DBus.Error.{name}"), text: "no".into() }),
             _ => return Err("no such answer".into()),
         };
-        self.open.retain(|(_, _, serial)| self.bridge.expects(*serial));
-        let asked = self.open.iter().position(|(to, what, _)| to == owner && method.is_none_or(|method| *what == method));
-        let (_, _, serial) = self.open.remove(asked.ok_or("nobody has asked")?);
+        self.open.retain(|(_, _, serial, _)| self.bridge.expects(*serial));
+        let deadline = |what: &str| if what == "SetValue" { limits::CALL_DEADLINE } else { limits::SCAN_DEADLINE };
+        let now = self.elapsed;
+        let asked = self.open.iter().position(|(to, what, _, asked)| {
+            to == owner && method.is_none_or(|method| *what == method) && (now - *asked >= deadline(what)) == late
+        });
+        let (_, _, serial, _) = self.open.remove(asked.ok_or("nobody has asked")?);
         self.bridge.reply(self.now(), serial, reply);
         Ok(())
     }
@@ -253,7 +261,7 @@ impl Stage {
             if name == "SetValue" || self.shown.contains("calls") {
                 self.calls.push_back(format!("{name} {destination} {path}{value}"));
             }
-            self.open.push((destination.into(), name, id));
+            self.open.push((destination.into(), name, id, self.elapsed));
         }
         while let Some(command) = self.bridge.poll_link() {
             if self.shown.contains("link") {

@@ -5,6 +5,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
+use super::gate::Gate;
 use super::items::{Change, ServiceId};
 use super::limits;
 use super::name::ServiceName;
@@ -96,6 +97,7 @@ pub const BUS: &str = "org.freedesktop.DBus";
 pub struct Calls {
     next: u32,
     out: VecDeque<BusCall>,
+    gate: Gate,
     waiting: HashMap<u32, Call>,
     deadlines: BTreeSet<(Time, u32)>,
 }
@@ -110,7 +112,7 @@ struct Call {
 impl Default for Calls {
     fn default() -> Self {
         // the first serials belong to the connection's own hello
-        Self { next: 1000, out: VecDeque::new(), waiting: HashMap::new(), deadlines: BTreeSet::new() }
+        Self { next: 1000, out: VecDeque::new(), gate: Gate::default(), waiting: HashMap::new(), deadlines: BTreeSet::new() }
     }
 }
 
@@ -134,19 +136,27 @@ impl Calls {
     }
 
     pub fn poll(&mut self) -> Option<BusCall> {
-        self.out.pop_front()
+        let place = self.out.iter().position(|call| self.gate.admits(call))?;
+        let call = self.out.remove(place)?;
+        self.gate.sent(&call);
+        Some(call)
     }
 
     pub fn expects(&self, id: u32) -> bool {
-        self.waiting.contains_key(&id)
+        self.gate.holds(id) || self.waiting.contains_key(&id)
+    }
+
+    /// The call that is answered, if anybody still waits for it.
+    pub fn answered(&mut self, id: u32) -> Option<(Option<ServiceId>, Purpose)> {
+        self.gate.answered(id);
+        self.take(id)
     }
 
     pub fn len(&self) -> usize {
         self.waiting.len()
     }
 
-    /// The call that is answered.
-    pub fn take(&mut self, id: u32) -> Option<(Option<ServiceId>, Purpose)> {
+    fn take(&mut self, id: u32) -> Option<(Option<ServiceId>, Purpose)> {
         let call = self.waiting.remove(&id)?;
         self.deadlines.remove(&(call.deadline, id));
         Some((call.service, call.purpose))
@@ -155,7 +165,11 @@ impl Calls {
     /// A call whose time is up.
     pub fn expired(&mut self, now: Time) -> Option<(Option<ServiceId>, Purpose)> {
         let (deadline, id) = *self.deadlines.first()?;
-        if deadline > now { None } else { self.take(id) }
+        if deadline > now {
+            return None;
+        }
+        self.out.retain(|call| call.id != id);
+        self.take(id)
     }
 
     pub fn next_deadline(&self) -> Option<Time> {
@@ -167,6 +181,7 @@ impl Calls {
         self.waiting.retain(|_, call| call.service != Some(service));
         let waiting = &self.waiting;
         self.deadlines.retain(|(_, id)| waiting.contains_key(id));
+        self.out.retain(|call| waiting.contains_key(&call.id));
     }
 
     pub fn waits_for_owner(&self) -> bool {

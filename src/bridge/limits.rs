@@ -39,6 +39,10 @@ pub const ECHO: usize = 256;
 pub const COMPLETIONS: usize = 4096;
 /// Calls waiting for their reply, scans not counted.
 pub const CALLS: usize = 1024;
+/// Calls under way, to all and to one: dbus-daemon keeps 128 places for a connection (its default on a system bus), and devices need
+/// some as well.
+pub const UNDER_WAY: usize = 96;
+pub const UNDER_WAY_EACH: usize = 16;
 /// Nodes, and calls at once, of a walk through introspection data.
 pub const WALK_NODES: usize = 4096;
 pub const WALK_AT_ONCE: usize = 16;

@@ -7,6 +7,7 @@
 pub(crate) mod access;
 mod calls;
 pub mod filter;
+pub(crate) mod gate;
 mod items;
 mod keepalive;
 pub mod limits;
@@ -162,7 +163,7 @@ impl Bridge {
 
     /// The reply to a call.
     pub fn reply(&mut self, now: Time, id: u32, reply: Reply) {
-        if let Some((service, purpose)) = self.calls.take(id) {
+        if let Some((service, purpose)) = self.calls.answered(id) {
             self.take_reply(now, service, purpose, Some(reply));
         }
     }

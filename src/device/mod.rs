@@ -341,7 +341,7 @@ impl Devices {
 
     /// The reply to a call.
     pub fn reply(&mut self, now: Time, id: u32, reply: crate::bridge::Reply) {
-        if let Some(purpose) = self.settings.take(id) {
+        if let Some(purpose) = self.settings.answered(id) {
             self.take_settings_reply(now, purpose, Some(reply));
         }
     }

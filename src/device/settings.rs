@@ -11,6 +11,7 @@ use super::Devices;
 use super::catalogue::{ItemSpec, Kind as ItemKind};
 use super::model::{Key, Place, State};
 use super::steps::Changed;
+use crate::bridge::gate::Gate;
 use crate::bridge::notes::Kind;
 use crate::bridge::value::Value;
 use crate::bridge::{BusCall, Method, Reply, Setting, Time, limits};
@@ -51,12 +52,13 @@ pub(super) struct Dialogue {
     owner: Option<Box<str>>,
     next: u32,
     out: VecDeque<BusCall>,
+    gate: Gate,
     waiting: BTreeMap<u32, (Purpose, Time)>,
 }
 
 impl Default for Dialogue {
     fn default() -> Self {
-        Self { owner: None, next: FIRST_ID, out: VecDeque::new(), waiting: BTreeMap::new() }
+        Self { owner: None, next: FIRST_ID, out: VecDeque::new(), gate: Gate::default(), waiting: BTreeMap::new() }
     }
 }
 
@@ -77,20 +79,27 @@ impl Dialogue {
     }
 
     pub fn poll(&mut self) -> Option<BusCall> {
-        self.out.pop_front()
+        let place = self.out.iter().position(|call| self.gate.admits(call))?;
+        let call = self.out.remove(place)?;
+        self.gate.sent(&call);
+        Some(call)
     }
 
     pub fn expects(&self, id: u32) -> bool {
-        self.waiting.contains_key(&id)
+        self.gate.holds(id) || self.waiting.contains_key(&id)
     }
 
-    pub fn take(&mut self, id: u32) -> Option<Purpose> {
+    /// The call that is answered, if anybody still waits for it.
+    pub fn answered(&mut self, id: u32) -> Option<Purpose> {
+        self.gate.answered(id);
         self.waiting.remove(&id).map(|(purpose, _)| purpose)
     }
 
     /// A call whose time is up. They all have the same time, so the first is the oldest.
     pub fn expired(&mut self, now: Time) -> Option<Purpose> {
-        self.waiting.first_entry().filter(|entry| entry.get().1 <= now).map(|entry| entry.remove().0)
+        let (id, (purpose, _)) = self.waiting.first_entry().filter(|entry| entry.get().1 <= now)?.remove_entry();
+        self.out.retain(|call| call.id != id);
+        Some(purpose)
     }
 
     pub fn next_deadline(&self) -> Option<Time> {
