@@ -217,15 +217,51 @@ fn a_type_is_parsed_once() {
     assert!(Arc::ptr_eq(&catalogue.service_type("tank").unwrap(), &catalogue.service_type("tank").unwrap()));
 }
 
+const SERVICES_YML: &str = r#"
+temperature:
+  CustomName:
+    default: "My Sensor"
+    persist: true
+  TemperatureType:
+    description: "Battery, Fridge or Generic"
+    persist: yes
+    default: 2
+    min: 0
+    max: 2
+  Temperature:
+    description: "C"
+
+# a type of the user's own
+kettle:
+  ProductId:
+    default: 0xA163
+  Power:
+    default: 0
+    format: "{:.1f} W"
+  Mode:
+    default: 1
+  Scale:
+    default: 1.5
+  /Contact:
+  ModelName:
+  Lid:
+    default: Off
+  Roles:
+    default: ["a", 'b']
+  Limits:
+    default:
+    - 1
+    - 2.5
+  Cups:
+    format: "{:d}"
+    setting: true
+    min: 0
+    max: 0
+"#;
+
 #[test]
 fn services_yml_as_it_is() {
-    let (catalogue, mistakes) = added(
-        "temperature:\n  CustomName:\n    default: \"My Sensor\"\n    persist: true\n  TemperatureType:\n    description: \"Battery, \
-         Fridge or Generic\"\n    persist: yes\n    default: 2\n    min: 0\n    max: 2\n  Temperature:\n    description: \"C\"\n\n\
-         # a type of the user's own\nkettle:\n  ProductId:\n    default: 0xA163\n  Power:\n    default: 0\n    format: \"{:.1f} W\"\n  \
-         Mode:\n    default: 1\n  Scale:\n    default: 1.5\n  /Contact:\n  ModelName:\n  Lid:\n    default: Off\n  Roles:\n    default: \
-         [\"a\", 'b']\n  Limits:\n    default:\n    - 1\n    - 2.5\n  Cups:\n    format: \"{:d}\"\n    setting: true\n    min: 0\n    max: 0\n",
-    );
+    let (catalogue, mistakes) = added(SERVICES_YML);
     assert!(mistakes.is_empty(), "{mistakes:#?}");
     let kept = spec_of(&catalogue, "temperature", "/TemperatureType");
     assert_eq!((kept.kind, kept.kept, &kept.max), (Kind::Int, true, &Value::Int(2)));
@@ -272,91 +308,108 @@ fn notations_are_for_users_too() {
     assert!(pool.items.iter().all(|(path, _)| &**path != "/Ph"));
 }
 
-/// Each mistake costs its type: `good`, around it, is there.
-#[test]
-fn mistakes_have_their_line_and_cost_their_type_only() {
-    let path = "is not a path; write words of letters, digits and _ with / between them, with [1..3], [A|B], {0..9} or {x} where several are meant";
-    let line = "correct this line or the one before it";
-    for (bad, mistake) in [
-        ("bad:\n  A: {defualt: 1}", "2: bad/A: unknown key `defualt`; did you mean `default`?".to_owned()),
-        (
-            "bad:\n  A: {colour: 1}",
-            "2: bad/A: unknown key `colour`; known: default, description, format, persist, setting, min, max, type, command, writable, names".into(),
-        ),
-        ("bad:\n  A: {min: 1, min: 2}", "2: bad/A: `min` is there already; remove the one or the other".into()),
-        ("bad:\n  A:\n  B: 5", "3: bad/B: must be a mapping; write `default:` and what else it has as keys below it".into()),
-        ("bad:\n  A:\n  /A: {type: i}", "3: bad/A: /A is there already; remove the one or the other".into()),
-        ("bad:\n  A b:", format!("2: bad/A b: `A b` {path}")),
-        ("bad:\n  A/{y}/B:", format!("2: bad/A/{{y}}/B: `A/{{y}}/B` {path}")),
-        ("bad:\n  Mgmt/Connection:", "2: bad/Mgmt/Connection: every service has this from the daemon itself; remove it".into()),
-        ("bad:\n  A[1..600]:", "2: bad/A[1..600]: it stands for more than 512 paths; write fewer".into()),
-        ("bad:\n  A[1..400]:\n  B[1..400]:", "3: bad: it has more than 512 items; write fewer".into()),
-        ("bad:\n  A[1..500]:", "1: bad: it has more than 512 items, with those it has without saying so; write fewer".into()),
-        (
-            "bad:\n  A:\n    type: bool",
-            "3: bad/A: `type`: must be i (integer), d (double), s (text), as (texts) or ad (doubles)".into(),
-        ),
-        ("bad:\n  A:\n    default: 5\n    format: '{:g}'", "4: bad/A: `format`: {:g} is not known; write {}, {:.2f}, {:d} or {:X}".into()),
-        ("bad:\n  A: {format: W}", "2: bad/A: `format`: it has no {}, where the value goes; write {}, {:.2f}, {:d} or {:X}".into()),
-        ("bad:\n  A: {format: [1]}", "2: bad/A: `format`: must be a text".into()),
-        (
-            "bad:\n  A: {type: s, format: '{:.1f}'}",
-            "2: bad/A: `format`: it does not suit the item's type; write {} or correct `type`".into(),
-        ),
-        ("bad:\n  A:\n    min: 3\n    max: 2.5", "3: bad/A: `min` 3 is above `max` 2.5; correct the one or the other".into()),
-        ("bad:\n  A: {type: i, min: 0.5}", "2: bad/A: `min`: 0.5 is not a whole number; correct it".into()),
-        ("bad:\n  A: {type: s, max: 3}", "2: bad/A: `max`: only a number has limits; remove it, or correct `type`".into()),
-        ("bad:\n  A: {min: low}", "2: bad/A: `min`: \"low\" is not a number; correct it".into()),
-        ("bad:\n  A: {default: 5, min: 0, max: 2}", "2: bad/A: `default`: 5 is outside 0..2; correct it".into()),
-        ("bad:\n  A: {default: x, type: d}", "2: bad/A: `default`: \"x\" is not a number; correct it".into()),
-        ("bad:\n  A:\n    default:\n      b: 1", "4: bad/A: must be a value, not a mapping".into()),
-        ("bad:\n  A:\n    default: [1]\n    persist: on", "4: bad/A: a list cannot be kept as a setting; remove `persist`".into()),
-        ("bad:\n  _A: {persist: true}", "2: bad/_A: a part that begins with _ cannot be kept as a setting; remove `persist`".into()),
-        ("bad:\n  A: {persist: perhaps}", "2: bad/A: `persist`: must be true or false".into()),
-        (
-            "bad:\n  A: {persist: on}\n  A/B: {setting: on}",
-            "1: bad: /A and /A/B cannot both be kept as settings; remove `persist` from one".into(),
-        ),
-        ("bad:\n  A: {names: {0: off}}", "2: bad/A: `names`: only an integer has names; remove them, or write `type: i`".into()),
-        ("bad:\n  A: {type: i, names: {a: off}}", "2: bad/A: `names`: `a` is not an integer; correct it".into()),
-        ("bad:\n  _include: _pw\n  A:", "2: bad/_include: there is no group `_pw`; correct its name".into()),
-        ("bad: 5", "1: bad: must be a mapping of items; write each item as a key below it".into()),
-        ("bad:\n- A", "2: bad: must be a mapping of items; write each item as a key below it".into()),
-        ("bad", "1: bad: must be a type with a colon, and its items below it".into()),
-        ("- bad", "1: - bad: must be a type with a colon, and its items below it".into()),
-        ("9bad:\n  A:", "1: 9bad: not the name of a type; use at most 32 letters, digits and _, a letter first".into()),
-        (
-            "abcdefghijklmnopqrstuvwxyz0123456:\n  A:",
-            "1: abcdefghijklmnopqrstuvwxyz0123456: not the name of a type; use at most 32 letters, digits and _, a letter first".into(),
-        ),
-        ("settings:\n  A:", "1: settings: Venus OS itself has services of this type; choose another name".into()),
-        ("_pv:\n  A:", "1: _pv: there is such a group already; choose another name".into()),
-        ("_mine:\n  _include: _pv", "2: _mine/_include: a group cannot have it; write it into the types".into()),
-        (
-            "bad:\n  A: &a {min: 1}\n  B: *a",
-            "2: bad: anchors, aliases and tags (&, *, !) are not understood; write the text out".into(),
-        ),
-        ("bad:\n  A: !!str 5", "2: bad: anchors, aliases and tags (&, *, !) are not understood; write the text out".into()),
-        ("bad:\n  [A]: {}", "2: bad: a key must be a text, not a list or a mapping".into()),
-        (
-            "bad:\n  A: {default: [[[1]]]}",
-            "2: bad: nested too deep; a type has items, an item has keys, a key has a value or a list".into(),
-        ),
-        ("bad:\n  A: {description: \"\\0\"}", "2: bad: the text holds a NUL, which D-Bus cannot carry; remove it".into()),
-        ("bad:\n  A: {}\n  \u{1b}B: {}", "3: bad: a control character; remove it".into()),
-        (
-            "bad:\n  A: {min: 1\n  B:\n",
-            format!("3: bad: not YAML: while parsing a flow mapping, did not find expected ',' or '}}'; {line}"),
-        ),
-        ("bad:\n  A:\n\tB:\n", format!("3: bad: not YAML: tabs disallowed within this context (block indentation); {line}")),
-        ("bad:\n  A: \"x\n  B: y\n", format!("2: bad: not YAML: invalid indentation in quoted scalar; {line}")),
-    ] {
+/// Each mistake costs its type: those around it are there.
+fn costs_its_type_only(mistakes: &[(&str, &str)]) {
+    for (bad, mistake) in mistakes {
         let (catalogue, mistakes) = added(&format!("{bad}\n\ngood:\n  B:\n    default: 1\nalso:\n  C:\n"));
         assert_eq!(mistakes, [format!("my.yml:{mistake}")], "{bad}");
         spec_of(&catalogue, "good", "/B");
         spec_of(&catalogue, "also", "/C");
         assert!(catalogue.service_type("bad").is_none(), "{bad}");
     }
+}
+
+#[test]
+fn types_that_cannot_be() {
+    costs_its_type_only(&[
+        ("bad:\n  A[1..400]:\n  B[1..400]:", "3: bad: it has more than 512 items; write fewer"),
+        ("bad:\n  A[1..500]:", "1: bad: it has more than 512 items, with those it has without saying so; write fewer"),
+        (
+            "bad:\n  A: {persist: on}\n  A/B: {setting: on}",
+            "1: bad: /A and /A/B cannot both be kept as settings; remove `persist` from one",
+        ),
+        ("bad:\n  _include: _pw\n  A:", "2: bad/_include: there is no group `_pw`; correct its name"),
+        ("bad: 5", "1: bad: must be a mapping of items; write each item as a key below it"),
+        ("bad:\n- A", "2: bad: must be a mapping of items; write each item as a key below it"),
+        ("bad", "1: bad: must be a type with a colon, and its items below it"),
+        ("- bad", "1: - bad: must be a type with a colon, and its items below it"),
+        ("9bad:\n  A:", "1: 9bad: not the name of a type; use at most 32 letters, digits and _, a letter first"),
+        (
+            "abcdefghijklmnopqrstuvwxyz0123456:\n  A:",
+            "1: abcdefghijklmnopqrstuvwxyz0123456: not the name of a type; use at most 32 letters, digits and _, a letter first",
+        ),
+        ("settings:\n  A:", "1: settings: Venus OS itself has services of this type; choose another name"),
+        ("_pv:\n  A:", "1: _pv: there is such a group already; choose another name"),
+        ("_mine:\n  _include: _pv", "2: _mine/_include: a group cannot have it; write it into the types"),
+    ]);
+}
+
+#[test]
+fn paths_and_keys_that_are_not_known() {
+    costs_its_type_only(&[
+        ("bad:\n  A: {defualt: 1}", "2: bad/A: unknown key `defualt`; did you mean `default`?"),
+        (
+            "bad:\n  A: {colour: 1}",
+            "2: bad/A: unknown key `colour`; known: default, description, format, persist, setting, min, max, type, command, writable, names",
+        ),
+        ("bad:\n  A: {min: 1, min: 2}", "2: bad/A: `min` is there already; remove the one or the other"),
+        ("bad:\n  A:\n  B: 5", "3: bad/B: must be a mapping; write `default:` and what else it has as keys below it"),
+        ("bad:\n  A:\n  /A: {type: i}", "3: bad/A: /A is there already; remove the one or the other"),
+        (
+            "bad:\n  A b:",
+            "2: bad/A b: `A b` is not a path; write words of letters, digits and _ with / between them, with [1..3], [A|B], {0..9} or {x} where several are meant",
+        ),
+        (
+            "bad:\n  A/{y}/B:",
+            "2: bad/A/{y}/B: `A/{y}/B` is not a path; write words of letters, digits and _ with / between them, with [1..3], [A|B], {0..9} or {x} where several are meant",
+        ),
+        ("bad:\n  Mgmt/Connection:", "2: bad/Mgmt/Connection: every service has this from the daemon itself; remove it"),
+        ("bad:\n  A[1..600]:", "2: bad/A[1..600]: it stands for more than 512 paths; write fewer"),
+    ]);
+}
+
+#[test]
+fn values_that_cannot_be() {
+    costs_its_type_only(&[
+        ("bad:\n  A:\n    type: bool", "3: bad/A: `type`: must be i (integer), d (double), s (text), as (texts) or ad (doubles)"),
+        ("bad:\n  A:\n    default: 5\n    format: '{:g}'", "4: bad/A: `format`: {:g} is not known; write {}, {:.2f}, {:d} or {:X}"),
+        ("bad:\n  A: {format: W}", "2: bad/A: `format`: it has no {}, where the value goes; write {}, {:.2f}, {:d} or {:X}"),
+        ("bad:\n  A: {format: [1]}", "2: bad/A: `format`: must be a text"),
+        ("bad:\n  A: {type: s, format: '{:.1f}'}", "2: bad/A: `format`: it does not suit the item's type; write {} or correct `type`"),
+        ("bad:\n  A:\n    min: 3\n    max: 2.5", "3: bad/A: `min` 3 is above `max` 2.5; correct the one or the other"),
+        ("bad:\n  A: {type: i, min: 0.5}", "2: bad/A: `min`: 0.5 is not a whole number; correct it"),
+        ("bad:\n  A: {type: s, max: 3}", "2: bad/A: `max`: only a number has limits; remove it, or correct `type`"),
+        ("bad:\n  A: {min: low}", "2: bad/A: `min`: \"low\" is not a number; correct it"),
+        ("bad:\n  A: {default: 5, min: 0, max: 2}", "2: bad/A: `default`: 5 is outside 0..2; correct it"),
+        ("bad:\n  A: {default: x, type: d}", "2: bad/A: `default`: \"x\" is not a number; correct it"),
+        ("bad:\n  A:\n    default:\n      b: 1", "4: bad/A: must be a value, not a mapping"),
+        ("bad:\n  A:\n    default: [1]\n    persist: on", "4: bad/A: a list cannot be kept as a setting; remove `persist`"),
+        ("bad:\n  _A: {persist: true}", "2: bad/_A: a part that begins with _ cannot be kept as a setting; remove `persist`"),
+        ("bad:\n  A: {persist: perhaps}", "2: bad/A: `persist`: must be true or false"),
+        ("bad:\n  A: {names: {0: off}}", "2: bad/A: `names`: only an integer has names; remove them, or write `type: i`"),
+        ("bad:\n  A: {type: i, names: {a: off}}", "2: bad/A: `names`: `a` is not an integer; correct it"),
+    ]);
+}
+
+#[test]
+fn yaml_that_is_not_understood() {
+    costs_its_type_only(&[
+        ("bad:\n  A: &a {min: 1}\n  B: *a", "2: bad: anchors, aliases and tags (&, *, !) are not understood; write the text out"),
+        ("bad:\n  A: !!str 5", "2: bad: anchors, aliases and tags (&, *, !) are not understood; write the text out"),
+        ("bad:\n  [A]: {}", "2: bad: a key must be a text, not a list or a mapping"),
+        ("bad:\n  A: {default: [[[1]]]}", "2: bad: nested too deep; a type has items, an item has keys, a key has a value or a list"),
+        ("bad:\n  A: {description: \"\\0\"}", "2: bad: the text holds a NUL, which D-Bus cannot carry; remove it"),
+        ("bad:\n  A: {}\n  \u{1b}B: {}", "3: bad: a control character; remove it"),
+        (
+            "bad:\n  A: {min: 1\n  B:\n",
+            "3: bad: not YAML: while parsing a flow mapping, did not find expected ',' or '}'; correct this line or the one before it",
+        ),
+        (
+            "bad:\n  A:\n\tB:\n",
+            "3: bad: not YAML: tabs disallowed within this context (block indentation); correct this line or the one before it",
+        ),
+        ("bad:\n  A: \"x\n  B: y\n", "2: bad: not YAML: invalid indentation in quoted scalar; correct this line or the one before it"),
+    ]);
 }
 
 #[test]
