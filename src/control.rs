@@ -8,14 +8,17 @@
 //! ends. Called by the daemon ([`Control`]) and by `cli` ([`ask`]).
 
 use std::fmt;
-use std::fs::{self, File, Permissions, TryLockError};
+use std::fs::{self, Permissions};
 use std::future::pending;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -102,8 +105,8 @@ struct Listening {
     requests: mpsc::Receiver<Request>,
     server: JoinHandle<()>,
     socket: PathBuf,
-    /// The folder, locked as long as this lives: whoever finds it locked knows that the socket is in use.
-    _lock: File,
+    /// Which file the socket is: only our own is taken away.
+    inode: u64,
 }
 
 impl Control {
@@ -115,8 +118,8 @@ impl Control {
             // said by who keeps the note there
             Deaf::NoFolder => {}
             Deaf::InUse => log::warn!(
-                "another daemon has its state in {}, and `venus-mqtt devices` asks that one; give each a `state_dir` of its own in [devices]",
-                dir.display()
+                "`venus-mqtt devices` asks another daemon, which listens on {}; give each a `state_dir` of its own in [devices]",
+                socket.display()
             ),
             Deaf::Failed(error) => {
                 log::warn!("`venus-mqtt devices` cannot ask this daemon: no socket {}: {}", socket.display(), why(&error));
@@ -151,9 +154,10 @@ impl From<io::Error> for Deaf {
 
 impl Listening {
     fn start(dir: &Path, socket: PathBuf) -> Result<Self, Deaf> {
-        let lock = File::open(dir).map_err(|error| if is_absent(&error) { Deaf::NoFolder } else { error.into() })?;
-        // a file system that knows no locks keeps nobody from listening
-        if let Err(TryLockError::WouldBlock) = lock.try_lock() {
+        if !dir.is_dir() {
+            return Err(Deaf::NoFolder);
+        }
+        if is_live(&socket) {
             return Err(Deaf::InUse);
         }
         // made beside and renamed: it is never there with the rights of others, and a stale one is replaced
@@ -163,16 +167,29 @@ impl Listening {
         fs::set_permissions(&new, Permissions::from_mode(0o600)).and_then(|()| fs::rename(&new, &socket)).inspect_err(|_| {
             let _ = fs::remove_file(&new);
         })?;
+        let inode = fs::symlink_metadata(&socket)?.ino();
         let (sender, requests) = mpsc::channel(CONNECTIONS);
-        Ok(Self { requests, server: tokio::spawn(accept(listener, sender)), socket, _lock: lock })
+        Ok(Self { requests, server: tokio::spawn(accept(listener, sender)), socket, inode })
     }
 }
 
 impl Drop for Listening {
     fn drop(&mut self) {
         self.server.abort();
-        let _ = fs::remove_file(&self.socket);
+        if fs::symlink_metadata(&self.socket).is_ok_and(|meta| meta.ino() == self.inode) {
+            let _ = fs::remove_file(&self.socket);
+        }
     }
+}
+
+/// Whether somebody listens there; never waits.
+fn is_live(path: &Path) -> bool {
+    let Ok(address) = UnixAddr::new(path) else { return false };
+    let Ok(probe) = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None) else {
+        return false;
+    };
+    // EAGAIN: there is a queue, and it is full
+    matches!(connect(probe.as_raw_fd(), &address), Ok(()) | Err(Errno::EAGAIN))
 }
 
 fn is_absent(error: &io::Error) -> bool {
@@ -471,6 +488,19 @@ mod tests {
             drop(Control::listen(dir.path()));
             let (got, _) = tokio::join!(asked(&dir, Command::List), answer(&mut first, Ok(json!([1]))));
             assert_eq!(got.unwrap(), json!([1]));
+        });
+    }
+
+    #[test]
+    fn a_socket_that_is_anothers_by_now_is_left() {
+        let dir = Scratch::new();
+        run(async {
+            let control = Control::listen(dir.path());
+            let socket = dir.path().join(SOCKET);
+            fs::rename(&socket, dir.path().join("ours")).unwrap();
+            let _other = UnixListener::bind(&socket).unwrap();
+            drop(control);
+            assert!(socket.exists());
         });
     }
 

@@ -2,10 +2,11 @@
 //!
 //! Promises: the file is the old one or the new one, never a part (written beside, synced, renamed); the loop never waits for the
 //! disk; the latest text wins, and flash is spared: one write in five seconds, none for a text that is there already. What cannot be
-//! written costs one warning and is tried again once a minute. Called by the daemon; `cli` reads the file when no daemon runs.
+//! written costs one warning and is tried again once a minute. A folder that another daemon uses is left alone. Called by the daemon;
+//! `cli` reads the file when no daemon runs.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -34,6 +35,10 @@ pub struct Store {
     file: PathBuf,
     wanted: watch::Sender<Option<Arc<str>>>,
     keeper: JoinHandle<()>,
+    /// The folder, locked as long as this lives; `None`: a file system that knows no locks.
+    _lock: Option<File>,
+    /// Another daemon keeps its devices there: nothing is read and nothing written.
+    taken: bool,
 }
 
 impl Store {
@@ -45,20 +50,29 @@ impl Store {
 
     fn with_pauses(dir: &Path, pause: Duration, retry: Duration) -> Self {
         let file = dir.join(FILE);
-        let failing = match probe(&file) {
-            Ok(()) => false,
-            Err(error) => {
-                warn_forgotten(dir, &error);
-                true
-            }
-        };
+        let made = make_folder(&file);
+        let lock = lock(dir);
+        let taken = matches!(lock, Err(TryLockError::WouldBlock));
+        let writable = made.and_then(|()| if taken { Ok(()) } else { probe(&file) });
+        if taken {
+            log::warn!(
+                "another daemon keeps its devices in {}: those of this one will be forgotten at the next start; give it a `state_dir` of its own in [devices]",
+                dir.display()
+            );
+        }
+        if let Err(error) = &writable {
+            warn_forgotten(dir, error);
+        }
         let (sender, wanted) = watch::channel(None);
-        let keeper = Keeper { file: file.clone(), wanted, pause, retry, failing };
-        Self { file, wanted: sender, keeper: tokio::spawn(keeper.run()) }
+        let keeper = Keeper { file: file.clone(), wanted, pause, retry, failing: writable.is_err() };
+        Self { file, wanted: sender, keeper: tokio::spawn(keeper.run()), _lock: lock.ok(), taken }
     }
 
     /// What was written last, by an earlier life too. A file that is no text is set aside. Blocks: for the start only.
     pub fn load(&self) -> Option<String> {
+        if self.taken {
+            return None;
+        }
         read_text(&self.file).unwrap_or_else(|error| {
             self.set_aside(&why(&error));
             None
@@ -77,7 +91,9 @@ impl Store {
 
     /// Has `text` written soon, in place of whatever waits still.
     pub fn save(&mut self, text: String) {
-        self.wanted.send_replace(Some(text.into()));
+        if !self.taken {
+            self.wanted.send_replace(Some(text.into()));
+        }
     }
 
     /// Writes what waits at once, and returns when it is there or cannot be. Dropped half way, the write goes on.
@@ -167,10 +183,14 @@ fn warn_forgotten(place: &Path, error: &io::Error) {
     );
 }
 
+fn lock(dir: &Path) -> Result<File, TryLockError> {
+    let folder = File::open(dir).map_err(TryLockError::Error)?;
+    folder.try_lock().map(|()| folder)
+}
+
 /// Whether a file can be made where `file` shall be.
 fn probe(file: &Path) -> io::Result<()> {
     let new = beside(file, ".new");
-    make_folder(file)?;
     create(&new)?;
     fs::remove_file(new)
 }
@@ -353,6 +373,23 @@ mod tests {
             });
         }
         assert_eq!(names(dir.path()), ["plain"]);
+    }
+
+    #[test]
+    fn the_folder_of_another_daemon_is_left_alone() {
+        let dir = Scratch::new();
+        run(async {
+            let mut first = Store::open(dir.path());
+            first.save("first".into());
+            until(dir.path(), "first").await;
+            let mut second = Store::open(dir.path());
+            assert_eq!(second.load(), None);
+            second.save("second".into());
+            second.finish().await;
+            assert_eq!(first.load().as_deref(), Some("first"));
+            first.finish().await;
+            assert_eq!(Store::open(dir.path()).load().as_deref(), Some("first"));
+        });
     }
 
     #[test]
