@@ -1,8 +1,11 @@
 //! One service at a time, from what it is to what its device wants: settings, connection, name, and back.
 
+use std::sync::Arc;
+
 use log::Level;
 
 use super::model::{Key, Place, Service, State};
+use super::catalogue::ServiceType;
 use super::service::{ACCEPTED, Answer, Call, Exported, ItemAnswer, REFUSED, WRONG};
 use super::{BusCommand, BusEvent, Devices};
 use crate::bridge::notes::Kind;
@@ -15,10 +18,16 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 impl Devices {
     pub(super) fn drive_all(&mut self, now: Time, index: usize) {
-        // those that are done for are taken out on the way
-        let count = self.devices.get(index).map_or(0, |device| device.services.len());
-        for service in (0..count).rev() {
+        // in the order of the Status, so that the first gets the first number
+        let count = |devices: &Self| devices.devices.get(index).map_or(0, |device| device.services.len());
+        let mut service = 0;
+        while service < count(self) {
+            let before = count(self);
             self.drive(now, (index, service));
+            // those that are done for are taken out on the way
+            if count(self) == before {
+                service += 1;
+            }
         }
         self.settle(now, index);
     }
@@ -68,15 +77,17 @@ impl Devices {
     /// Nothing but its ID stays. Settings that the new type has too stay where the user has chosen something.
     fn change_kind(&mut self, now: Time, place: Place, kind: Box<str>, values: Option<Exported>) {
         let new = self.catalogue.service_type(&kind);
+        let old = self.service(place).and_then(|service| self.catalogue.service_type(&service.kind));
         let stays = |path: &str| {
-            let (Some(values), Some(new)) = (&values, &new) else { return false };
-            let (Some(old), Some(value)) = (values.spec(path), values.value(path)) else { return false };
-            *value != old.default && new.items.iter().any(|(known, spec)| **known == *path && spec.kept && spec.kind == old.kind)
+            // of a device that was away nobody knows what the user has chosen
+            let chosen = |values: &Exported| values.spec(path).is_some_and(|old| values.value(path) != Some(&old.default));
+            let has = |kind: &Arc<ServiceType>| kind.items.iter().find(|(known, spec)| **known == *path && spec.kept).map(|(_, spec)| spec.kind);
+            values.as_ref().is_none_or(chosen) && old.as_ref().and_then(has).is_some_and(|kind| new.as_ref().and_then(has) == Some(kind))
         };
         let slug = self.service(place).map(|service| service.slug.clone()).unwrap_or_default();
-        let mut old = self.setting_paths(place);
-        old.retain(|full| !full.split_once(&*slug).is_some_and(|(_, path)| stays(path)));
-        self.clear_settings(now, old);
+        let mut paths = self.setting_paths(place);
+        paths.retain(|full| !full.split_once(&*slug).is_some_and(|(_, path)| stays(path)));
+        self.clear_settings(now, paths);
         if let Some(service) = self.service_mut(place) {
             service.kind = kind;
             service.written.clear();
@@ -165,6 +176,7 @@ impl Devices {
 
     /// What happened to the connection of a service.
     pub fn bus_event(&mut self, now: Time, key: Key, event: BusEvent) {
+        self.due = None;
         let Some(place) = self.place_of(key) else { return };
         match event {
             BusEvent::Up => {
@@ -172,8 +184,10 @@ impl Devices {
                     && service.state == State::Opening
                 {
                     service.state = State::Up;
+                    service.failures = 0;
                     let (name, instance) = (service.bus_name(), service.instance.unwrap_or_default());
                     self.unsaved = true;
+                    self.unknown = true;
                     self.caused(now, Level::Info, Kind::Registered, || format!("{name} is on the bus as instance {instance}"));
                     self.retell(place);
                 }
@@ -213,9 +227,11 @@ impl Devices {
         let Some(device) = self.devices.get_mut(place.0) else { return };
         let (clients, online) = (device.clients.clone(), device.online);
         let Some(service) = device.services.get_mut(place.1) else { return };
-        service.state = State::Failed { retry: now + limits::SERVICE_RETRY };
+        let pause = limits::SERVICE_RETRY_FIRST.saturating_mul(1 << service.failures.min(16)).min(limits::SERVICE_RETRY_LAST);
+        service.failures += 1;
+        service.state = State::Failed { retry: now + pause };
         service.restarts = false;
-        let text = format!("\"{}\" ({}): {why}; tried again in {} s", service.id, service.bus_name(), limits::SERVICE_RETRY.as_secs());
+        let text = format!("\"{}\" ({}): {why}; tried again in {} s", service.id, service.bus_name(), pause.as_secs());
         if online {
             let name = self.name_of(place.0);
             self.caused(now, Level::Warn, Kind::Service, || format!("device {name}: {text}"));
