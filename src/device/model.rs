@@ -51,6 +51,8 @@ pub struct Service {
     pub state: State,
     /// The bridge knows its items.
     pub known: bool,
+    /// In a row.
+    pub failures: u32,
     /// `mqtt_<client>_<service>`
     pub slug: Box<str>,
     pub instance: Option<i32>,
@@ -91,6 +93,8 @@ pub struct Kept {
     pub busy: bool,
     /// The value has changed since that call was made.
     pub again: bool,
+    /// The setting is not known to have the value yet: what it holds is older.
+    pub newer: bool,
     /// What others have set meanwhile.
     pub seen: Option<crate::bridge::value::Value>,
 }
@@ -148,6 +152,7 @@ impl Service {
             wanted: true,
             state: State::Off,
             known: false,
+            failures: 0,
             instance: None,
             restarts: false,
             exported: None,

@@ -336,14 +336,14 @@ impl Devices {
             }
             let Some(service) = self.service_mut(place) else { return };
             let kept = service.kept.entry(path.into()).or_default();
-            let known = std::mem::replace(&mut kept.exists, true);
+            let newer = std::mem::replace(&mut kept.exists, true) | std::mem::take(&mut kept.newer);
             let Some(exported) = &mut service.exported else { return };
             let Some(spec) = exported.spec(path) else { continue };
             let ours = exported.value(path).cloned().unwrap_or_default();
             match spec.bring(value.clone()) {
                 Ok(stored) if stored == ours => {}
-                // it was here before localsettings went away, so it is the newer one
-                Ok(_) if known => behind.push(Box::from(path)),
+                // it was here before localsettings went away, or has been written since
+                Ok(_) if newer => behind.push(Box::from(path)),
                 Ok(stored) => {
                     exported.set(path, stored);
                     changed.paths.push(path.into());
@@ -367,30 +367,32 @@ impl Devices {
         let Some(exported) = &service.exported else { return };
         let (Some(value), Some(spec)) = (exported.value(path).cloned(), exported.spec(path)) else { return };
         let kept = service.kept.entry(path.into()).or_default();
+        kept.newer = true;
         if kept.busy {
             kept.again = true;
             return;
         }
+        // it is asked for when localsettings is back
+        let is_new = value != Value::Invalid && spec.default == Value::Invalid && service.written.insert(path.into());
         if !there {
+            self.unsaved |= is_new;
             return;
         }
         let full = item_path(&slug, path);
         kept.seen = None;
         if value == Value::Invalid {
-            kept.exists = false;
+            (kept.exists, kept.newer) = (false, false);
             service.written.remove(path);
             self.unsaved = true;
             return self.settings.ask(now, "/", Method::RemoveSettings(vec![full.into()]), Purpose::Clear);
         }
         kept.busy = true;
-        if kept.exists {
+        let exists = kept.exists;
+        self.unsaved |= is_new;
+        if exists {
             self.settings.ask(now, &full, Method::SetValue(value), Purpose::Keep(key, path.into()));
         } else {
             let default = if spec.default == Value::Invalid { value } else { spec.default.clone() };
-            if spec.default == Value::Invalid {
-                service.written.insert(path.into());
-                self.unsaved = true;
-            }
             let settings = vec![setting(full, default, &spec)];
             self.settings.ask(now, "/", Method::AddSettings(settings), Purpose::Create(key, path.into()));
         }
@@ -407,6 +409,7 @@ impl Devices {
         for (_, code, stored) in results(&added) {
             kept.exists = code == 0;
             kept.again = code == 0 && *stored != ours;
+            kept.newer = false;
             error = code;
         }
         if std::mem::take(&mut kept.again) {
@@ -427,11 +430,15 @@ impl Devices {
         }
         match reply {
             Some(Reply::Code(0)) => {
+                kept.newer = false;
                 if let Some(seen) = seen {
                     self.adopt(now, place, path, seen);
                 }
             }
-            Some(Reply::Code(code)) => self.not_kept(now, place, path, code),
+            Some(Reply::Code(code)) => {
+                kept.newer = false;
+                self.not_kept(now, place, path, code);
+            }
             // it is written when localsettings is back
             Some(reply) if reply.is_from_nobody() => {}
             // somebody has removed it
@@ -502,6 +509,9 @@ impl Devices {
 
     /// localsettings has come, or gone.
     pub(super) fn take_settings_owner(&mut self, now: Time, new: &str) {
+        if self.settings.owner() == Some(new) {
+            return;
+        }
         self.settings.owner = Some(new).filter(|new| !new.is_empty()).map(Box::from);
         if new.is_empty() {
             return self.notes.add(Level::Warn, || "localsettings has left the bus: registrations wait for it".into());
