@@ -24,7 +24,8 @@ impl Devices {
             match status.request {
                 Request::Register(registration) => self.register(now, topic_id, status.client, registration, retained),
                 Request::Leave => {
-                    if let Some(index) = self.find(status.client.name()) {
+                    // another ID that is only the same on the bus has no say
+                    if let Some(index) = self.devices.iter().position(|device| device.id == status.client) {
                         self.hear(now, index);
                         self.leave(now, index, "it says so");
                     }
@@ -54,6 +55,9 @@ impl Devices {
         let Some(device) = self.devices.get_mut(index) else { return Ok(()) };
         let was_online = device.online;
         let fresh = !was_online || device.provisional.is_some();
+        if !was_online {
+            device.will_replayed = Time::default();
+        }
         device.provisional = (retained && fresh).then(|| now + limits::PROVISIONAL);
         device.clients = vec![topic_id.into()];
         if id.raw() != topic_id && id.fits_topic() {
@@ -71,7 +75,7 @@ impl Devices {
             self.tell_version(index);
         }
         if will_changed || !was_online {
-            self.follow_will(index, old_will.map(|will| will.topic));
+            self.follow_will(index, old_will.filter(|_| was_online).map(|will| will.topic));
         }
         let changed = !was_online || version_changed || services_changed || will_changed;
         self.unsaved |= changed;
@@ -208,6 +212,7 @@ impl Devices {
 
     /// Something came from the device itself.
     pub(super) fn hear(&mut self, now: Time, index: usize) {
+        self.due = None;
         let Some(device) = self.devices.get_mut(index) else { return };
         device.heard = Some(now);
         if device.provisional.take().is_some() {
@@ -313,6 +318,7 @@ impl Devices {
 
     /// The person at the command line wants a device to be as if it had never been.
     pub fn forget(&mut self, now: Time, token: Token, client: &str) {
+        self.due = None;
         let known = self.devices.iter().position(|device| device.id.raw() == client).or_else(|| self.find(client));
         let Some(index) = known else {
             let text = format!("no device \"{}\" is known; `venus-mqtt devices` lists them", escape(client));
