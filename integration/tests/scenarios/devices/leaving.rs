@@ -91,6 +91,39 @@ fn another_topics_word_ends_it() {
     }
 }
 
+/// What its topic still says of its last life is not about this one.
+#[test]
+fn a_retained_word_of_before() {
+    let rig = running(Setup::devices());
+    let device = Device::connect(&rig, "fe001");
+    device.mqtt.publish_retained("tele/plug/LWT", "Offline");
+    device.mqtt.barrier();
+    let status =
+        format!(r#"{{"clientId": "fe001", "connected": 1, "services": {T1}, "lwt_topic": "tele/plug/LWT", "lwt_value": "Offline"}}"#);
+    device.register_as(&status);
+    super::settle(&rig, &device.mqtt, 1);
+    device.mqtt.publish_retained("tele/plug/LWT", "Online");
+    super::settle(&rig, &device.mqtt, 1);
+    assert!(rig.fake().owner_of(SENSOR).is_some());
+    device.mqtt.publish_retained("tele/plug/LWT", "Offline");
+    rig.fake().await_no_name(SENSOR);
+}
+
+/// A device that says nothing for longer than it may is shown as not connected, until it says something.
+#[test]
+fn a_silent_device() {
+    let rig = running(Setup::devices().device("stale_after = 10"));
+    let (device, _) = sensor(&rig);
+    let owner = rig.fake().owner_of(SENSOR);
+    device.mqtt.write("temperature/1/Temperature", r#"{"value": 23.4}"#);
+    eventually("it is shown as not connected", std::time::Duration::from_secs(30), || {
+        (rig.fake().shown(SENSOR, "/Connected") == "i 0").then_some(())
+    });
+    assert_eq!((rig.fake().shown(SENSOR, "/Temperature"), rig.fake().owner_of(SENSOR)), ("d 23.4".into(), owner));
+    device.mqtt.write("temperature/1/Temperature", r#"{"value": 24.5}"#);
+    rig.fake().await_shown(SENSOR, "/Connected", "i 1");
+}
+
 /// Two devices behind one gateway, whose last will is theirs.
 #[test]
 fn one_topics_word_can_end_many() {

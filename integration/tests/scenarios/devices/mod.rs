@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod caps;
+mod catalogue;
 mod commands;
 mod companion;
 mod items;

@@ -353,6 +353,10 @@ fn of_two_ids_that_become_the_same_the_second_is_refused() {
     second.leave();
     assert!(first.register(T1).instance("t1") == 1);
     assert_eq!(rig.fake().owner_of(&service), owner);
+    // and what only becomes the same together with its service
+    let (long, short) = (Device::connect(&rig, "x_y"), Device::connect(&rig, "x"));
+    long.register(r#"{"z": "temperature"}"#);
+    short.refuse(short.status_of(r#"{"y_z": "temperature"}"#));
     // services of one device as well
     let third = Device::connect(&rig, "c");
     third.refuse(third.status_of(r#"{"t-1": "temperature", "t.1": "temperature"}"#));

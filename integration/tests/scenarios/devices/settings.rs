@@ -90,6 +90,39 @@ both! {
     }
 }
 
+/// Changed again and again, and to what it cannot be: the last good one holds.
+#[test]
+fn an_instance_in_a_hurry() {
+    let rig = running(Setup::devices());
+    let (device, _) = sensor(&rig);
+    let connections = rig.fake().connections();
+    let setting = instance_setting("fe001", "t1");
+    for n in 10..30 {
+        assert_eq!(rig.fake().set_value(SETTINGS, &setting, format!("temperature:{n}")).ok(), Some(0));
+        if n % 5 == 0 {
+            device.status(device.status_of(T1));
+        }
+    }
+    rig.fake().await_shown(SENSOR, "/DeviceInstance", "i 29");
+    device.mqtt.wait_for("its last number", |message| {
+        message.topic == device.topic("DBus") && venus_mqtt_integration::device::registration(message).instance("t1") == 29
+    });
+    venus_mqtt_integration::eventually("no connection more", DEADLINE, || (rig.fake().connections() == connections).then_some(()));
+    // another class is not the user's to give
+    assert_eq!(rig.fake().set_value(SETTINGS, &setting, "tank:5").ok(), Some(0));
+    settle(&rig, &device.mqtt, 29);
+    assert_eq!(rig.fake().shown(SENSOR, "/DeviceInstance"), "i 29");
+    // one that leaves in the middle of it is gone
+    assert_eq!(rig.fake().set_value(SETTINGS, &setting, "temperature:40").ok(), Some(0));
+    device.leave();
+    device.mqtt.barrier();
+    venus_mqtt_integration::eventually("its connection is closed", DEADLINE, || {
+        (rig.fake().connections() == connections - 1).then_some(())
+    });
+    assert!(rig.fake().owner_of(SENSOR).is_none());
+    assert_eq!(device.register(T1).instance("t1"), 40);
+}
+
 /// A device that is away gets the number it was given meanwhile.
 #[test]
 fn the_instance_of_one_that_is_away() {
