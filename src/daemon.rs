@@ -12,7 +12,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::bridge::name::PortalId;
 use crate::bridge::topic::Address;
-use crate::bridge::{Bridge, Setup, Time};
+use crate::bridge::{Bridge, Mode, Setup, Time};
 use crate::bus::Watcher;
 use crate::bus::services::{ServiceEvent, Services, read_call};
 use crate::catalogue_files;
@@ -357,8 +357,11 @@ impl Daemon {
         {
             store.save(text);
         }
-        while let Some(note) = self.bridge.poll_note().or_else(|| self.devices.poll_note()) {
+        while let Some(note) = self.bridge.poll_note() {
             log::log!(target: "venus_mqtt::bridge", note.level, "{}", note.text);
+        }
+        while let Some(note) = self.devices.poll_note() {
+            log::log!(target: "venus_mqtt::device", note.level, "{}", note.text);
         }
         while let Some(call) = self.bridge.poll_call().or_else(|| self.devices.poll_call()) {
             self.watcher.call(&call);
@@ -380,12 +383,16 @@ impl Daemon {
 
     /// What proxies write to services of others.
     fn carry_out_writes(&mut self, now: Time) {
+        let mut refused: BTreeMap<Box<str>, Vec<String>> = BTreeMap::new();
         while let Some(write) = self.devices.poll_write() {
             let address = Address { service_type: &write.service_type, instance: &write.instance, path: &write.path };
             if let Err(why) = self.bridge.write_value(now, address, write.value) {
-                let topic = format!("{}/{}{}: {why}", write.service_type, write.instance, write.path);
-                self.devices.refuse_proxy(now, &write.client, &topic);
+                let text = format!("{}/{}{}: {why}", write.service_type, write.instance, write.path);
+                refused.entry(write.client).or_default().push(text);
             }
+        }
+        for (client, texts) in refused {
+            self.devices.refuse_proxy(now, &client, &texts.join("; "));
         }
     }
 
@@ -403,21 +410,23 @@ impl Daemon {
         self.bridge.shut_down(now);
         self.devices.shut_down(now);
         let deadline = Instant::now() + GOODBYE;
-        let mut said = false;
+        let (mut said, mut linked) = (false, true);
         loop {
             self.carry_out();
             if self.bridge.is_drained() && !said {
                 said = self.link.disconnect();
-                if !said {
-                    return;
-                }
+                linked = said;
+            }
+            // whoever comes next, and be it ourselves, finds the names free
+            if !linked && self.services.is_empty() {
+                return;
             }
             let turn = tokio::time::timeout_at(deadline.into(), self.turn(signals)).await;
             match turn {
                 // a second wish to stop is a wish for haste
                 Ok(Ok(Some(Signal::Stop)) | Err(_)) => return,
                 Err(_) => return log::warn!("the broker takes nothing: leaving without a good-bye"),
-                Ok(Ok(_)) if said && self.bridge.mode() == crate::bridge::Mode::Down => return,
+                Ok(Ok(_)) if said && self.bridge.mode() == Mode::Down => linked = false,
                 Ok(Ok(_)) => {}
             }
         }

@@ -72,8 +72,9 @@ pub const PROVISIONAL: Duration = Duration::from_secs(300);
 pub const SETTINGS_PATIENCE: Duration = Duration::from_secs(30);
 /// A call to localsettings; what is not answered by then is asked again.
 pub const SETTINGS_DEADLINE: Duration = Duration::from_secs(10);
-/// A service that could not be put on the bus is tried again after this.
-pub const SERVICE_RETRY: Duration = Duration::from_secs(30);
+/// A service that could not be put on the bus is tried again after this, doubling: the name may be an earlier life's.
+pub const SERVICE_RETRY_FIRST: Duration = Duration::from_secs(1);
+pub const SERVICE_RETRY_LAST: Duration = Duration::from_secs(60);
 /// After a connect, wills that the broker replays count for so long.
 pub const WILL_REPLAY: Duration = Duration::from_secs(5);
 /// How often another bridge is kept awake: half of what it stays awake for, so that one may get lost.

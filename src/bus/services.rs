@@ -89,6 +89,10 @@ impl Services {
         Self { address: address.into(), to_loop, events, open: HashMap::new(), own: VecDeque::new(), machine_id: machine_id() }
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
     /// What happens next. Dropping the future loses nothing.
     pub async fn next(&mut self) -> ServiceEvent {
         loop {

@@ -109,6 +109,10 @@ pub struct Devices {
     linked: bool,
     /// When another bridge is kept awake next.
     keep_awake: Option<Time>,
+    /// When there is something to check about a device, if that is known.
+    due: Option<Option<Time>>,
+    /// Some services may not be known to the bridge yet.
+    unknown: bool,
     /// The registry on disk is behind.
     unsaved: bool,
     bus: VecDeque<BusCommand>,
@@ -135,6 +139,8 @@ impl Devices {
             mode: Mode::Down,
             linked: false,
             keep_awake: None,
+            due: None,
+            unknown: false,
             unsaved: false,
             bus: VecDeque::new(),
             link: VecDeque::new(),
@@ -188,6 +194,7 @@ impl Devices {
         if !self.options.enabled {
             return false;
         }
+        self.due = None;
         let Some(rest) = topic.strip_prefix(&*self.prefix) else { return false };
         if let Some((client, what)) = rest.strip_prefix("device/").and_then(|rest| rest.split_once('/')) {
             match what {
@@ -215,6 +222,7 @@ impl Devices {
 
     /// To be called when the time that [`Self::poll_timeout`] gave has come; early does no harm.
     pub fn handle_timeout(&mut self, now: Time) {
+        self.due = None;
         while let Some(purpose) = self.settings.expired(now) {
             self.take_settings_reply(now, purpose, None);
         }
@@ -226,9 +234,10 @@ impl Devices {
     }
 
     /// When [`Self::handle_timeout`] has something to do next.
-    pub fn poll_timeout(&self) -> Option<Time> {
-        let devices = self.devices.iter().flat_map(|device| device.due(self.options.stale_after));
-        devices.chain(self.settings.next_deadline()).chain(self.keep_awake).min()
+    pub fn poll_timeout(&mut self) -> Option<Time> {
+        let stale_after = self.options.stale_after;
+        let devices = self.due.get_or_insert_with(|| self.devices.iter().flat_map(|device| device.due(stale_after)).min());
+        [*devices, self.settings.next_deadline(), self.keep_awake].into_iter().flatten().min()
     }
 
     pub fn poll_bus(&mut self) -> Option<BusCommand> {
@@ -266,9 +275,15 @@ impl Devices {
     }
 
     /// Services that have their names, and are to be [`BusEvent::Known`] when the bridge knows them.
-    pub fn unknown(&self) -> Vec<(Key, String)> {
+    pub fn unknown(&mut self) -> Vec<(Key, String)> {
+        if !self.unknown {
+            return Vec::new();
+        }
         let services = self.devices.iter().flat_map(|device| &device.services);
-        services.filter(|service| service.state == State::Up && !service.known).map(|service| (service.key, service.bus_name())).collect()
+        let unknown = services.filter(|service| service.state == State::Up && !service.known);
+        let unknown: Vec<_> = unknown.map(|service| (service.key, service.bus_name())).collect();
+        self.unknown = !unknown.is_empty();
+        unknown
     }
 
     /// A few lines for the log, on request.
@@ -341,6 +356,7 @@ impl Devices {
 
     /// The reply to a call.
     pub fn reply(&mut self, now: Time, id: u32, reply: crate::bridge::Reply) {
+        self.due = None;
         if let Some(purpose) = self.settings.answered(id) {
             self.take_settings_reply(now, purpose, Some(reply));
         }
@@ -348,6 +364,7 @@ impl Devices {
 
     /// An owner of a bus name has changed.
     pub fn name_owner_changed(&mut self, now: Time, name: &str, new: &str) {
+        self.due = None;
         if name == settings::NAME && self.options.enabled {
             self.take_settings_owner(now, new);
         }
