@@ -32,6 +32,8 @@ pub(super) enum Purpose {
         key: Key,
         again: bool,
     },
+    /// What a setting of a wrong type holds, before it is removed.
+    Old(Key, Box<str>),
     /// The number of a service is to be of its class.
     Claim(Key),
     ReadInstance(Key),
@@ -199,6 +201,7 @@ impl Devices {
                 }
             }
             Purpose::Add { key, again } => self.take_added(now, key, again, reply),
+            Purpose::Old(key, path) => self.take_old(key, &path, reply),
             Purpose::Claim(key) => {
                 if let Some(place) = self.place_of(key)
                     && let Some(service) = self.service(place)
@@ -241,6 +244,11 @@ impl Devices {
         let wrong: Vec<Box<str>> =
             results(&added).filter(|(path, error, _)| *error == -5 && is_item(path, &slug)).map(|(path, ..)| path.into()).collect();
         if !wrong.is_empty() && !again {
+            // of another program's type: what it holds is brought to ours
+            for full in &wrong {
+                let path = full.strip_prefix("/Settings/MqttDevices/").and_then(|rest| rest.strip_prefix(&*slug)).unwrap_or_default();
+                self.settings.ask(now, full, Method::GetValue, Purpose::Old(key, path.into()));
+            }
             self.settings.ask(now, "/", Method::RemoveSettings(wrong), Purpose::Clear);
             return self.add_settings(now, place, Purpose::Add { key, again: true });
         }
@@ -259,6 +267,17 @@ impl Devices {
                 let claim = Value::Str(format!("{kind}:{wanted}").into());
                 self.settings.ask(now, &number, Method::SetValue(claim), Purpose::Claim(key));
             }
+        }
+    }
+
+    fn take_old(&mut self, key: Key, path: &str, reply: Option<Reply>) {
+        let Some(service) = self.place_of(key).and_then(|place| self.service_mut(place)) else { return };
+        let (Some(exported), Some(Reply::Value(value))) = (&mut service.exported, reply) else { return };
+        if let Some(Ok(value)) = exported.spec(path).map(|spec| spec.bring(value))
+            && value != Value::Invalid
+        {
+            exported.set(path, value);
+            service.kept.entry(path.into()).or_default().newer = true;
         }
     }
 
