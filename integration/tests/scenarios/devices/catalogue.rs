@@ -84,8 +84,8 @@ fn a_family_has_an_end() {
     for n in 0..2000 {
         // no more at once than may wait for their answers
         if n % 200 == 0 {
-            device.mqtt.barrier();
-            settle(&rig, &bystander.mqtt, 1);
+            device.mqtt.write("switch/1/Serial", format!(r#"{{"value": "{n}"}}"#));
+            rig.fake().await_shown(&switch, "/Serial", &format!("s \"{n}\""));
         }
         device.mqtt.write(&format!("switch/1/SwitchableOutput/o{n}/State"), r#"{"value": 1}"#);
     }
