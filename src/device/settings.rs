@@ -285,6 +285,8 @@ impl Devices {
     fn fail_asking(&mut self, now: Time, place: Place, why: &str) {
         if self.service(place).is_some_and(|service| service.state == State::Asking) {
             self.fail(now, place, why);
+            self.drive_all(now, place.0);
+            self.finish_forgetting(now, place.0);
         } else {
             self.caused(now, Level::Warn, Kind::Settings, || why.to_owned());
         }
@@ -296,6 +298,7 @@ impl Devices {
         {
             service.state = State::Waiting;
             self.drive_all(now, place.0);
+            self.finish_forgetting(now, place.0);
         }
     }
 

@@ -231,8 +231,9 @@ impl Devices {
         service.failures += 1;
         service.state = State::Failed { retry: now + pause };
         service.restarts = false;
+        let wanted = service.wanted;
         let text = format!("\"{}\" ({}): {why}; tried again in {} s", service.id, service.bus_name(), pause.as_secs());
-        if online {
+        if online && wanted {
             let name = self.name_of(place.0);
             self.caused(now, Level::Warn, Kind::Service, || format!("device {name}: {text}"));
             self.complain(&clients, &text);
