@@ -52,6 +52,9 @@ impl Devices {
             }
         };
         let text = describe(&wanted);
+        if let Some(token) = self.forgetting.remove(id.name()) {
+            self.answers.push_back((token, Err("it has registered again meanwhile; nothing of it is forgotten".into())));
+        }
         let Some(device) = self.devices.get_mut(index) else { return Ok(()) };
         let was_online = device.online;
         let fresh = !was_online || device.provisional.is_some();
