@@ -96,6 +96,9 @@ impl Devices {
         if let Some(device) = self.devices.get_mut(index) {
             let failed = device.services.iter_mut().filter(|service| matches!(service.state, State::Failed { .. }));
             failed.for_each(|service| service.state = State::Off);
+            if device.services.iter().any(|service| service.state == State::Waiting) {
+                device.patience = device.patience.or(Some(now + limits::SETTINGS_PATIENCE));
+            }
         }
         self.drive_all(now, index);
         self.check_keep_awake(now);
