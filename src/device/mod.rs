@@ -235,6 +235,9 @@ impl Devices {
 
     /// When [`Self::handle_timeout`] has something to do next.
     pub fn poll_timeout(&mut self) -> Option<Time> {
+        if !self.options.enabled {
+            return None;
+        }
         let stale_after = self.options.stale_after;
         let devices = self.due.get_or_insert_with(|| self.devices.iter().flat_map(|device| device.due(stale_after)).min());
         [*devices, self.settings.next_deadline(), self.keep_awake].into_iter().flatten().min()
@@ -356,6 +359,9 @@ impl Devices {
 
     /// The reply to a call.
     pub fn reply(&mut self, now: Time, id: u32, reply: crate::bridge::Reply) {
+        if !self.options.enabled {
+            return;
+        }
         self.due = None;
         if let Some(purpose) = self.settings.answered(id) {
             self.take_settings_reply(now, purpose, Some(reply));
