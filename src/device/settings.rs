@@ -313,6 +313,9 @@ impl Devices {
                     self.fail_asking(now, place, &format!("localsettings does not give a number of its class at {path}"));
                 }
             },
+            Some(other) if !other.is_from_nobody() => {
+                self.fail_asking(now, place, &format!("localsettings does not give the number of it: {}", escape(&other.reason())));
+            }
             _ => self.wait_again(now, place),
         }
     }
@@ -426,7 +429,11 @@ impl Devices {
         let ours = service.exported.as_ref().and_then(|exported| exported.value(path).cloned()).unwrap_or_default();
         let Some(kept) = service.kept.get_mut(path) else { return };
         (kept.busy, kept.again) = (false, false);
-        let Some(Reply::Value(added)) = reply else { return };
+        let added = match reply {
+            Some(Reply::Value(added)) => added,
+            Some(_) => return,
+            None => return self.keep(now, place, path),
+        };
         let mut error = 0;
         for (_, code, stored) in results(&added) {
             kept.exists = code == 0;
@@ -465,7 +472,8 @@ impl Devices {
             Some(reply) if reply.is_from_nobody() => {}
             // somebody has removed it
             Some(Reply::Error { .. }) => kept.exists = false,
-            _ => {}
+            Some(_) => {}
+            None => self.keep(now, place, path),
         }
     }
 
