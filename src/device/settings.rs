@@ -108,6 +108,12 @@ impl Dialogue {
         self.waiting.first_key_value().map(|(_, (_, deadline))| *deadline)
     }
 
+    /// Whether the number of a service is being asked for.
+    fn asks_number(&self, of: Key) -> bool {
+        let asks = |purpose: &Purpose| matches!(purpose, Purpose::Add { key, .. } | Purpose::Claim(key) | Purpose::ReadInstance(key) if *key == of);
+        self.waiting.values().any(|(purpose, _)| asks(purpose))
+    }
+
     pub fn is_there(&self) -> bool {
         self.owner.is_some()
     }
@@ -491,9 +497,10 @@ impl Devices {
             let Some(place) = self.place_of_slug(slug) else { return };
             let Some(service) = self.service(place) else { return };
             let (kind, state) = (service.kind.clone(), service.state);
+            let asked = self.settings.asks_number(service.key);
             match instance_of(value, &kind) {
                 // the answer to our own question says what it is
-                _ if !matches!(state, State::Opening | State::Up) => {}
+                _ if asked || !matches!(state, State::Opening | State::Up) => {}
                 Some(instance) => self.use_instance(now, place, instance),
                 None if *value == Value::Invalid => {}
                 None => {
