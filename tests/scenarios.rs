@@ -255,7 +255,7 @@ impl Stage {
                 Method::Introspect => ("Introspect", None),
                 Method::GetValue => ("GetValue", None),
                 Method::SetValue(value) => ("SetValue", Some(value)),
-                Method::AddSettings(_) | Method::RemoveSettings(_) => panic!("the bridge has no settings"),
+                Method::AddSettings(_) | Method::RemoveSettings(_) => unreachable!("the bridge has no settings"),
             };
             let value = value.map(|value| format!(" {}:{}", value.signature(), print(&value))).unwrap_or_default();
             if name == "SetValue" || self.shown.contains("calls") {

@@ -340,14 +340,13 @@ async fn open(address: &str, name: &str) -> Result<(Reader, Arc<UnixStream>, Str
 /// Reads until the name has been given back, or the connection ends.
 async fn serve(key: Key, mut reader: Reader, to_loop: &Sender<(Key, FromTask)>) {
     while let Ok(message) = receive(&mut reader).await {
-        match message.message_type() {
-            Type::MethodCall => {
-                if to_loop.send((key, FromTask::Message(message))).await.is_err() {
-                    return;
-                }
-            }
-            Type::MethodReturn | Type::Error if message.header().reply_serial() == Some(RELEASE) => return,
-            _ => {}
+        let goes_on = match message.message_type() {
+            Type::MethodCall => to_loop.send((key, FromTask::Message(message))).await.is_ok(),
+            Type::MethodReturn | Type::Error => message.header().reply_serial() != Some(RELEASE),
+            Type::Signal => true,
+        };
+        if !goes_on {
+            return;
         }
     }
 }

@@ -163,8 +163,8 @@ impl Service {
     }
 
     /// The type it has, or is to become.
-    pub fn aim(&self) -> &Box<str> {
-        self.next_kind.as_ref().unwrap_or(&self.kind)
+    pub fn aim(&self) -> &str {
+        self.next_kind.as_deref().unwrap_or(&self.kind)
     }
 
     pub fn bus_name(&self) -> String {

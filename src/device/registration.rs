@@ -365,7 +365,7 @@ impl Devices {
 
 /// Brings the services to what the device wants now; true when that is something else than before.
 fn merge(device: &mut Device, wanted: Vec<(Id, Box<str>)>) -> bool {
-    let before: Vec<_> = device.services.iter().filter(|service| service.wanted).map(|s| (s.id.clone(), s.aim().clone())).collect();
+    let before: Vec<_> = device.services.iter().filter(|service| service.wanted).map(|s| (s.id.clone(), Box::from(s.aim()))).collect();
     let changed = before != wanted;
     device.services.iter_mut().for_each(|service| service.wanted = false);
     for (id, kind) in wanted.iter().cloned() {

@@ -57,7 +57,7 @@ impl Entry {
             services: services
                 .map(|service| ServiceEntry {
                     id: service.id.raw().into(),
-                    kind: service.aim().clone(),
+                    kind: service.aim().into(),
                     instance: service.instance,
                     written: service.written.clone(),
                     grown: service.grown.clone(),

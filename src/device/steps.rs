@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use log::Level;
 
-use super::model::{Key, Place, Service, State};
 use super::catalogue::ServiceType;
+use super::model::{Key, Place, Service, State};
 use super::service::{ACCEPTED, Answer, Call, Exported, ItemAnswer, REFUSED, WRONG};
 use super::{BusCommand, BusEvent, Devices};
 use crate::bridge::notes::Kind;
@@ -81,7 +81,8 @@ impl Devices {
         let stays = |path: &str| {
             // of a device that was away nobody knows what the user has chosen
             let chosen = |values: &Exported| values.spec(path).is_some_and(|old| values.value(path) != Some(&old.default));
-            let has = |kind: &Arc<ServiceType>| kind.items.iter().find(|(known, spec)| **known == *path && spec.kept).map(|(_, spec)| spec.kind);
+            let has =
+                |kind: &Arc<ServiceType>| kind.items.iter().find(|(known, spec)| **known == *path && spec.kept).map(|(_, spec)| spec.kind);
             values.as_ref().is_none_or(chosen) && old.as_ref().and_then(has).is_some_and(|kind| new.as_ref().and_then(has) == Some(kind))
         };
         let slug = self.service(place).map(|service| service.slug.clone()).unwrap_or_default();
