@@ -108,10 +108,15 @@ impl Dialogue {
         self.waiting.first_key_value().map(|(_, (_, deadline))| *deadline)
     }
 
-    /// Whether the number of a service is being asked for.
+    /// Whether all settings of a service are being asked for.
+    fn asks_settings(&self, of: Key) -> bool {
+        self.waiting.values().any(|(purpose, _)| matches!(purpose, Purpose::Add { key, .. } if *key == of))
+    }
+
+    /// Whether its number is.
     fn asks_number(&self, of: Key) -> bool {
-        let asks = |purpose: &Purpose| matches!(purpose, Purpose::Add { key, .. } | Purpose::Claim(key) | Purpose::ReadInstance(key) if *key == of);
-        self.waiting.values().any(|(purpose, _)| asks(purpose))
+        let asks = |purpose: &Purpose| matches!(purpose, Purpose::Claim(key) | Purpose::ReadInstance(key) if *key == of);
+        self.asks_settings(of) || self.waiting.values().any(|(purpose, _)| asks(purpose))
     }
 
     pub fn is_there(&self) -> bool {
@@ -514,6 +519,10 @@ impl Devices {
             let Some(slash) = rest.find('/') else { return };
             let (slug, path) = rest.split_at(slash);
             let Some(place) = self.place_of_slug(slug) else { return };
+            // it may be a default that is new there: the answer says what is ours
+            if self.service(place).is_some_and(|service| self.settings.asks_settings(service.key)) {
+                return;
+            }
             let Some(kept) = self.service_mut(place).and_then(|service| service.kept.get_mut(path)) else { return };
             if *value == Value::Invalid {
                 // removed; it comes back with the next change
