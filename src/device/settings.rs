@@ -9,7 +9,7 @@ use log::Level;
 
 use super::Devices;
 use super::catalogue::{ItemSpec, Kind as ItemKind};
-use super::model::{Key, Place, State};
+use super::model::{Kept, Key, Place, State};
 use super::steps::Changed;
 use crate::bridge::gate::Gate;
 use crate::bridge::notes::Kind;
@@ -171,7 +171,7 @@ impl Devices {
         if let Some(service) = self.service_mut(place) {
             service.state = State::Asking;
             // a call of an earlier life is answered to nobody
-            service.kept.values_mut().for_each(|kept| (kept.busy, kept.again, kept.seen) = (false, false, None));
+            service.kept.values_mut().for_each(|kept| *kept = Kept { newer: kept.newer, ..Kept::default() });
         }
         self.add_settings(now, place, Purpose::Add { key, again: false });
     }
