@@ -83,5 +83,5 @@ pub const KEEP_AWAKE: Duration = Duration::from_secs(30);
 pub const ANSWERS: usize = 1024;
 /// Devices remembered beside those that are registered: so many may be gone and still be listed.
 pub const GONE: usize = 256;
-/// Items of one service, those included that come into being when they are written.
-pub const SERVICE_ITEMS: usize = 1024;
+/// Items of one service that come into being when they are written: all days of a solar charger's history, and nine outputs.
+pub const GROWN_ITEMS: usize = 640;

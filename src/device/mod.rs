@@ -9,6 +9,7 @@
 //! are empty, `poll_publish` as long as the connection has room, and `poll_timeout` for when to call `handle_timeout`.
 
 pub mod catalogue;
+mod dialogue;
 mod format;
 pub mod id;
 mod model;
@@ -32,11 +33,11 @@ use crate::bridge::options::Options as BridgeOptions;
 use crate::bridge::value::Value;
 use crate::bridge::{BusCall, LinkCommand, Mode, Note, Publish, Time, limits};
 use catalogue::Catalogue;
+use dialogue::Dialogue;
 use model::{Device, State};
 pub use model::{Key, Place};
 use options::Options;
 use service::ItemAnswer;
-use settings::Dialogue;
 
 /// What a room of devices is made of.
 pub struct Setup {
@@ -371,7 +372,7 @@ impl Devices {
     /// An owner of a bus name has changed.
     pub fn name_owner_changed(&mut self, now: Time, name: &str, new: &str) {
         self.due = None;
-        if name == settings::NAME && self.options.enabled {
+        if name == dialogue::NAME && self.options.enabled {
             self.take_settings_owner(now, new);
         }
     }

@@ -265,7 +265,7 @@ impl Devices {
         let clients = device.clients.clone();
         let text = format!(
             "localsettings ({}) does not answer since {} s; the registration goes on as soon as it does",
-            super::settings::NAME,
+            super::dialogue::NAME,
             limits::SETTINGS_PATIENCE.as_secs()
         );
         let name = self.name_of(index);

@@ -109,16 +109,18 @@ impl Exported {
         }
     }
 
-    /// Adds the family of a path that is not there yet; gives the paths that are new.
+    /// Adds the family of a path that is not there yet, if there is room for all of it; gives the paths that are new.
     pub fn grow(&mut self, path: &str, max: usize) -> Vec<Box<str>> {
-        let mut new = Vec::new();
-        for (path, spec) in self.kind.family_of(path) {
-            if self.item(&path).is_none() && self.len() < max {
-                let value = spec.default.clone();
-                new.push(path.clone());
-                self.grown.push((path, spec, value));
-            }
+        let mut family = self.kind.family_of(path);
+        family.retain(|(path, _)| !self.contains(path));
+        if self.grown.len() + family.len() > max {
+            return Vec::new();
         }
+        let new = family.iter().map(|(path, _)| path.clone()).collect();
+        self.grown.extend(family.into_iter().map(|(path, spec)| {
+            let value = spec.default.clone();
+            (path, spec, value)
+        }));
         new
     }
 
@@ -154,11 +156,6 @@ impl Exported {
         let typed = self.kind.items.iter().map(|(path, spec)| (path, spec));
         let all = typed.chain(self.grown.iter().map(|(path, spec, _)| (path, spec)));
         all.filter(|(path, spec)| spec.kept && self.spec(path).is_some()).map(|(path, spec)| (path.clone(), spec.clone())).collect()
-    }
-
-    /// Families that have come into being, each by one of its paths.
-    pub fn grown(&self) -> impl Iterator<Item = &str> {
-        self.grown.iter().map(|(path, ..)| &**path)
     }
 
     /// What has a value.
@@ -236,10 +233,6 @@ impl Exported {
 
     fn item(&self, path: &str) -> Option<Item<'_>> {
         self.items().find(|item| item.path == path)
-    }
-
-    fn len(&self) -> usize {
-        self.fixed.len() + self.values.len() + self.grown.len()
     }
 
     fn items(&self) -> impl Iterator<Item = Item<'_>> {

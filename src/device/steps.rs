@@ -134,7 +134,7 @@ impl Devices {
         ];
         let mut exported = Exported::new(kind, fixed);
         for path in &service.grown {
-            exported.grow(path, limits::SERVICE_ITEMS);
+            exported.grow(path, limits::GROWN_ITEMS);
         }
         if let Some(service) = self.service_mut(place) {
             service.exported = Some(exported);
@@ -306,7 +306,7 @@ impl Devices {
             if exported.contains(path) {
                 return Err(Refusal::ReadOnly);
             }
-            changed.paths = exported.grow(path, limits::SERVICE_ITEMS);
+            changed.paths = exported.grow(path, limits::GROWN_ITEMS);
             changed.new = true;
         }
         let Some(spec) = exported.spec(path) else { return Err(Refusal::Unknown) };
