@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::gate::Gate;
 use super::items::{Change, ServiceId};
 use super::limits;
-use super::name::ServiceName;
+use super::name::{BUS, ServiceName};
 use super::time::Time;
 use super::value::Value;
 
@@ -90,9 +90,6 @@ pub enum Purpose {
     Write(Box<str>),
 }
 
-/// The bus itself.
-pub const BUS: &str = "org.freedesktop.DBus";
-
 #[derive(Debug)]
 pub struct Calls {
     next: u32,
@@ -136,9 +133,9 @@ impl Calls {
     }
 
     pub fn poll(&mut self) -> Option<BusCall> {
-        let place = self.out.iter().position(|call| self.gate.admits(call))?;
+        let place = self.out.iter().position(|call| self.gate.admits(&call.destination))?;
         let call = self.out.remove(place)?;
-        self.gate.sent(&call);
+        self.gate.sent(call.id, &call.destination);
         Some(call)
     }
 

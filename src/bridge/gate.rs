@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 
-use super::calls::{BUS, BusCall};
 use super::limits;
+use super::name::BUS;
 
 #[derive(Debug, Default)]
 pub struct Gate {
@@ -14,17 +14,17 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Whether this call may be sent now.
-    pub fn admits(&self, call: &BusCall) -> bool {
-        let to_it = self.each.get(&call.destination).copied().unwrap_or_default();
-        *call.destination == *BUS || (self.under_way.len() < limits::UNDER_WAY && to_it < limits::UNDER_WAY_EACH)
+    /// Whether a call to `destination` may be sent now.
+    pub fn admits(&self, destination: &str) -> bool {
+        let to_it = self.each.get(destination).copied().unwrap_or_default();
+        destination == BUS || (self.under_way.len() < limits::UNDER_WAY && to_it < limits::UNDER_WAY_EACH)
     }
 
-    pub fn sent(&mut self, call: &BusCall) {
+    pub fn sent(&mut self, id: u32, destination: &str) {
         // the bus answers at once
-        if *call.destination != *BUS {
-            *self.each.entry(call.destination.clone()).or_default() += 1;
-            self.under_way.insert(call.id, call.destination.clone());
+        if destination != BUS {
+            *self.each.entry(destination.into()).or_default() += 1;
+            self.under_way.insert(id, destination.into());
         }
     }
 

@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+/// The bus itself.
+pub const BUS: &str = "org.freedesktop.DBus";
 /// The prefix that makes a bus name a Venus service.
 pub const NAMESPACE: &str = "com.victronenergy.";
 

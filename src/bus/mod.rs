@@ -19,12 +19,12 @@ use tokio::sync::mpsc::{Sender, channel};
 use zbus::message::{Header, Type};
 use zbus::{Connection, Message, MessageStream};
 
+use crate::bridge::name::BUS;
 use crate::bridge::value::Value;
 use crate::bridge::{Bridge, BusCall, Method, Reply, Time};
 use crate::device::Devices;
 use crate::text::escape;
 
-const BUS: &str = "org.freedesktop.DBus";
 const BUS_PATH: &str = "/org/freedesktop/DBus";
 const ITEM: &str = "com.victronenergy.BusItem";
 const SETTINGS: &str = "com.victronenergy.Settings";

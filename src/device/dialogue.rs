@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::model::Key;
 use crate::bridge::gate::Gate;
+use crate::bridge::name::BUS;
 use crate::bridge::{BusCall, Method, Time, limits};
 
 pub const NAME: &str = "com.victronenergy.settings";
-const BUS: &str = "org.freedesktop.DBus";
 
 /// Above the serial numbers of the bridge's own calls on the same connection.
 const FIRST_ID: u32 = 0x8000_0000;
@@ -70,9 +70,9 @@ impl Dialogue {
     }
 
     pub fn poll(&mut self) -> Option<BusCall> {
-        let place = self.out.iter().position(|call| self.gate.admits(call))?;
+        let place = self.out.iter().position(|call| self.gate.admits(&call.destination))?;
         let call = self.out.remove(place)?;
-        self.gate.sent(&call);
+        self.gate.sent(call.id, &call.destination);
         Some(call)
     }
 

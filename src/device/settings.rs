@@ -12,7 +12,7 @@ use super::model::{Kept, Key, Place, State};
 use super::steps::Changed;
 use crate::bridge::notes::Kind;
 use crate::bridge::value::Value;
-use crate::bridge::{Method, Reply, Setting, Time, limits};
+use crate::bridge::{Method, Reply, Setting, Time};
 use crate::text::escape;
 
 /// Where the number of a service is.
