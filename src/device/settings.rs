@@ -110,8 +110,11 @@ impl Devices {
             }
             Purpose::ReadInstance(key) => self.take_instance(now, key, reply),
             Purpose::Grown(key) => {
-                if let (Some(place), Some(Reply::Value(added))) = (self.place_of(key), reply) {
-                    self.take_kept(now, place, &added);
+                let Some(place) = self.place_of(key) else { return };
+                match reply {
+                    Some(Reply::Value(added)) => self.take_kept(now, place, &added),
+                    Some(_) => {}
+                    None => self.wait_again(now, place),
                 }
             }
             Purpose::Create(key, path) => self.take_created(now, key, &path, reply),
@@ -191,12 +194,17 @@ impl Devices {
     }
 
     fn wait_again(&mut self, now: Time, place: Place) {
-        if let Some(service) = self.service_mut(place)
-            && service.state == State::Asking
-        {
-            service.state = State::Waiting;
-            self.drive_all(now, place.0);
-            self.finish_forgetting(now, place.0);
+        let there = self.settings.is_there();
+        let Some(service) = self.service_mut(place) else { return };
+        let key = service.key;
+        match service.state {
+            State::Asking => {
+                service.state = State::Waiting;
+                self.drive_all(now, place.0);
+                self.finish_forgetting(now, place.0);
+            }
+            State::Opening | State::Up if there => self.add_settings(now, place, Purpose::Add { key, again: false }),
+            _ => {}
         }
     }
 
