@@ -10,6 +10,7 @@
 //! bus    < value OWNER JSON               the answer to its oldest open GetValue; likewise `code OWNER N`, `error OWNER NAME`, `text OWNER TEXT`;
 //!                                         `late` before it: to the oldest that nobody waits for any more
 //! bus    < changed OWNER /Path=JSON …     ItemsChanged                    bus < prop OWNER /Path=JSON   PropertiesChanged
+//!                                         bus < told OWNER /Path=JSON    ItemsChanged of which somebody has to know
 //! bus    > METHOD OWNER PATH [JSON]       a call that must come
 //! mqtt   < TOPIC [PAYLOAD] [retained]     a message from the broker       mqtt up, mqtt down, mqtt suback TOPIC ok|refused
 //! mqtt   > TOPIC PAYLOAD [retained]       a message that must come next   (empty) is a payload of nothing
@@ -132,7 +133,7 @@ impl Stage {
         };
         stage.bridge.bus_up(stage.now());
         stage.pump();
-        let (_, _, names) = stage.open.remove(0);
+        let (_, _, names, _) = stage.open.remove(0);
         stage.bridge.reply(stage.now(), names, Reply::Names(vec!["org.freedesktop.DBus".into()]));
         if connected {
             stage.bridge.link_up(stage.now());
@@ -169,6 +170,14 @@ impl Stage {
             ["bus", "=", name, old, new] => self.bridge.name_owner_changed(now, name, old, new),
             ["bus", "<", "changed", owner, items @ ..] => {
                 if let Some(mut changes) = self.bridge.changes(now, owner) {
+                    for (path, change) in read_items(items)? {
+                        changes.item(&path, change);
+                    }
+                }
+            }
+            ["bus", "<", "told", owner, items @ ..] => {
+                if let Some(mut changes) = self.bridge.changes(now, owner) {
+                    changes.tell();
                     for (path, change) in read_items(items)? {
                         changes.item(&path, change);
                     }
