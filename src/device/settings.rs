@@ -293,6 +293,7 @@ impl Devices {
     /// An item that is kept has changed.
     pub(super) fn keep(&mut self, now: Time, place: Place, path: &str) {
         let there = self.settings.is_there();
+        let asked = self.service(place).is_some_and(|service| self.settings.asks_settings(service.key));
         let Some(service) = self.service_mut(place) else { return };
         let (key, slug) = (service.key, service.slug.clone());
         let Some(exported) = &service.exported else { return };
@@ -312,7 +313,8 @@ impl Devices {
         let full = item_path(&slug, path);
         kept.seen = None;
         if value == Value::Invalid {
-            (kept.exists, kept.newer) = (false, false);
+            // an answer that is on its way may still tell of it
+            (kept.exists, kept.newer) = (false, asked);
             service.written.remove(path);
             self.unsaved = true;
             return self.settings.ask(now, "/", Method::RemoveSettings(vec![full.into()]), Purpose::Clear);
