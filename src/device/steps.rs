@@ -334,7 +334,13 @@ impl Devices {
                 }
                 Ok(changed)
             }
-            Ok(false) => Ok(changed),
+            Ok(false) => {
+                // localsettings may have another value from long ago
+                if spec.kept && changed.paths.iter().any(|known| **known == *path) {
+                    self.keep(now, place, path);
+                }
+                Ok(changed)
+            }
             Err(refusal) => {
                 // what came into being is there all the same
                 self.emit(place, changed);
