@@ -91,6 +91,7 @@ async fn set_up(config: &Config) -> Result<Daemon, Ended> {
         portal: found.id.clone(),
         prefix: config.mqtt.prefix.clone(),
         options: config.bridge.clone(),
+        beside: config.devices.options.enabled,
         nonce: nonce(),
         verbosity: config.log_level.to_level().unwrap_or(log::Level::Error),
     };
@@ -324,7 +325,9 @@ impl Daemon {
                 }
             }
             LinkEvent::Subscribed { filter, accepted } => {
-                if !self.devices.subscribed(&filter, accepted) {
+                if self.devices.subscribed(&filter, accepted) {
+                    self.bridge.subscribed_beside();
+                } else {
                     self.bridge.subscribed(now, &filter, accepted);
                 }
             }

@@ -202,7 +202,7 @@ impl World {
     fn new(retain: bool) -> Self {
         let options = Options { enabled: Enabled::Yes, retain, ..Options::default() };
         let portal = PortalId::parse(PORTAL).unwrap();
-        let setup = Setup { portal, prefix: String::new(), options, nonce: 1, verbosity: log::Level::Error };
+        let setup = Setup { portal, prefix: String::new(), options, beside: false, nonce: 1, verbosity: log::Level::Error };
         let mut world = Self {
             bridge: Bridge::new(setup),
             retain,

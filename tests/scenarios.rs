@@ -120,7 +120,7 @@ struct Stage {
 impl Stage {
     fn new(options: Options, prefix: &str, connected: bool) -> Self {
         let portal = PortalId::parse(PORTAL).unwrap();
-        let setup = Setup { portal, prefix: prefix.into(), options, nonce: 1, verbosity: log::Level::Debug };
+        let setup = Setup { portal, prefix: prefix.into(), options, beside: false, nonce: 1, verbosity: log::Level::Debug };
         let mut stage = Self {
             bridge: Bridge::new(setup),
             elapsed: Duration::ZERO,

@@ -96,6 +96,7 @@ pub struct Calls {
     out: VecDeque<BusCall>,
     gate: Gate,
     waiting: HashMap<u32, Call>,
+    each: HashMap<ServiceId, usize>,
     deadlines: BTreeSet<(Time, u32)>,
 }
 
@@ -109,7 +110,14 @@ struct Call {
 impl Default for Calls {
     fn default() -> Self {
         // the first serials belong to the connection's own hello
-        Self { next: 1000, out: VecDeque::new(), gate: Gate::default(), waiting: HashMap::new(), deadlines: BTreeSet::new() }
+        Self {
+            next: 1000,
+            out: VecDeque::new(),
+            gate: Gate::default(),
+            waiting: HashMap::new(),
+            each: HashMap::new(),
+            deadlines: BTreeSet::new(),
+        }
     }
 }
 
@@ -129,6 +137,9 @@ impl Calls {
         self.next = self.next.checked_add(1).unwrap_or(1000);
         self.out.push_back(BusCall { id, destination: owner.into(), path: path.into(), method });
         self.waiting.insert(id, Call { service, purpose, deadline });
+        if let Some(service) = service {
+            *self.each.entry(service).or_default() += 1;
+        }
         self.deadlines.insert((deadline, id));
     }
 
@@ -153,9 +164,24 @@ impl Calls {
         self.waiting.len()
     }
 
+    /// Whether no more calls of this service can wait, with how many that are.
+    pub fn is_full(&self, service: ServiceId) -> Option<usize> {
+        let full = |count: usize, most: usize| (count >= most).then_some(most);
+        let each = self.each.get(&service).copied().unwrap_or_default();
+        full(self.waiting.len(), limits::CALLS).or_else(|| full(each, limits::CALLS_EACH))
+    }
+
     fn take(&mut self, id: u32) -> Option<(Option<ServiceId>, Purpose)> {
         let call = self.waiting.remove(&id)?;
         self.deadlines.remove(&(call.deadline, id));
+        if let Some(service) = call.service
+            && let Some(count) = self.each.get_mut(&service)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.each.remove(&service);
+            }
+        }
         Some((call.service, call.purpose))
     }
 
@@ -176,6 +202,7 @@ impl Calls {
     /// Nobody waits for this service any more.
     pub fn forget(&mut self, service: ServiceId) {
         self.waiting.retain(|_, call| call.service != Some(service));
+        self.each.remove(&service);
         let waiting = &self.waiting;
         self.deadlines.retain(|(_, id)| waiting.contains_key(id));
         self.out.retain(|call| waiting.contains_key(&call.id));

@@ -37,8 +37,9 @@ pub const FILTERS: usize = 1024;
 pub const ECHO: usize = 256;
 /// Echoes waiting to be answered.
 pub const COMPLETIONS: usize = 4096;
-/// Calls waiting for their reply, scans not counted.
-pub const CALLS: usize = 1024;
+/// Calls waiting for their reply, of all services and of one: nobody takes the places of the others.
+pub const CALLS: usize = 4096;
+pub const CALLS_EACH: usize = 512;
 /// Calls under way, to all and to one: dbus-daemon keeps 128 places for a connection (its default on a system bus), and devices need
 /// some as well.
 pub const UNDER_WAY: usize = 96;

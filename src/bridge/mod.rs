@@ -61,6 +61,8 @@ pub struct Setup {
     /// Empty, or ends with a slash.
     pub prefix: String,
     pub options: Options,
+    /// Others of this process subscribe too: while the bridge is off, it is online when they are heard.
+    pub beside: bool,
     /// Tells this process's own keep-alives from everyone else's.
     pub nonce: u64,
     /// What is more verbose is not formatted.
@@ -84,6 +86,7 @@ struct Counters {
 pub struct Bridge {
     topics: Topics,
     options: Options,
+    beside: bool,
     rules: Rules,
     probe: String,
     mode: Mode,
@@ -111,12 +114,13 @@ pub struct Bridge {
 
 impl Bridge {
     pub fn new(setup: Setup) -> Self {
-        let Setup { portal, prefix, options, nonce, verbosity } = setup;
+        let Setup { portal, prefix, options, beside, nonce, verbosity } = setup;
         let probe = format!(
             "{{\"keepalive-options\":[\"suppress-republish\",{{\"full-publish-completed-echo\":\"venus-mqtt {portal} {nonce:016x}\"}}]}}"
         );
         Self {
             topics: Topics::new(&prefix, portal),
+            beside,
             rules: Rules::new(&options),
             probe,
             mode: Mode::Down,

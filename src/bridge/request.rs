@@ -54,8 +54,8 @@ impl Bridge {
             return;
         }
         let Some(service) = self.services.get(id) else { return };
-        if self.calls.len() >= limits::CALLS {
-            let (topic, most) = (service.topic.clone(), limits::CALLS);
+        if let Some(most) = self.calls.is_full(id) {
+            let topic = service.topic.clone();
             return self.notes.add_caused(now, Level::Warn, Kind::ReadIgnored, || {
                 format!("a read of {} is ignored: {most} calls are waiting for their answers", escape(&format!("{topic}{path}")))
             });
@@ -150,8 +150,8 @@ impl Bridge {
         }
         if let Some(next) = self.pending.writes.get_mut(&(id, address.path.into())) {
             *next = Some(value);
-        } else if self.calls.len() >= limits::CALLS {
-            return Err(format!("{} calls are waiting for their answers", limits::CALLS));
+        } else if let Some(most) = self.calls.is_full(id) {
+            return Err(format!("{most} calls are waiting for their answers"));
         } else {
             self.begin_write(now, id, address.path, value);
         }

@@ -98,10 +98,20 @@ impl Bridge {
                 self.link_commands.push_back(LinkCommand::Subscribe(vec![self.topics.notification(HEARTBEAT)]));
                 self.link_commands.push_back(LinkCommand::Subscribe(requests));
             }
-            _ => {
-                self.outbox.push_special(Special::Status);
-                self.outbox.push_special(Special::Mode);
-            }
+            _ if self.beside => {}
+            _ => self.say_off(),
+        }
+    }
+
+    fn say_off(&mut self) {
+        self.outbox.push_special(Special::Status);
+        self.outbox.push_special(Special::Mode);
+    }
+
+    /// What others of this process have subscribed to is heard from now on.
+    pub fn subscribed_beside(&mut self) {
+        if self.mode == Mode::Off {
+            self.say_off();
         }
     }
 

@@ -166,7 +166,7 @@ impl Devices {
                     // what a device says of itself it knows
                     changed.told |= !own;
                 }
-                Err(why) => refused.push(format!("{}: {why}", escape(key))),
+                Err(why) => refused.push(format!("{}/{}{}: {why}", escape(target.service_type), escape(target.instance), escape(&path))),
             }
         }
         if let Some(place) = target.place {

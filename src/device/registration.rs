@@ -17,29 +17,36 @@ impl Devices {
         if payload.is_empty() {
             return;
         }
-        let taken = Status::parse(topic_id, payload).map_err(|StatusError(why)| why).and_then(|status| {
-            if self.options.strict_client_id && status.client.raw() != topic_id {
-                return Err(format!("clientId is \"{}\", but the topic says \"{}\"; make them the same", status.client, escape(topic_id)));
-            }
-            match status.request {
-                Request::Register(registration) => self.register(now, topic_id, status.client, registration, retained),
-                Request::Leave => {
-                    // another ID that is only the same on the bus has no say
-                    if let Some(index) = self.devices.iter().position(|device| device.id == status.client) {
-                        self.hear(now, index);
-                        self.leave(now, index, "it says so");
-                    }
-                    Ok(())
-                }
-            }
-        });
+        let (client, taken) = match Status::parse(topic_id, payload) {
+            Ok(Status { client, request }) => (Some(client.clone()), self.obey(now, topic_id, client, request, retained)),
+            Err(StatusError { client, why }) => (client, Err(why)),
+        };
         if let Err(why) = taken {
             self.caused(now, Level::Warn, Kind::Status, || {
                 format!("a Status on device/{}/Status is refused: {}", escape(topic_id), escape(&why))
             });
-            self.complain(&[topic_id.into()], &why);
+            // what it calls itself counts for nothing where the topic has to say the same
+            let client = client.filter(|_| !self.options.strict_client_id);
+            self.complain(&clients(topic_id, client.as_ref()), &why);
         }
         self.drop_gone();
+    }
+
+    fn obey(&mut self, now: Time, topic_id: &str, client: Id, request: Request, retained: bool) -> Result<(), String> {
+        if self.options.strict_client_id && client.raw() != topic_id {
+            return Err(format!("clientId is \"{client}\", but the topic says \"{}\"; make them the same", escape(topic_id)));
+        }
+        match request {
+            Request::Register(registration) => self.register(now, topic_id, client, registration, retained),
+            Request::Leave => {
+                // another ID that is only the same on the bus has no say
+                if let Some(index) = self.devices.iter().position(|device| device.id == client) {
+                    self.hear(now, index);
+                    self.leave(now, index, "it says so");
+                }
+                Ok(())
+            }
+        }
     }
 
     fn register(&mut self, now: Time, topic_id: &str, id: Id, wanted: Registration, retained: bool) -> Result<(), String> {
@@ -62,10 +69,7 @@ impl Devices {
             device.will_replayed = Time::default();
         }
         device.provisional = (retained && fresh).then(|| now + limits::PROVISIONAL);
-        device.clients = vec![topic_id.into()];
-        if id.raw() != topic_id && id.fits_topic() {
-            device.clients.push(id.raw().into());
-        }
+        device.clients = clients(topic_id, Some(&id));
         device.id = id;
         device.online = true;
         device.owed = true;
@@ -361,6 +365,12 @@ impl Devices {
     pub(super) fn name_of(&self, index: usize) -> String {
         self.devices.get(index).map(|device| device.id.to_string()).unwrap_or_default()
     }
+}
+
+/// Where answers go: to the ID of the topic, and to the device's own if that is another.
+fn clients(topic_id: &str, id: Option<&Id>) -> Vec<Box<str>> {
+    let own = id.map(Id::raw).filter(|own| *own != topic_id);
+    std::iter::once(topic_id).chain(own).map(Box::from).collect()
 }
 
 /// Brings the services to what the device wants now; true when that is something else than before.

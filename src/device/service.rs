@@ -109,19 +109,19 @@ impl Exported {
         }
     }
 
-    /// Adds the family of a path that is not there yet, if there is room for all of it; gives the paths that are new.
-    pub fn grow(&mut self, path: &str, max: usize) -> Vec<Box<str>> {
+    /// Adds the family of a path that is not there yet, and gives the paths that are new; `None` if there is no room for all of it.
+    pub fn grow(&mut self, path: &str, max: usize) -> Option<Vec<Box<str>>> {
         let mut family = self.kind.family_of(path);
         family.retain(|(path, _)| !self.contains(path));
         if self.grown.len() + family.len() > max {
-            return Vec::new();
+            return None;
         }
         let new = family.iter().map(|(path, _)| path.clone()).collect();
         self.grown.extend(family.into_iter().map(|(path, spec)| {
             let value = spec.default.clone();
             (path, spec, value)
         }));
-        new
+        Some(new)
     }
 
     pub fn value(&self, path: &str) -> Option<&Value> {

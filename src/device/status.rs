@@ -39,84 +39,96 @@ pub struct Will {
 impl Status {
     /// `topic_id` is the client ID in the topic.
     pub fn parse(topic_id: &str, payload: &[u8]) -> Result<Self, StatusError> {
-        let refuse = |text: String| Err(StatusError(text));
+        let refuse = |why: String| StatusError { client: None, why };
         if payload.len() > limits::STATUS_PAYLOAD {
-            return refuse(format!("the Status has {} bytes; at most {} are taken", payload.len(), limits::STATUS_PAYLOAD));
+            return Err(refuse(format!("the Status has {} bytes; at most {} are taken", payload.len(), limits::STATUS_PAYLOAD)));
         }
         let fields = match parse_json(payload) {
             Ok(Value::Dict(fields)) => fields,
-            Ok(_) => return refuse("the Status is no JSON object; send {\"clientId\": …, \"connected\": 1, \"services\": {…}}".into()),
-            Err(error) => return refuse(format!("the Status is not valid JSON: {error}")),
+            Ok(_) => {
+                return Err(refuse("the Status is no JSON object; send {\"clientId\": …, \"connected\": 1, \"services\": {…}}".into()));
+            }
+            Err(error) => return Err(refuse(format!("the Status is not valid JSON: {error}"))),
         };
-        let field = |name: &str| fields.iter().find(|(key, _)| **key == *name).map(|(_, value)| value);
-        let client = match field("clientId").or_else(|| field("clientid")) {
+        let client = match field(&fields, "clientId").or_else(|| field(&fields, "clientid")) {
             None | Some(Value::Invalid) => topic_id,
             Some(Value::Str(id)) => id,
-            Some(_) => return refuse("clientId is no text".into()),
+            Some(_) => return Err(refuse("clientId is no text".into())),
         };
-        let client = Id::parse(client).map_err(|why| StatusError(format!("clientId {why}")))?;
-        let connected = match field("connected") {
-            Some(Value::Bool(connected)) => *connected,
-            Some(Value::Int(1)) => true,
-            Some(Value::Int(0)) => false,
-            Some(_) => return refuse("connected is neither 1 nor 0".into()),
-            None => return refuse("connected is missing; send 1 to register, 0 to leave".into()),
-        };
-        if !connected {
-            return Ok(Self { client, request: Request::Leave });
+        let client = Id::parse(client).map_err(|why| refuse(format!("clientId {why}")))?;
+        match parse_request(&fields) {
+            Ok(request) => Ok(Self { client, request }),
+            Err(why) => Err(StatusError { client: Some(client), why }),
         }
-        let version = match field("version") {
-            None | Some(Value::Invalid) => Box::default(),
-            Some(Value::Str(text)) => text.chars().take(limits::VERSION).collect(),
-            Some(Value::Array(_) | Value::Dict(_)) => return refuse("version is neither a text nor a number".into()),
-            Some(number) => json(number),
-        };
-        let services = match field("services") {
-            Some(Value::Dict(services)) if !services.is_empty() => parse_services(services)?,
-            Some(_) => return refuse("services is no object with entries; send {\"t1\": \"temperature\"}".into()),
-            None => return refuse("services is missing; send {\"t1\": \"temperature\"}".into()),
-        };
-        let will = parse_will(field("lwt_topic"), field("lwt_value"))?;
-        Ok(Self { client, request: Request::Register(Registration { version, services, will }) })
     }
 }
 
-fn parse_services(entries: &[(Box<str>, Value)]) -> Result<Vec<(Id, Box<str>)>, StatusError> {
+fn field<'a>(fields: &'a [(Box<str>, Value)], name: &str) -> Option<&'a Value> {
+    fields.iter().find(|(key, _)| **key == *name).map(|(_, value)| value)
+}
+
+fn parse_request(fields: &[(Box<str>, Value)]) -> Result<Request, String> {
+    let connected = match field(fields, "connected") {
+        Some(Value::Bool(connected)) => *connected,
+        Some(Value::Int(1)) => true,
+        Some(Value::Int(0)) => false,
+        Some(_) => return Err("connected is neither 1 nor 0".into()),
+        None => return Err("connected is missing; send 1 to register, 0 to leave".into()),
+    };
+    if !connected {
+        return Ok(Request::Leave);
+    }
+    let version = match field(fields, "version") {
+        None | Some(Value::Invalid) => Box::default(),
+        Some(Value::Str(text)) => text.chars().take(limits::VERSION).collect(),
+        Some(Value::Array(_) | Value::Dict(_)) => return Err("version is neither a text nor a number".into()),
+        Some(number) => json(number),
+    };
+    let services = match field(fields, "services") {
+        Some(Value::Dict(services)) if !services.is_empty() => parse_services(services)?,
+        Some(_) => return Err("services is no object with entries; send {\"t1\": \"temperature\"}".into()),
+        None => return Err("services is missing; send {\"t1\": \"temperature\"}".into()),
+    };
+    let will = parse_will(field(fields, "lwt_topic"), field(fields, "lwt_value"))?;
+    Ok(Request::Register(Registration { version, services, will }))
+}
+
+fn parse_services(entries: &[(Box<str>, Value)]) -> Result<Vec<(Id, Box<str>)>, String> {
     let mut services: Vec<(Id, Box<str>)> = Vec::new();
     for (key, value) in entries {
-        let id = Id::parse(key).map_err(|why| StatusError(format!("services: the ID {why}")))?;
+        let id = Id::parse(key).map_err(|why| format!("services: the ID {why}"))?;
         let Value::Str(service_type) = value else {
-            return Err(StatusError(format!("services: the type of \"{}\" is no text", escape(key))));
+            return Err(format!("services: the type of \"{}\" is no text", escape(key)));
         };
         if let Some((other, _)) = services.iter().find(|(other, _)| other.name() == id.name()) {
             let text =
                 if other == &id { "is there twice".to_owned() } else { format!("is the same as \"{}\" on the bus", escape(other.raw())) };
-            return Err(StatusError(format!("services: \"{}\" {text}", escape(key))));
+            return Err(format!("services: \"{}\" {text}", escape(key)));
         }
         services.push((id, service_type.clone()));
     }
     Ok(services)
 }
 
-fn parse_will(topic: Option<&Value>, value: Option<&Value>) -> Result<Option<Will>, StatusError> {
+fn parse_will(topic: Option<&Value>, value: Option<&Value>) -> Result<Option<Will>, String> {
     let topic = match topic {
         None | Some(Value::Invalid) => return Ok(None),
         Some(Value::Str(topic)) if topic.is_empty() => return Ok(None),
         Some(Value::Str(topic)) => topic,
-        Some(_) => return Err(StatusError("lwt_topic is no text".into())),
+        Some(_) => return Err("lwt_topic is no text".into()),
     };
     if topic.len() > limits::WILL || topic.chars().any(|c| c.is_control() || matches!(c, '+' | '#')) || topic.starts_with('$') {
-        return Err(StatusError(format!("lwt_topic is not one topic of at most {} bytes", limits::WILL)));
+        return Err(format!("lwt_topic is not one topic of at most {} bytes", limits::WILL));
     }
     let ours = ["N", "R", "W", "device"];
     if topic.split_once('/').is_some_and(|(first, _)| ours.contains(&first)) {
-        return Err(StatusError("lwt_topic is below N, R, W or device, which have meanings of their own; take another".into()));
+        return Err("lwt_topic is below N, R, W or device, which have meanings of their own; take another".into());
     }
     let value = match value {
         None | Some(Value::Invalid) => "false".into(),
         Some(Value::Str(value)) if value.len() <= limits::WILL => value.clone(),
-        Some(Value::Str(_)) => return Err(StatusError(format!("lwt_value has more than {} bytes", limits::WILL))),
-        Some(Value::Array(_) | Value::Dict(_)) => return Err(StatusError("lwt_value is neither a text nor a number".into())),
+        Some(Value::Str(_)) => return Err(format!("lwt_value has more than {} bytes", limits::WILL)),
+        Some(Value::Array(_) | Value::Dict(_)) => return Err("lwt_value is neither a text nor a number".into()),
         Some(scalar) => json(scalar),
     };
     Ok(Some(Will { topic: topic.clone(), value }))
@@ -128,15 +140,18 @@ fn json(value: &Value) -> Box<str> {
     String::from_utf8_lossy(&text).into()
 }
 
-/// Why a Status is refused.
+/// Why a Status is refused, and whose it is, as far as that could be read.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct StatusError(pub String);
+pub struct StatusError {
+    pub client: Option<Id>,
+    pub why: String,
+}
 
 impl std::error::Error for StatusError {}
 
 impl fmt::Display for StatusError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.why)
     }
 }
 
@@ -145,7 +160,7 @@ mod tests {
     use super::*;
 
     fn parse(payload: &str) -> Result<Status, String> {
-        Status::parse("fe001", payload.as_bytes()).map_err(|error| error.0)
+        Status::parse("fe001", payload.as_bytes()).map_err(|error| error.why)
     }
 
     fn registration(payload: &str) -> Registration {

@@ -306,7 +306,7 @@ impl Devices {
             if exported.contains(path) {
                 return Err(Refusal::ReadOnly);
             }
-            changed.paths = exported.grow(path, limits::GROWN_ITEMS);
+            changed.paths = exported.grow(path, limits::GROWN_ITEMS).ok_or(Refusal::Full)?;
             changed.new = true;
         }
         let Some(spec) = exported.spec(path) else { return Err(Refusal::Unknown) };
@@ -408,6 +408,8 @@ pub(super) struct Changed {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Refusal {
     Unknown,
+    /// It cannot come into being.
+    Full,
     ReadOnly,
     Value(String),
 }
@@ -416,6 +418,7 @@ impl Refusal {
     pub fn text(&self) -> String {
         match self {
             Self::Unknown => "there is no such item".into(),
+            Self::Full => format!("the service has {} items that came into being by being written, and takes no more", limits::GROWN_ITEMS),
             Self::ReadOnly => "it cannot be written".into(),
             Self::Value(why) => why.clone(),
         }
