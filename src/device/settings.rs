@@ -426,7 +426,7 @@ impl Devices {
                 kept.exists = false;
             } else if kept.busy {
                 kept.seen = Some(value.clone());
-            } else {
+            } else if kept.exists {
                 self.adopt(now, place, path, value.clone());
             }
         }
