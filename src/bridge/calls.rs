@@ -2,47 +2,15 @@
 //!
 //! The ID of a call is the serial number of its message, so the bus side needs no table of its own.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use super::gate::Gate;
 use super::items::{Change, ServiceId};
 use super::limits;
 use super::name::{BUS, ServiceName};
+use super::outgoing::{BusCall, Method, Outgoing};
 use super::time::Time;
 use super::value::Value;
-
-/// A method call to be sent.
-#[derive(Clone, PartialEq, Debug)]
-pub struct BusCall {
-    pub id: u32,
-    pub destination: Box<str>,
-    pub path: Box<str>,
-    pub method: Method,
-}
-
-#[derive(Clone, PartialEq, Debug)]
-pub enum Method {
-    ListNames,
-    GetNameOwner(Box<str>),
-    GetItems,
-    GetValue,
-    SetValue(Value),
-    Introspect,
-    /// Of localsettings; it answers each, in order.
-    AddSettings(Vec<Setting>),
-    RemoveSettings(Vec<Box<str>>),
-}
-
-/// A setting that is to be there.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Setting {
-    pub path: Box<str>,
-    pub default: Value,
-    /// [`Value::Invalid`] where there is none.
-    pub min: Value,
-    pub max: Value,
-}
 
 /// What came back, by its signature.
 #[derive(Clone, PartialEq, Debug)]
@@ -93,8 +61,7 @@ pub enum Purpose {
 #[derive(Debug)]
 pub struct Calls {
     next: u32,
-    out: VecDeque<BusCall>,
-    gate: Gate,
+    out: Outgoing,
     waiting: HashMap<u32, Call>,
     each: HashMap<ServiceId, usize>,
     deadlines: BTreeSet<(Time, u32)>,
@@ -110,14 +77,7 @@ struct Call {
 impl Default for Calls {
     fn default() -> Self {
         // the first serials belong to the connection's own hello
-        Self {
-            next: 1000,
-            out: VecDeque::new(),
-            gate: Gate::default(),
-            waiting: HashMap::new(),
-            each: HashMap::new(),
-            deadlines: BTreeSet::new(),
-        }
+        Self { next: 1000, out: Outgoing::default(), waiting: HashMap::new(), each: HashMap::new(), deadlines: BTreeSet::new() }
     }
 }
 
@@ -135,7 +95,7 @@ impl Calls {
     fn start(&mut self, now: Time, service: Option<ServiceId>, owner: &str, path: &str, method: Method, purpose: Purpose) {
         let (id, deadline) = (self.next, deadline(now, &purpose));
         self.next = self.next.checked_add(1).unwrap_or(1000);
-        self.out.push_back(BusCall { id, destination: owner.into(), path: path.into(), method });
+        self.out.push(BusCall { id, destination: owner.into(), path: path.into(), method });
         self.waiting.insert(id, Call { service, purpose, deadline });
         if let Some(service) = service {
             *self.each.entry(service).or_default() += 1;
@@ -144,19 +104,16 @@ impl Calls {
     }
 
     pub fn poll(&mut self) -> Option<BusCall> {
-        let place = self.out.iter().position(|call| self.gate.admits(&call.destination))?;
-        let call = self.out.remove(place)?;
-        self.gate.sent(call.id, &call.destination);
-        Some(call)
+        self.out.poll()
     }
 
     pub fn expects(&self, id: u32) -> bool {
-        self.gate.holds(id) || self.waiting.contains_key(&id)
+        self.out.is_under_way(id) || self.waiting.contains_key(&id)
     }
 
     /// The call that is answered, if anybody still waits for it.
     pub fn answered(&mut self, id: u32) -> Option<(Option<ServiceId>, Purpose)> {
-        self.gate.answered(id);
+        self.out.answered(id);
         self.take(id)
     }
 
@@ -191,7 +148,7 @@ impl Calls {
         if deadline > now {
             return None;
         }
-        self.out.retain(|call| call.id != id);
+        self.out.retain(|waiting| waiting != id);
         self.take(id)
     }
 
@@ -205,7 +162,7 @@ impl Calls {
         self.each.remove(&service);
         let waiting = &self.waiting;
         self.deadlines.retain(|(_, id)| waiting.contains_key(id));
-        self.out.retain(|call| waiting.contains_key(&call.id));
+        self.out.retain(|id| waiting.contains_key(&id));
     }
 
     pub fn waits_for_owner(&self) -> bool {

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use log::Level;
 
 use super::Bridge;
-use super::calls::{Method, Purpose, Reply};
+use super::calls::{Purpose, Reply};
 use super::items::{Change, Secrecy, ServiceId};
 use super::limits;
 use super::name::is_item_path;
 use super::notes::Kind;
+use super::outgoing::Method;
 use super::time::Time;
 use super::topic::Address;
 use super::value::{Value, parse_payload};

@@ -7,11 +7,12 @@ use log::Level;
 use quick_xml::events::Event;
 
 use super::Bridge;
-use super::calls::{Method, Purpose, Reply};
+use super::calls::{Purpose, Reply};
 use super::items::{Change, Scan, ServiceId, State, Walk};
 use super::limits;
 use super::name::{NAMESPACE, ServiceName, is_item_path};
 use super::notes::Kind;
+use super::outgoing::Method;
 use super::time::Time;
 use super::value::Value;
 use crate::text::escape;

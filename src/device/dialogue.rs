@@ -1,10 +1,10 @@
 //! What has been asked of localsettings, what for, and until when it is waited for.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use super::model::Key;
-use crate::bridge::gate::Gate;
 use crate::bridge::name::BUS;
+use crate::bridge::outgoing::Outgoing;
 use crate::bridge::{BusCall, Method, Time, limits};
 
 pub const NAME: &str = "com.victronenergy.settings";
@@ -42,14 +42,13 @@ pub(super) enum Purpose {
 pub(super) struct Dialogue {
     pub(super) owner: Option<Box<str>>,
     next: u32,
-    out: VecDeque<BusCall>,
-    gate: Gate,
+    out: Outgoing,
     waiting: BTreeMap<u32, (Purpose, Time)>,
 }
 
 impl Default for Dialogue {
     fn default() -> Self {
-        Self { owner: None, next: FIRST_ID, out: VecDeque::new(), gate: Gate::default(), waiting: BTreeMap::new() }
+        Self { owner: None, next: FIRST_ID, out: Outgoing::default(), waiting: BTreeMap::new() }
     }
 }
 
@@ -65,31 +64,28 @@ impl Dialogue {
     fn call(&mut self, now: Time, destination: &str, path: &str, method: Method, purpose: Purpose) {
         let id = self.next;
         self.next = self.next.checked_add(1).unwrap_or(FIRST_ID);
-        self.out.push_back(BusCall { id, destination: destination.into(), path: path.into(), method });
+        self.out.push(BusCall { id, destination: destination.into(), path: path.into(), method });
         self.waiting.insert(id, (purpose, now + limits::SETTINGS_DEADLINE));
     }
 
     pub fn poll(&mut self) -> Option<BusCall> {
-        let place = self.out.iter().position(|call| self.gate.admits(&call.destination))?;
-        let call = self.out.remove(place)?;
-        self.gate.sent(call.id, &call.destination);
-        Some(call)
+        self.out.poll()
     }
 
     pub fn expects(&self, id: u32) -> bool {
-        self.gate.holds(id) || self.waiting.contains_key(&id)
+        self.out.is_under_way(id) || self.waiting.contains_key(&id)
     }
 
     /// The call that is answered, if anybody still waits for it.
     pub fn answered(&mut self, id: u32) -> Option<Purpose> {
-        self.gate.answered(id);
+        self.out.answered(id);
         self.waiting.remove(&id).map(|(purpose, _)| purpose)
     }
 
     /// A call whose time is up. They all have the same time, so the first is the oldest.
     pub fn expired(&mut self, now: Time) -> Option<Purpose> {
         let (id, (purpose, _)) = self.waiting.first_entry().filter(|entry| entry.get().1 <= now)?.remove_entry();
-        self.out.retain(|call| call.id != id);
+        self.out.retain(|waiting| waiting != id);
         Some(purpose)
     }
 
