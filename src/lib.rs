@@ -3,7 +3,7 @@
 //! The house, from the door inwards; an arrow means "uses", and none points the other way:
 //!
 //! ```text
-//! main -> cli -> daemon -> { bus, mqtt, portal, signals, watch } -> bridge, text
+//! main -> cli -> daemon -> { bus, mqtt, portal, signals, store, control, catalogue_files, watch } -> device -> bridge -> text
 //!           \-> config, log
 //! ```
 //!
@@ -13,7 +13,8 @@
 //! | [`config`] | TOML and flags become values that cannot be wrong, or a message with file and line |
 //! | [`daemon`] | the loop: the only one who knows everyone; nothing in a turn of it waits |
 //! | [`bridge`] | PURE: all state, and what follows from each event. No clock, no socket, no library of the edges |
-//! | [`bus`] | the watcher's connection: every signal and reply in the bus's own order, calls that are never waited for |
+//! | [`device`] | PURE: devices that register themselves: who is there, what is wanted, and the next step towards it |
+//! | [`bus`] | the watcher's connection: every signal and reply in the bus's own order, calls that are never waited for; a connection for each service of a device |
 //! | [`mqtt`] | the connection to the broker, with credit; TLS |
 //! | [`portal`] | who this device is |
 //! | [`control`] | the socket by which `venus-mqtt devices` talks to the daemon that runs |
@@ -26,8 +27,12 @@
 //!
 //! Inside the bridge: `topic`, `name`, `filter`, `value` are the words it speaks; `items` is what is known of the bus, `presence` how it
 //! comes and goes, `scan` how it is found; `keepalive` is who is awake; `outbox` and `publish` are what goes out; `request` is reads
-//! and writes, `calls` what is asked of the bus; `session` is the connection, other bridges and what a former life left behind;
+//! and writes, `calls` what is asked of the bus, `outgoing` how much of it at once; `session` is the connection, other bridges and what a former life left behind;
 //! `access`, `limits` and `notes` are the rules, the caps and the log lines.
+//!
+//! Inside the devices: `id`, `status` and `proxy` are what devices say; `catalogue` and `format` what types of services there are, as data;
+//! `model` is what is known of a device; `registration` who is there, `steps` how a service comes and goes, `settings` and `dialogue`
+//! what localsettings keeps; `service` what a service answers; `registry` what is remembered from one life of the daemon to the next.
 #![forbid(unsafe_code)]
 
 pub mod bridge;
