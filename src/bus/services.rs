@@ -236,8 +236,8 @@ impl Services {
             connection.out = Vec::new();
         }
         connection.out.extend_from_slice(message.data().bytes());
-        // whoever is woken when there is room writes the rest
-        if connection.out.len() == message.data().bytes().len() {
+        // whoever is woken when there is room writes the rest, unless it is too much by then
+        if connection.out.len() == message.data().bytes().len() || connection.out.len() >= BACKLOG {
             self.flush(key);
         }
     }
