@@ -8,8 +8,9 @@
 use std::f64::consts::PI;
 use std::time::Duration;
 
-use crate::devices::{battery, car, carport, grid, settings, solarcharger, switches, system, tank, temperature, vebus};
+use crate::devices::{self, battery, car, carport, grid, solarcharger, switches, system, tank, temperature, vebus};
 use crate::items::Items;
+use crate::settings;
 
 const CAPACITY_WH: f64 = 14_300.0;
 const INVERTER_W: f64 = 5_000.0;
@@ -79,7 +80,7 @@ impl House {
             soc: 61.0,
             car_wh: 0.0,
             system: system(portal_id),
-            settings: settings(),
+            settings: devices::settings(),
             vebus: vebus(),
             battery: battery(),
             south: solarcharger("com.victronenergy.solarcharger.ttyUSB1", 278, "Roof south", "SmartSolar Charger MPPT 250/70 rev2"),
@@ -93,6 +94,7 @@ impl House {
             switches: switches(),
             car: car(),
         };
+        house.number();
         house.step(Duration::ZERO);
         for service in house.services() {
             service.take_changes();
@@ -117,6 +119,18 @@ impl House {
             &mut self.switches,
             &mut self.car,
         ]
+    }
+
+    /// Writes down in the settings which numbers are taken: whoever registers gets others. The house keeps its own.
+    fn number(&mut self) {
+        let place = |service: &mut Items| {
+            let (class, id) = service.name.strip_prefix("com.victronenergy.")?.split_once('.')?;
+            Some((settings::instance_path(id), format!("{class}:{}", service.number("/DeviceInstance"))))
+        };
+        let taken: Vec<_> = self.services().into_iter().filter_map(place).collect();
+        for (path, instance) in taken {
+            self.settings.text(path, &instance);
+        }
     }
 
     /// Lets real time pass; a step of zero only applies what was written.
@@ -470,6 +484,13 @@ mod tests {
         house.system.write("/Relay/0/State", Value::Int(1));
         (0..10).for_each(|_| house.step(SECOND));
         assert!(level(&house) > used);
+    }
+
+    #[test]
+    fn the_numbers_of_the_house_are_taken() {
+        let settings = house().settings;
+        let taken = settings.get(&settings::instance_path("adc_temp1")).map(|item| item.value.clone());
+        assert_eq!(taken, Some(Value::Text("temperature:25".into())));
     }
 
     #[test]

@@ -14,6 +14,9 @@ pub const WRONG: i32 = 1;
 /// The service does not want this value: it is outside the limits.
 pub const REFUSED: i32 = 2;
 
+/// Of items that were not there from the start.
+const DEFINED_DECIMALS: usize = 3;
+
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
     Int(i32),
@@ -28,6 +31,7 @@ pub enum Value {
 pub struct Item {
     pub value: Value,
     pub limits: Option<Limits>,
+    pub default: Option<Value>,
     /// The value before it was rounded, so that small steps add up.
     exact: f64,
     unit: &'static str,
@@ -35,11 +39,10 @@ pub struct Item {
     writable: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
     pub min: f64,
     pub max: f64,
-    pub default: Option<f64>,
 }
 
 impl Item {
@@ -68,7 +71,8 @@ impl Item {
 
     /// Anyone may write it, within limits that the service tells.
     pub fn limited(&mut self, min: f64, max: f64, default: Option<f64>) -> &mut Self {
-        self.limits = Some(Limits { min, max, default });
+        self.limits = Some(Limits { min, max });
+        self.default = default.map(|default| self.number(default));
         self.writable()
     }
 
@@ -87,9 +91,15 @@ impl Item {
             _ => return Err(WRONG),
         };
         match (as_f64(&value), self.limits) {
-            (Some(number), Some(limits)) if !(limits.min..=limits.max).contains(&number) => Err(REFUSED),
+            (Some(number), Some(limits)) if !limits.contain(number) => Err(REFUSED),
             _ => Ok(value),
         }
+    }
+}
+
+impl Limits {
+    pub fn contain(&self, number: f64) -> bool {
+        (self.min..=self.max).contains(&number)
     }
 }
 
@@ -108,8 +118,8 @@ pub enum Style {
 pub struct Items {
     pub name: &'static str,
     pub style: Style,
-    items: IndexMap<&'static str, Item>,
-    changed: IndexSet<&'static str>,
+    items: IndexMap<Box<str>, Item>,
+    changed: IndexSet<Box<str>>,
 }
 
 impl Items {
@@ -135,12 +145,12 @@ impl Items {
         self.add(path, unit, decimals, Value::Double(round(value, decimals)))
     }
 
-    pub fn text(&mut self, path: &'static str, value: &str) -> &mut Item {
+    pub fn text(&mut self, path: impl Into<Box<str>>, value: &str) -> &mut Item {
         self.add(path, "", 0, Value::Text(value.to_owned()))
     }
 
     /// A new value from the simulation, rounded to what the item shows; NaN makes it invalid (for items that hold a double).
-    pub fn set(&mut self, path: &'static str, number: f64) {
+    pub fn set(&mut self, path: &str, number: f64) {
         let Some(item) = self.items.get_mut(path) else { return };
         item.exact = number;
         let value = match item.value {
@@ -150,12 +160,12 @@ impl Items {
         };
         if item.value != value {
             item.value = value;
-            self.changed.insert(path);
+            self.changed.insert(path.into());
         }
     }
 
     /// For counters.
-    pub fn add_to(&mut self, path: &'static str, more: f64) {
+    pub fn add_to(&mut self, path: &str, more: f64) {
         self.set(path, self.number(path) + more);
     }
 
@@ -168,19 +178,19 @@ impl Items {
         self.items.get(path)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &Item)> {
-        self.items.iter().map(|(path, item)| (*path, item))
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Item)> {
+        self.items.iter().map(|(path, item)| (&**path, item))
     }
 
     /// The items below an inner path (`/` is the whole service), by their path relative to it, without a leading slash.
-    pub fn below(&self, path: &str) -> BTreeMap<&'static str, &Item> {
+    pub fn below(&self, path: &str) -> BTreeMap<&str, &Item> {
         let prefix = path.trim_end_matches('/');
         self.iter().filter_map(|(path, item)| Some((path.strip_prefix(prefix)?.strip_prefix('/')?, item))).collect()
     }
 
     /// What `SetValue` does and answers.
     pub fn write(&mut self, path: &str, written: Value) -> i32 {
-        let Some((_, &path, item)) = self.items.get_full_mut(path) else {
+        let Some(item) = self.items.get_mut(path) else {
             return WRONG;
         };
         match item.take(written) {
@@ -188,7 +198,7 @@ impl Items {
                 if item.value != value {
                     item.exact = as_f64(&value).unwrap_or(0.0);
                     item.value = value;
-                    self.changed.insert(path);
+                    self.changed.insert(path.into());
                 }
                 ACCEPTED
             }
@@ -196,19 +206,37 @@ impl Items {
         }
     }
 
-    /// What changed since the last call, in the order it changed.
-    pub fn take_changes(&mut self) -> Vec<&'static str> {
+    /// A new item that comes, or one that is another from now on, while the service runs. Anyone may write it.
+    pub fn define(&mut self, path: &str, value: Value, default: Value, limits: Option<Limits>) {
+        let item = self.add(path, "", DEFINED_DECIMALS, value);
+        item.default = Some(default);
+        item.limits = limits;
+        item.writable = true;
+        self.changed.insert(path.into());
+    }
+
+    /// False: there is no such item.
+    pub fn remove(&mut self, path: &str) -> bool {
+        let removed = self.items.shift_remove(path).is_some();
+        if removed {
+            self.changed.insert(path.into());
+        }
+        removed
+    }
+
+    /// What changed since the last call, in the order it changed; what is not there any more was removed.
+    pub fn take_changes(&mut self) -> Vec<Box<str>> {
         self.changed.drain(..).collect()
     }
 
-    fn add(&mut self, path: &'static str, unit: &'static str, decimals: usize, value: Value) -> &mut Item {
+    fn add(&mut self, path: impl Into<Box<str>>, unit: &'static str, decimals: usize, value: Value) -> &mut Item {
         let exact = as_f64(&value).unwrap_or(0.0);
-        let item = Item { value, limits: None, exact, unit, decimals, writable: false };
-        self.items.entry(path).insert_entry(item).into_mut()
+        let item = Item { value, limits: None, default: None, exact, unit, decimals, writable: false };
+        self.items.entry(path.into()).insert_entry(item).into_mut()
     }
 }
 
-fn as_f64(value: &Value) -> Option<f64> {
+pub fn as_f64(value: &Value) -> Option<f64> {
     match value {
         Value::Int(value) => Some(f64::from(*value)),
         Value::Double(value) => Some(*value),
@@ -250,7 +278,7 @@ mod tests {
             assert_eq!(items.write(path, written.clone()), code, "{path} {written:?}");
         }
         assert_eq!(items.number("/SetCurrent"), 20.0);
-        assert_eq!(items.take_changes(), ["/SetCurrent"]);
+        assert_eq!(items.take_changes(), ["/SetCurrent".into()]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `cargo run --example demo`: the bridge at work, with nothing installed but Rust.
 //!
 //! Brings up a D-Bus bus ([`bus`]), an MQTT broker ([`broker`], which says why it is one of our own), a simulated house of 14
-//! `com.victronenergy.*` services on connections of their own ([`house`], [`devices`], [`items`], [`service`]) and the bridge: the whole
+//! `com.victronenergy.*` services on connections of their own ([`house`], [`devices`], [`items`], [`service`], [`settings`]) and the bridge: the whole
 //! program, as a child process of this same executable. Then it does what a client does: subscribes, sends the keep-alives, and
 //! shows the topics as they change ([`client`], [`screen`]). Everything listens on 127.0.0.1 or in a folder of its own, and
 //! ends with the demo ([`parts`]), which never outlives Ctrl-C by more than a few seconds. If the demo is killed, its bus dies
@@ -19,6 +19,7 @@ mod items;
 mod parts;
 mod screen;
 mod service;
+mod settings;
 
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;

@@ -3,7 +3,7 @@
 //! Promises: calls are answered as velib answers them, with or without an interface header, to the unique name as well as to
 //! the well-known one; items are there before the name is. There is no object server behind it: every call is read here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::poll_fn;
 use std::pin::Pin;
 
@@ -13,9 +13,11 @@ use zbus::fdo::RequestNameFlags;
 use zbus::message::{Flags, Type};
 use zbus::{Connection, Message, MessageStream, Variant};
 
-use crate::items::{Item, Items, Style, Value};
+use crate::items::{Item, Items, Limits, Style, Value, as_f64};
+use crate::settings;
 
 const ITEM: &str = "com.victronenergy.BusItem";
+const SETTINGS: &str = "com.victronenergy.Settings";
 const UNKNOWN_METHOD: &str = "org.freedesktop.DBus.Error.UnknownMethod";
 const UNKNOWN_OBJECT: &str = "org.freedesktop.DBus.Error.UnknownObject";
 const INVALID_ARGS: &str = "org.freedesktop.DBus.Error.InvalidArgs";
@@ -65,13 +67,23 @@ pub fn answer(items: &mut Items, call: &Message) -> zbus::Result<Option<Message>
             },
         },
         (None | Some(ITEM), "SetValue") => match call.body().deserialize::<Variant<'_>>() {
-            Ok(written) => reply().build(&items.write(path, value(&written))),
+            Ok(written) => reply().build(&write(items, path, value(&written))),
             Err(error) => refuse(INVALID_ARGS, format!("SetValue takes one variant: {error}")),
         },
         (None | Some(ITEM), "GetMin" | "GetMax" | "GetDefault") => match items.get(path) {
             Some(item) => reply().build(&entry(item).remove(member.trim_start_matches("Get")).unwrap_or_else(|| variant(&Value::Invalid))),
             None => refuse(UNKNOWN_OBJECT, format!("no item at {path}")),
         },
+        (None | Some(SETTINGS), "AddSettings") if path == "/" && items.style == Style::Settings => match call.body().deserialize() {
+            Ok(asked) => reply().build(&add_settings(items, asked)),
+            Err(error) => refuse(INVALID_ARGS, format!("AddSettings takes a list of dictionaries: {error}")),
+        },
+        (None | Some(SETTINGS), "RemoveSettings") if path == "/" && items.style == Style::Settings => {
+            match call.body().deserialize::<Vec<&str>>() {
+                Ok(paths) => reply().build(&paths.into_iter().map(|path| if items.remove(path) { 0 } else { -1 }).collect::<Vec<i32>>()),
+                Err(error) => refuse(INVALID_ARGS, format!("RemoveSettings takes a list of paths: {error}")),
+            }
+        }
         (None | Some("org.freedesktop.DBus.Introspectable"), "Introspect") => reply().build(&introspection(items, path)),
         (None | Some("org.freedesktop.DBus.Peer"), "Ping") => reply().build(&()),
         _ => refuse(UNKNOWN_METHOD, format!("no method {member} at {path}")),
@@ -83,12 +95,38 @@ pub fn answer(items: &mut Items, call: &Message) -> zbus::Result<Option<Message>
 /// The signals that tell what changed since they were last made.
 pub fn signals(items: &mut Items) -> zbus::Result<Vec<Message>> {
     let changed = items.take_changes();
-    let changed = changed.iter().filter_map(|path| items.get(path).map(|item| (*path, item)));
-    if items.style == Style::Items && changed.clone().count() > 1 {
-        let entries: BTreeMap<_, _> = changed.map(|(path, item)| (path, value_and_text(item))).collect();
-        return Ok(vec![Message::signal("/", ITEM, "ItemsChanged").build(&entries)?]);
+    let changed = changed.iter().map(|path| (&**path, change(items, path)));
+    if items.style == Style::Items && changed.len() > 1 {
+        return Ok(vec![Message::signal("/", ITEM, "ItemsChanged").build(&changed.collect::<BTreeMap<_, _>>())?]);
     }
-    changed.map(|(path, item)| Message::signal(path, ITEM, "PropertiesChanged").build(&value_and_text(item))).collect()
+    changed.map(|(path, entry)| Message::signal(path, ITEM, "PropertiesChanged").build(&entry)).collect()
+}
+
+fn change(items: &Items, path: &str) -> Entry {
+    match items.get(path) {
+        // a setting may have become another one
+        Some(item) if items.style == Style::Settings => entry(item),
+        Some(item) => value_and_text(item),
+        None => BTreeMap::from([("Value", variant(&Value::Invalid)), ("Text", "---".into())]),
+    }
+}
+
+fn write(items: &mut Items, path: &str, written: Value) -> i32 {
+    let written = if items.style == Style::Settings { settings::free(items, path, written) } else { written };
+    items.write(path, written)
+}
+
+fn add_settings(items: &mut Items, asked: Vec<HashMap<String, Variant<'_>>>) -> Vec<Entry> {
+    let add = |asked: HashMap<String, Variant<'_>>| {
+        let field = |name: &str| asked.get(name).map_or(Value::Invalid, value);
+        let path = if let Value::Text(path) = field("path") { path } else { String::new() };
+        let number = |name: &str| as_f64(&field(name)).unwrap_or(0.0);
+        let added = settings::add(items, &path, field("default"), Limits { min: number("min"), max: number("max") });
+        let mut result = BTreeMap::from([("path", path.into()), ("error", added.as_ref().err().copied().unwrap_or(0).into())]);
+        result.extend(added.ok().map(|value| ("value", variant(&value))));
+        result
+    };
+    asked.into_iter().map(add).collect()
 }
 
 fn entry(item: &Item) -> Entry {
@@ -96,9 +134,9 @@ fn entry(item: &Item) -> Entry {
     if let Some(limits) = item.limits {
         entry.insert("Min", variant(&item.number(limits.min)));
         entry.insert("Max", variant(&item.number(limits.max)));
-        if let Some(default) = limits.default {
-            entry.insert("Default", variant(&item.number(default)));
-        }
+    }
+    if let Some(default) = &item.default {
+        entry.insert("Default", variant(default));
     }
     entry
 }
@@ -108,7 +146,8 @@ fn value_and_text(item: &Item) -> Entry {
 }
 
 fn tree(items: &Items, path: &str, show: impl Fn(&Item) -> Variant<'static>) -> Option<Variant<'static>> {
-    let below: BTreeMap<&'static str, Variant<'static>> = items.below(path).into_iter().map(|(path, item)| (path, show(item))).collect();
+    let below: BTreeMap<String, Variant<'static>> =
+        items.below(path).into_iter().map(|(path, item)| (path.to_owned(), show(item))).collect();
     (!below.is_empty()).then(|| below.into())
 }
 
@@ -205,6 +244,56 @@ mod tests {
         items.set("/Ac/L1/Voltage", 230.0);
         assert_eq!(signals(&mut items).unwrap().iter().map(member).collect::<Vec<_>>(), ["ItemsChanged"]);
         assert!(signals(&mut items).unwrap().is_empty());
+    }
+
+    /// Which entries of an item its last change has told.
+    fn told(items: &mut Items) -> Vec<String> {
+        let [signal] = &signals(items).unwrap()[..] else { panic!("not one signal") };
+        assert_eq!(signal.header().member().unwrap().as_str(), "PropertiesChanged");
+        let mut told: Vec<String> = signal.body().deserialize::<HashMap<String, Variant<'_>>>().unwrap().into_keys().collect();
+        told.sort();
+        told
+    }
+
+    #[test]
+    fn settings_are_added_written_and_removed() {
+        let mut items = Items::new("com.victronenergy.settings", None, "Settings");
+        items.style = Style::Settings;
+        items.take_changes();
+        let path = "/Settings/MqttDevices/mqtt_a_t/Offset";
+        let wanted = |path: &'static str, default: f64| HashMap::from([("path", Variant::from(path)), ("default", default.into())]);
+        let mut first = wanted(path, 0.0);
+        first.extend([("min", Variant::from(-100.0)), ("max", Variant::from(100.0))]);
+        let add = Message::method_call("/", "AddSettings").interface(SETTINGS);
+        let add = add.build(&vec![first, wanted("/Else/A", 1.0)]).unwrap();
+        let reply = answer(&mut items, &add).unwrap().unwrap();
+        assert_eq!(reply.body().signature().to_string(), "aa{sv}");
+        let body = reply.body();
+        let [taken, refused] = &body.deserialize::<Vec<HashMap<String, Variant<'_>>>>().unwrap()[..] else { panic!("not two") };
+        assert_eq!((&taken["path"], &taken["error"], &taken["value"]), (&path.into(), &0.into(), &0.0.into()));
+        assert_eq!((&refused["error"], refused.get("value")), (&(-9).into(), None));
+        assert_eq!(told(&mut items), ["Default", "Max", "Min", "Text", "Value"]);
+
+        for (written, accepted) in [(101.0, false), (1.5, true)] {
+            let set = Message::method_call(path, "SetValue").build(&(Variant::from(written),)).unwrap();
+            let code = answer(&mut items, &set).unwrap().unwrap().body().deserialize::<i32>().unwrap();
+            assert_eq!(code == 0, accepted, "{written}");
+        }
+        assert_eq!(items.number(path), 1.5);
+        signals(&mut items).unwrap();
+
+        let remove = Message::method_call("/", "RemoveSettings").build(&vec![path, "/Settings/Nothing"]).unwrap();
+        let reply = answer(&mut items, &remove).unwrap().unwrap();
+        assert_eq!(reply.body().deserialize::<Vec<i32>>().unwrap(), [0, -1]);
+        assert_eq!(told(&mut items), ["Text", "Value"]);
+        assert!(items.get(path).is_none());
+    }
+
+    #[test]
+    fn only_settings_take_settings() {
+        let mut items = grid(Style::Items);
+        let reply = call(&mut items, "/", "AddSettings");
+        assert_eq!(reply.header().error_name().unwrap().as_str(), UNKNOWN_METHOD);
     }
 
     #[test]
