@@ -1,5 +1,5 @@
-//! The demo looks at itself (`--once`): is everything on the bus a topic, do the values move, are R and W answered, are the
-//! topics retained, and are they gone when the bridge has ended? One line for each; the first that fails ends it.
+//! The demo looks at itself (`--once`): is everything on the bus a topic, do the values move, are R and W answered, has
+//! the device in the garden registered, are the topics retained, are they gone when their device or the bridge has ended? One line for each; the first that fails ends it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::PORTAL_ID;
 use crate::client::Client;
+use crate::garden::Garden;
 use crate::house::House;
 
 /// Between two keep-alives while the bridge is still starting.
@@ -29,7 +30,7 @@ pub fn expected(house: &mut House) -> BTreeSet<String> {
 }
 
 /// While the bridge runs. How it went stands in what is printed and in the error.
-pub async fn running(port: u16, expected: &BTreeSet<String>, deadline: Instant) -> anyhow::Result<()> {
+pub async fn running(port: u16, expected: &BTreeSet<String>, garden: Garden, deadline: Instant) -> anyhow::Result<()> {
     let mut client = Client::open(port, "demo-check", &["N/#"]).await?;
     let mut values = BTreeMap::new();
     everything(&mut client, expected, &mut values, deadline).await?;
@@ -65,12 +66,46 @@ pub async fn running(port: u16, expected: &BTreeSet<String>, deadline: Instant) 
     client.until(deadline, |topic, _| topic == name).await.context("a read was not answered")?;
     println!("ok  R/{PORTAL_ID}/battery/512/CustomName was answered");
 
+    let [air, rain] = ["air", "rain"].map(|service| garden.answer().topic(service, "N").to_owned());
+    println!("ok  device/garden/DBus gave the device in the garden {air} and {rain}");
+
+    let living = tokio::spawn(garden.live());
+    let measured = [format!("{air}/Temperature"), format!("{rain}/Level")];
+    let mut missing: BTreeSet<_> = measured.iter().map(String::as_str).collect();
+    for topic in &measured {
+        client.publish(&topic.replacen('N', "R", 1), "")?;
+    }
+    let is_number = |payload: &[u8]| payload.strip_prefix(br#"{"value":"#).is_some_and(|rest| rest.first().is_some_and(u8::is_ascii_digit));
+    client
+        .until(deadline, |topic, publish| {
+            if is_number(&publish.payload) {
+                missing.remove(topic);
+            }
+            missing.is_empty()
+        })
+        .await
+        .with_context(|| format!("no value of the device in the garden at {missing:?}"))?;
+    println!("ok  what it wrote with W and through the proxy is at {}", measured.join(" and "));
+
     let retained = retained(port, deadline).await?;
     let missing: Vec<_> = expected.iter().filter(|topic| !retained.contains(*topic)).collect();
     if !missing.is_empty() {
         bail!("not retained: {missing:?}");
     }
     println!("ok  a second subscriber got {} retained topics", retained.len());
+
+    living.abort();
+    let mut left: BTreeSet<_> = measured.iter().map(String::as_str).collect();
+    client
+        .until(deadline, |topic, publish| {
+            if publish.payload.is_empty() {
+                left.remove(topic);
+            }
+            left.is_empty()
+        })
+        .await
+        .with_context(|| format!("after the last will of the device in the garden there still is {left:?}"))?;
+    println!("ok  its last will took it off the bus");
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Packet, Publish, PublishOptions, QoS};
+use rumqttc::{AsyncClient, Event, EventLoop, LastWill, MqttOptions, Packet, Publish, PublishOptions, QoS};
 use tokio::time::{Instant, timeout_at};
 
 pub struct Client {
@@ -17,8 +17,20 @@ pub struct Client {
 impl Client {
     /// Connects and subscribes; returns when the broker has acknowledged it.
     pub async fn open(port: u16, id: &str, filters: &[&str]) -> anyhow::Result<Self> {
+        Self::connect(port, id, filters, None).await
+    }
+
+    /// The same, with a last will.
+    pub async fn open_as_device(port: u16, id: &str, filters: &[&str], will: LastWill) -> anyhow::Result<Self> {
+        Self::connect(port, id, filters, Some(will)).await
+    }
+
+    async fn connect(port: u16, id: &str, filters: &[&str], will: Option<LastWill>) -> anyhow::Result<Self> {
         let mut options = MqttOptions::new(id, ("127.0.0.1", port));
         options.set_keep_alive(20);
+        if let Some(will) = will {
+            options.set_last_will(will);
+        }
         options.set_max_packet_size(1 << 20, 1 << 20);
         let (requests, events) = AsyncClient::builder(options).capacity(64).build();
         let early = VecDeque::new();

@@ -1,11 +1,12 @@
 //! `cargo run --example demo`: the bridge at work, with nothing installed but Rust.
 //!
 //! Brings up a D-Bus bus ([`bus`]), an MQTT broker ([`broker`], which says why it is one of our own), a simulated house of 14
-//! `com.victronenergy.*` services on connections of their own ([`house`], [`devices`], [`items`], [`service`], [`settings`]) and the bridge: the whole
-//! program, as a child process of this same executable. Then it does what a client does: subscribes, sends the keep-alives, and
-//! shows the topics as they change ([`client`], [`screen`]). Everything listens on 127.0.0.1 or in a folder of its own, and
+//! `com.victronenergy.*` services on connections of their own ([`house`], [`devices`], [`items`], [`service`], [`settings`]) and the bridge:
+//! the whole program, as a child process of this same executable. A device of two more services registers itself over MQTT
+//! ([`garden`]). Then the demo does what a client does: subscribes, sends the keep-alives, and shows the topics as they change
+//! ([`client`], [`screen`]). Everything listens on 127.0.0.1 or in a folder of its own, and
 //! ends with the demo ([`parts`]), which never outlives Ctrl-C by more than a few seconds. If the demo is killed, its bus dies
-//! with it, the bridge then ends by itself, and only an empty socket in the temporary folder stays.
+//! with it, the bridge then ends by itself, and only its folder in the temporary folder stays.
 //!
 //! `--once SECONDS` is for tests: the demo looks at itself ([`check`]) and ends.
 
@@ -14,6 +15,7 @@ mod bus;
 mod check;
 mod client;
 mod devices;
+mod garden;
 mod house;
 mod items;
 mod parts;
@@ -35,8 +37,9 @@ use zbus::Connection;
 use crate::broker::Broker;
 use crate::bus::Bus;
 use crate::client::Client;
+use crate::garden::Garden;
 use crate::house::House;
-use crate::parts::{Folder, Process, Signals};
+use crate::parts::{CONFIG, Folder, Process, Signals};
 use crate::screen::{LINE_EVERY, Screen};
 
 const PORTAL_ID: &str = "c0619ab1c2d3";
@@ -111,9 +114,13 @@ async fn demo(options: &Options) -> anyhow::Result<()> {
         () = signals.next() => Ok(()),
         status = bridge.ended() => Err(anyhow::anyhow!("the bridge ended by itself ({})", status?)),
         ran = async {
+            let garden = Garden::register(port, Duration::from_secs(options.day)).await.context("the device in the garden did not register")?;
             match options.once {
-                Some(seconds) => check::running(port, &expected, Instant::now() + Duration::from_secs(seconds)).await,
-                None => show(options, port, expected.len()).await,
+                Some(seconds) => check::running(port, &expected, garden, Instant::now() + Duration::from_secs(seconds)).await,
+                None => tokio::select! {
+                    shown = show(options, port, expected.len(), &folder) => shown,
+                    ended = garden.live() => ended,
+                },
             }
         } => ran,
     };
@@ -200,14 +207,16 @@ async fn reply(house: &mut House, connections: &[Connection], number: usize, cal
 }
 
 /// Does what a client does, until it is stopped.
-async fn show(options: &Options, port: u16, items: usize) -> anyhow::Result<()> {
-    let mut client = Client::open(port, "demo-client", &["N/#"]).await?;
+async fn show(options: &Options, port: u16, items: usize, folder: &Folder) -> anyhow::Result<()> {
+    let mut client = Client::open(port, "demo-client", &["N/#", "device/+/DBus", "device/+/Error"]).await?;
     let mut screen = Screen::default();
     if !options.no_keep_alive {
         first_keep_alives(&mut client, &mut screen, items).await?;
     }
     let mut out = io::stdout();
-    out.write_all(explain(options, port, screen.len()).as_bytes()).and_then(|()| out.flush()).context("cannot write what is shown")?;
+    out.write_all(explain(options, port, screen.len(), &folder.join(CONFIG).display().to_string()).as_bytes())
+        .and_then(|()| out.flush())
+        .context("cannot write what is shown")?;
     screen.skip();
     let mut keep_alive = interval_at(Instant::now() + KEEP_ALIVE, KEEP_ALIVE);
     let mut line = interval(LINE_EVERY);
@@ -243,12 +252,12 @@ async fn first_keep_alives(client: &mut Client, screen: &mut Screen, items: usiz
     Ok(())
 }
 
-fn explain(options: &Options, port: u16, topics: usize) -> String {
+fn explain(options: &Options, port: u16, topics: usize, config: &str) -> String {
     let port = if port == 1883 { String::new() } else { format!(" -p {port}") };
     let keep_alive = if options.no_keep_alive {
         "Nothing keeps it alive: send a keep-alive (below), or there is nothing to see.".to_owned()
     } else {
-        format!("{topics} topics of 14 services are on the broker; the demo keeps them alive.")
+        format!("{topics} topics of 16 services are on the broker; the demo keeps them alive.")
     };
     let below = if options.quiet { "" } else { "\nThe latest changes, a few a second:\n" };
     format!(
@@ -264,6 +273,17 @@ With mosquitto_sub and mosquitto_pub (Debian: apt install mosquitto-clients), in
   limit the grid to 6 A    mosquitto_pub{port} -t W/{PORTAL_ID}/vebus/276/Ac/ActiveIn/CurrentLimit -m '{{"value": 6}}'
   inverter off (on: 3)     mosquitto_pub{port} -t W/{PORTAL_ID}/vebus/276/Mode -m '{{"value": 4}}'
   fill the water tank      mosquitto_pub{port} -t W/{PORTAL_ID}/system/0/Relay/0/State -m '{{"value": 1}}'
+
+Two of the services are a device in the garden that registered itself over MQTT. So can yours, temperature sensor `fe001`:
+
+  hear its answers         mosquitto_sub{port} -v -t 'device/fe001/+'
+  register it              mosquitto_pub{port} -t device/fe001/Status -m '{{"clientId": "fe001", "connected": 1, "version": "v1.0", "services": {{"t1": "temperature"}}}}'
+  write a value            mosquitto_pub{port} -t device/fe001/Proxy -m '{{"t1": {{"Temperature": 21.5}}}}'
+  the same (see answer)    mosquitto_pub{port} -t W/{PORTAL_ID}/temperature/2/Temperature -m '{{"value": 22.5}}'
+  another number           mosquitto_pub{port} -t W/{PORTAL_ID}/settings/0/Settings/Devices/mqtt_fe001_t1/ClassAndVrmInstance -m '{{"value": "temperature:7"}}'
+  it leaves                mosquitto_pub{port} -t device/fe001/Status -m '{{"clientId": "fe001", "connected": 0}}'
+  all devices              cargo run -q -- devices --config {config}
+  and its number is free   cargo run -q -- devices --config {config} forget fe001
 
 A day takes {} seconds here. Ctrl-C ends everything.
 {below}"#,

@@ -19,6 +19,8 @@ use tokio::time::Instant;
 
 /// The bridge ends within 2 s of being asked to; a Mosquitto is quicker.
 const END_WITHIN: Duration = Duration::from_secs(5);
+/// The bridge's configuration.
+pub const CONFIG: &str = "venus-mqtt.toml";
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 
 /// A folder of this run alone, which nobody else may look into.
@@ -57,9 +59,10 @@ impl Process {
 
     /// The bridge itself, the whole program, in this executable; its log lines are shown as they come.
     pub fn bridge(folder: &Folder, bus: &str, port: u16, portal_id: &str) -> anyhow::Result<Self> {
-        // an empty configuration, so that one that is installed on this machine does not reach into the demo
-        let config = folder.join("venus-mqtt.toml");
-        std::fs::write(&config, "").with_context(|| format!("cannot write {}", config.display()))?;
+        // a configuration of its own, so that what is installed on this machine does not reach into the demo
+        let config = folder.join(CONFIG);
+        std::fs::write(&config, "[devices]\nstate_dir = \"state\"\ncatalogue_dir = \"catalogue\"\n")
+            .with_context(|| format!("cannot write {}", config.display()))?;
         let program = std::env::current_exe().context("cannot find the demo's own executable")?;
         let mut command = Command::new(program);
         command
