@@ -6,7 +6,7 @@
 //! ```text
 //! setup   key=value …                     options, in the first lines only: strict, proxy, stale_after, device_instance, keepalive,
 //!                                         max_devices, max_services, access, allow, deny, prefix, enabled, settings=absent, show
-//! mqtt  < TOPIC [PAYLOAD] [retained]      a message from the broker, which is for devices       mqtt up, mqtt down, mqtt mode MODE
+//! mqtt  < TOPIC [PAYLOAD] [retained]      a message from the broker, which is for devices       mqtt up, mqtt down, mqtt mode MODE, mqtt suback TOPIC ok|refused
 //! mqtt  - TOPIC [PAYLOAD]                 a message that devices leave to the bridge
 //! mqtt  > TOPIC PAYLOAD                   a message that must come next
 //! mqtt    subscribe|unsubscribe TOPIC     what must be asked of the broker
@@ -36,7 +36,7 @@
 //! SERVICE is a name on the bus without its `com.victronenergy.`. A `…` stands for any text. Everything that comes out and is not
 //! named by a line is a mistake.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 #[path = "devices/localsettings.rs"]
 mod localsettings;
@@ -246,6 +246,7 @@ impl Stage {
             ["<", topic, payload @ ..] => self.receive(topic, payload, false, true)?,
             ["-", topic, payload @ ..] => self.receive(topic, payload, false, false)?,
             [">", rest @ ..] => expect(&mut self.published, &rest.join(" "))?,
+            ["suback", filter, outcome] => drop(self.devices.subscribed(filter, *outcome == "ok")),
             ["up"] => self.devices.link_up(now),
             ["down"] => self.devices.link_down(),
             ["mode", "bridge"] => self.devices.set_mode(now, Mode::Bridge),

@@ -95,9 +95,8 @@ impl LocalSettings {
         let Value::Str(wanted) = wanted else { return None };
         let (class, number) = wanted.split_once(':')?;
         let number: u32 = number.parse().ok()?;
-        let others = || self.stored.iter().filter(|(other, _)| is_number(other) && *other != path).map(|(_, stored)| &stored.value);
-        let free = (number..).map(|n| Value::Str(format!("{class}:{n}").into())).find(|n| others().all(|taken| taken != n));
-        free
+        let numbers = || self.stored.iter().filter(|(other, _)| is_number(other) && *other != path).map(|(_, stored)| &stored.value);
+        (number..).map(|n| Value::Str(format!("{class}:{n}").into())).find(|n| numbers().all(|taken| taken != n))
     }
 }
 

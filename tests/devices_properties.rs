@@ -1,0 +1,767 @@
+//! The room of devices against a small model of what should be: whatever devices, users, the bus and localsettings do, and in
+//! whatever order, in the end the bus has what the devices want and nothing else, under the numbers and with the values that
+//! localsettings has; no connection is opened twice, and nothing is said on one that is not there. And no bytes make it panic.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+#[path = "devices/localsettings.rs"]
+mod localsettings;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use localsettings::LocalSettings;
+use proptest::prelude::*;
+use venus_mqtt::bridge::name::PortalId;
+use venus_mqtt::bridge::options::Options as BridgeOptions;
+use venus_mqtt::bridge::value::Value;
+use venus_mqtt::bridge::{BusCall, Method, Mode, Reply, Time, limits};
+use venus_mqtt::device::catalogue::Catalogue;
+use venus_mqtt::device::options::Options;
+use venus_mqtt::device::service::{ACCEPTED, Answer, Call};
+use venus_mqtt::device::{BusCommand, BusEvent, Devices, Key, Setup, Token, registry};
+
+const CLIENTS: [&str; 3] = ["a", "b-b", "c"];
+const SERVICES: [&str; 2] = ["s", "t.t"];
+const TYPES: [&str; 2] = ["temperature", "tank"];
+/// One less than there are clients.
+const MOST: usize = 2;
+const PROVISIONAL: Duration = Duration::from_secs(300);
+const EPOCH: u64 = 1_795_259_400;
+const OUTPUT: &str = "/SwitchableOutput/a/Settings/Type";
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// A device says what it wants: the type of each service, if it has it.
+    Register {
+        client: usize,
+        types: [Option<usize>; 2],
+        version: u8,
+        retained: bool,
+    },
+    Leave {
+        client: usize,
+    },
+    Proxy {
+        client: usize,
+        service: usize,
+        item: usize,
+        value: u8,
+    },
+    /// A SetValue to one of the services that are there.
+    Write {
+        which: usize,
+        item: usize,
+        value: u8,
+        is_ours: bool,
+    },
+    /// The user changes a setting.
+    Choose {
+        client: usize,
+        service: usize,
+        setting: usize,
+        value: u8,
+    },
+    /// localsettings answers so many of the calls that wait.
+    Answer {
+        calls: usize,
+    },
+    /// localsettings goes, and with it what waits.
+    Away,
+    /// It comes, perhaps without what it has been told last.
+    Back {
+        loses: bool,
+    },
+    /// Something that was asked of the bus is done, or cannot be done.
+    Done {
+        which: usize,
+        fails: bool,
+    },
+    /// A connection breaks.
+    Break {
+        which: usize,
+    },
+    Pass {
+        millis: u64,
+    },
+    LinkDown,
+    LinkUp,
+    Forget {
+        client: usize,
+    },
+    Restart {
+        says_goodbye: bool,
+    },
+    /// Everything is let to its end, and looked at.
+    Settle,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let (client, service) = (0..CLIENTS.len(), 0..SERVICES.len());
+    let types = || proptest::option::weighted(0.8, 0..TYPES.len());
+    let types = (types(), types()).prop_map(|(a, b)| if a.is_none() && b.is_none() { [Some(0), None] } else { [a, b] });
+    let register = (client.clone(), types, 0..3_u8, proptest::bool::weighted(0.2));
+    let step = prop_oneof![
+        6 => register.prop_map(|(client, types, version, retained)| Step::Register { client, types, version, retained }),
+        2 => client.clone().prop_map(|client| Step::Leave { client }),
+        2 => (client.clone(), service.clone(), 0..ITEMS, 1..6_u8)
+            .prop_map(|(client, service, item, value)| Step::Proxy { client, service, item, value }),
+        5 => (0..6_usize, 0..ITEMS, 1..6_u8, any::<bool>()).prop_map(|(which, item, value, is_ours)| Step::Write { which, item, value, is_ours }),
+        2 => (client.clone(), service, 0..3_usize, 1..6_u8)
+            .prop_map(|(client, service, setting, value)| Step::Choose { client, service, setting, value }),
+        6 => (1..5_usize).prop_map(|calls| Step::Answer { calls }),
+        1 => Just(Step::Away),
+        1 => any::<bool>().prop_map(|loses| Step::Back { loses }),
+        7 => (0..6_usize, proptest::bool::weighted(0.15)).prop_map(|(which, fails)| Step::Done { which, fails }),
+        1 => (0..6_usize).prop_map(|which| Step::Break { which }),
+        2 => prop_oneof![1..12_000_u64, 1..200_000_u64].prop_map(|millis| Step::Pass { millis }),
+        1 => Just(Step::LinkDown),
+        1 => Just(Step::LinkUp),
+        1 => client.prop_map(|client| Step::Forget { client }),
+        1 => any::<bool>().prop_map(|says_goodbye| Step::Restart { says_goodbye }),
+        1 => Just(Step::Settle),
+    ];
+    proptest::collection::vec(step, 1..90)
+}
+
+/// What a step writes.
+const ITEMS: usize = 6;
+
+/// The path and the JSON of it, and whether nobody but devices writes it.
+fn item(kind: usize, item: usize, value: u8) -> (&'static str, Value, bool) {
+    let double = |n: u8| Value::Double(f64::from(n));
+    match (item, TYPES[kind]) {
+        (0, _) => ("/CustomName", Value::Str(format!("name {value}").into()), false),
+        (1, "tank") => ("/Level", double(value), true),
+        (1, _) => ("/Temperature", double(value), true),
+        (2, _) => (OUTPUT, Value::Int(value.into()), true),
+        (3, "tank") => ("/RawValueEmpty", double(value), true),
+        (4, "tank") => ("/RawValueEmpty", Value::Invalid, true),
+        (5, "tank") => ("/Capacity", double(value), false),
+        _ => ("/Offset", double(value), false),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(120))]
+
+    #[test]
+    fn the_bus_has_what_devices_want(steps in steps()) {
+        let mut world = World::new();
+        for step in steps {
+            world.step(step)?;
+        }
+        world.settle()?;
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic(
+        messages in proptest::collection::vec((topic(), payload(), any::<bool>()), 0..40)
+    ) {
+        let mut world = World::new();
+        world.act_at_once = true;
+        for (topic, payload, retained) in messages {
+            world.devices.message(world.now(), &topic, &payload, retained);
+            world.devices.subscribed(&topic, retained);
+            world.devices.setting_changed(world.now(), &topic, &Value::Str(String::from_utf8_lossy(&payload).into()));
+            world.devices.forget(world.now(), 0, &topic);
+            world.pump()?;
+            world.pass(Duration::from_secs(2))?;
+        }
+        world.devices.summary();
+    }
+}
+
+/// Devices that say so again and again, while nobody takes their answers: what waits is bounded.
+#[test]
+fn answers_are_bounded_while_the_broker_takes_nothing() {
+    let mut world = World::new();
+    for n in 0..3000 {
+        world.devices.message(world.now(), &format!("device/x{n}/Status"), b"nonsense", false);
+        world.devices.message(
+            world.now(),
+            &format!("device/x{n}/Proxy"),
+            b"{\"topicPath\":\"W/c0619ab1c2d3/vebus/1\",\"values\":{\"a\":1}}",
+            false,
+        );
+    }
+    let count = |poll: &mut dyn FnMut() -> bool| std::iter::from_fn(|| poll().then_some(())).count();
+    assert_eq!(count(&mut || world.devices.poll_publish().is_some()), limits::ANSWERS);
+    assert_eq!(count(&mut || world.devices.poll_write().is_some()), limits::WAITING);
+    assert!(count(&mut || world.devices.poll_note().is_some()) <= limits::NOTES);
+}
+
+/// Whoever comes and goes under ever new names is remembered, but not without end.
+#[test]
+fn devices_that_are_gone_are_bounded() {
+    let mut world = World::new();
+    world.act_at_once = true;
+    for n in 0..limits::GONE + 50 {
+        let topic = format!("device/x{n}/Status");
+        world.devices.message(world.now(), &topic, br#"{"connected":1,"services":{"s":"tank"}}"#, false);
+        world.pump().unwrap();
+        world.devices.message(world.now(), &topic, br#"{"connected":0}"#, false);
+        world.pump().unwrap();
+        world.elapsed += Duration::from_secs(1);
+    }
+    let left = world.devices.list(world.now(), EPOCH);
+    assert_eq!((left.len(), world.open.len()), (limits::GONE, 0));
+    assert_eq!(&*left[0].client, "x50", "the latest are remembered");
+}
+
+fn topic() -> impl Strategy<Value = String> {
+    let id = prop_oneof![Just("fe001".to_owned()), "[a-zA-Z0-9 .]{0,3}", ".{0,40}"];
+    let what = prop_oneof![4 => Just("Status"), 4 => Just("Proxy"), 1 => Just("DBus"), 1 => Just("")];
+    let device = (id.clone(), what).prop_map(|(id, what)| format!("device/{id}/{what}"));
+    let setting = id.prop_map(|id| format!("/Settings/MqttDevices/mqtt_fe001_{id}/CustomName"));
+    prop_oneof![8 => device, 1 => setting, 1 => Just("/Settings/Devices/mqtt_fe001_s/ClassAndVrmInstance".to_owned()), 1 => Just("will".to_owned())]
+}
+
+fn payload() -> impl Strategy<Value = Vec<u8>> {
+    let leaf = prop_oneof![
+        any::<i64>().prop_map(|n| n.to_string()),
+        Just("1".to_owned()),
+        Just("null".to_owned()),
+        Just("1e999".to_owned()),
+        any::<f64>().prop_map(|d| format!("{d:?}")),
+        prop_oneof![
+            "[a-z]{0,3}",
+            ".{0,40}",
+            Just("tank".into()),
+            Just("fe001".into()),
+            Just("W/c0619ab1c2d3/tank/1".into()),
+            Just("will".into())
+        ]
+        .prop_map(|s: String| serde_json::to_string(&s).unwrap()),
+    ];
+    let key = prop_oneof![
+        Just("clientId"),
+        Just("connected"),
+        Just("version"),
+        Just("services"),
+        Just("lwt_topic"),
+        Just("lwt_value"),
+        Just("s"),
+        Just("topicPath"),
+        Just("values"),
+        Just("Level"),
+        Just("/CustomName"),
+        Just("SwitchableOutput/a/State"),
+        Just("")
+    ];
+    let json = leaf.prop_recursive(3, 24, 5, move |inner| {
+        prop_oneof![
+            1 => proptest::collection::vec(inner.clone(), 0..4).prop_map(|all| format!("[{}]", all.join(","))),
+            4 => proptest::collection::vec((key.clone(), inner), 0..5).prop_map(|all| format!(
+                "{{{}}}",
+                all.iter().map(|(key, value)| format!("\"{key}\":{value}")).collect::<Vec<_>>().join(",")
+            )),
+        ]
+    });
+    let status =
+        json.clone().prop_map(|json| format!(r#"{{"connected":1,"services":{{"s":"tank"}},"lwt_topic":"will","version":{json}}}"#));
+    let proxy = json.clone().prop_map(|json| format!(r#"{{"s":{json}}}"#));
+    prop_oneof![
+        2 => json.prop_map(String::into_bytes),
+        2 => status.prop_map(String::into_bytes),
+        2 => proxy.prop_map(String::into_bytes),
+        1 => proptest::collection::vec(any::<u8>(), 0..60),
+    ]
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Life {
+    Opening,
+    Up,
+    /// The bridge knows it too.
+    Known,
+    Closing,
+}
+
+/// What a device wants, as the model knows it.
+#[derive(Clone, Debug, Default)]
+struct Wanted {
+    types: [Option<usize>; 2],
+    /// It leaves then, unless it is heard of.
+    until: Option<Duration>,
+}
+
+struct World {
+    devices: Devices,
+    elapsed: Duration,
+    linked: bool,
+    /// Everything that is asked of others is done at once.
+    act_at_once: bool,
+    settings: LocalSettings,
+    /// What has got to its disk.
+    saved: LocalSettings,
+    is_there: bool,
+    calls: VecDeque<BusCall>,
+    open: BTreeMap<Key, (String, Life)>,
+    /// Lives that have begun.
+    lives: BTreeSet<Key>,
+    disk: Option<String>,
+    wanted: BTreeMap<usize, Wanted>,
+    /// What devices have written last.
+    written: BTreeMap<(usize, usize), BTreeMap<&'static str, Value>>,
+    /// Clients that were told that something is wrong.
+    errors: BTreeSet<String>,
+    orders: BTreeSet<Token>,
+    last_token: Token,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut world = Self {
+            devices: devices(None),
+            elapsed: Duration::from_secs(1),
+            linked: false,
+            act_at_once: false,
+            settings: LocalSettings::default(),
+            saved: LocalSettings::default(),
+            is_there: true,
+            calls: VecDeque::new(),
+            open: BTreeMap::new(),
+            lives: BTreeSet::new(),
+            disk: None,
+            wanted: BTreeMap::new(),
+            written: BTreeMap::new(),
+            errors: BTreeSet::new(),
+            orders: BTreeSet::new(),
+            last_token: 0,
+        };
+        world.start().unwrap();
+        world
+    }
+
+    fn start(&mut self) -> Result<(), TestCaseError> {
+        self.devices.bus_up(self.now());
+        self.link(true);
+        self.pump()
+    }
+
+    fn now(&self) -> Time {
+        Time::since_start(self.elapsed)
+    }
+
+    fn step(&mut self, step: Step) -> Result<(), TestCaseError> {
+        self.errors.clear();
+        match step {
+            Step::Register { client, types, version, retained } if self.linked => self.register(client, types, version, retained),
+            Step::Leave { client } if self.linked => {
+                self.say(client, "Status", "{\"connected\":0}", false);
+                self.gone(client);
+            }
+            Step::Proxy { client, service, item, value } if self.linked => self.proxy(client, service, item, value)?,
+            Step::Register { .. } | Step::Leave { .. } | Step::Proxy { .. } => {}
+            Step::Write { which, item, value, is_ours } => self.write(which, item, value, is_ours),
+            Step::Choose { client, service, setting, value } => self.choose(client, service, setting, value),
+            Step::Answer { calls } => {
+                for _ in 0..calls {
+                    if let Some(call) = self.calls.pop_front() {
+                        self.answer(&call);
+                        self.pump()?;
+                    }
+                }
+            }
+            Step::Away => self.away(),
+            Step::Back { loses } => self.back(loses),
+            Step::Done { which, fails } => self.done(which, fails),
+            Step::Break { which } => {
+                let up = self.up();
+                if let Some(key) = up.get(which % up.len().max(1)) {
+                    self.open.remove(key);
+                    self.devices.bus_event(self.now(), *key, BusEvent::Down);
+                }
+            }
+            Step::Pass { millis } => {
+                self.pass(Duration::from_millis(millis))?;
+                self.saved = self.settings.clone();
+            }
+            Step::LinkDown => self.link(false),
+            Step::LinkUp => self.link(true),
+            Step::Forget { client } => {
+                self.last_token += 1;
+                self.orders.insert(self.last_token);
+                self.devices.forget(self.now(), self.last_token, CLIENTS[client]);
+                if self.is_there {
+                    self.gone(client);
+                }
+            }
+            Step::Restart { says_goodbye } => self.restart(says_goodbye)?,
+            Step::Settle => self.settle()?,
+        }
+        self.pump()
+    }
+
+    fn say(&mut self, client: usize, what: &str, payload: &str, retained: bool) {
+        let topic = format!("device/{}/{what}", CLIENTS[client]);
+        assert!(self.devices.message(self.now(), &topic, payload.as_bytes(), retained));
+    }
+
+    fn register(&mut self, client: usize, types: [Option<usize>; 2], version: u8, retained: bool) {
+        let services = types.iter().zip(SERVICES).filter_map(|(kind, id)| Some(format!("\"{id}\":\"{}\"", TYPES[(*kind)?])));
+        let services = services.collect::<Vec<_>>().join(",");
+        self.say(client, "Status", &format!("{{\"connected\":1,\"version\":{version},\"services\":{{{services}}}}}"), retained);
+        if !self.wanted.contains_key(&client) && self.wanted.len() >= MOST {
+            return;
+        }
+        let known = self.wanted.get(&client).cloned();
+        let is_sure = known.as_ref().is_some_and(|known| known.until.is_none());
+        let until = (retained && !is_sure).then(|| self.elapsed + PROVISIONAL);
+        for (service, kind) in types.iter().enumerate() {
+            if known.as_ref().is_none_or(|known| known.types[service] != *kind) {
+                self.written.remove(&(client, service));
+            }
+        }
+        self.wanted.insert(client, Wanted { types, until });
+    }
+
+    /// The model: the device is not there any more.
+    fn gone(&mut self, client: usize) {
+        self.wanted.remove(&client);
+        self.written.retain(|(other, _), _| *other != client);
+    }
+
+    fn heard(&mut self, client: usize) {
+        if let Some(wanted) = self.wanted.get_mut(&client) {
+            wanted.until = None;
+        }
+    }
+
+    fn proxy(&mut self, client: usize, service: usize, which: usize, value: u8) -> Result<(), TestCaseError> {
+        let Some(kind) = self.wanted.get(&client).and_then(|wanted| wanted.types[service]) else { return Ok(()) };
+        let (path, value, is_own) = item(kind, which, value);
+        self.say(client, "Proxy", &format!("{{\"{}\":{{\"{path}\":{}}}}}", SERVICES[service], json(&value)), false);
+        self.heard(client);
+        self.pump()?;
+        let is_up = self.up().iter().any(|key| self.open[key].0 == name(client, service, kind));
+        let written = self.written.entry((client, service)).or_default();
+        if is_up && is_own && !self.errors.contains(CLIENTS[client]) {
+            written.insert(path, value);
+        } else {
+            written.remove(path);
+        }
+        Ok(())
+    }
+
+    /// Connections that have their names.
+    fn up(&self) -> Vec<Key> {
+        self.open.iter().filter(|(_, (_, life))| matches!(life, Life::Up | Life::Known)).map(|(key, _)| *key).collect()
+    }
+
+    fn write(&mut self, which: usize, what: usize, value: u8, is_ours: bool) {
+        let up = self.up();
+        let Some(key) = up.get(which % up.len().max(1)) else { return };
+        let (client, service, kind) = of_name(&self.open[key].0);
+        let (path, value, is_own) = item(kind, what, value);
+        let call = Call { path, interface: None, member: "SetValue", argument: Some(value.clone()), is_ours };
+        let answer = self.devices.call(self.now(), *key, &call);
+        self.heard(client);
+        if answer == Answer::Code(ACCEPTED) && is_own {
+            self.written.entry((client, service)).or_default().insert(path, value);
+        }
+    }
+
+    fn choose(&mut self, client: usize, service: usize, setting: usize, value: u8) {
+        let slug = slug(client, service);
+        let number = format!("/Settings/Devices/{slug}/ClassAndVrmInstance");
+        match setting {
+            0 => {
+                let Some(Value::Str(now)) = self.settings.stored.get(&number).map(|stored| stored.value.clone()) else { return };
+                let class = now.split(':').next().unwrap();
+                self.settings.set(&number, Value::Str(format!("{class}:{value}").into()));
+            }
+            1 => drop(self.settings.set(&format!("/Settings/MqttDevices/{slug}/CustomName"), Value::Str(format!("mine {value}").into()))),
+            _ => {
+                for path in ["Capacity", "Offset"] {
+                    self.settings.set(&format!("/Settings/MqttDevices/{slug}/{path}"), Value::Double(f64::from(value) + 0.5));
+                }
+            }
+        }
+        self.signal();
+    }
+
+    fn answer(&mut self, call: &BusCall) {
+        let reply = self.settings.answer(&call.path, &call.method).unwrap();
+        self.signal();
+        self.devices.reply(self.now(), call.id, reply);
+    }
+
+    /// Whoever is not there is not heard.
+    fn signal(&mut self) {
+        for (path, value) in std::mem::take(&mut self.settings.changed) {
+            if self.is_there {
+                self.devices.setting_changed(self.now(), &path, &value);
+            }
+        }
+    }
+
+    fn away(&mut self) {
+        self.is_there = false;
+        self.devices.name_owner_changed(self.now(), localsettings::NAME, "");
+        for call in std::mem::take(&mut self.calls) {
+            self.devices.reply(self.now(), call.id, error("NoReply"));
+        }
+    }
+
+    fn back(&mut self, loses: bool) {
+        if self.is_there {
+            return;
+        }
+        if loses {
+            self.settings = self.saved.clone();
+            // of a service that was not on the bus, it is what is stored that counts
+            let up: Vec<_> = self.up().iter().map(|key| of_name(&self.open[key].0)).map(|(client, service, _)| (client, service)).collect();
+            self.written.retain(|place, _| up.contains(place));
+        }
+        self.is_there = true;
+        self.devices.name_owner_changed(self.now(), localsettings::NAME, ":1.9");
+    }
+
+    fn done(&mut self, which: usize, fails: bool) {
+        let waits: Vec<Key> = self.open.iter().filter(|(_, (_, life))| *life != Life::Known).map(|(key, _)| *key).collect();
+        let Some(key) = waits.get(which % waits.len().max(1)).copied() else { return };
+        let next = match self.open[&key].1 {
+            Life::Opening if fails => Err(BusEvent::Refused("no".into())),
+            Life::Opening => Ok((Life::Up, BusEvent::Up)),
+            Life::Up | Life::Known => Ok((Life::Known, BusEvent::Known)),
+            Life::Closing => Err(BusEvent::Down),
+        };
+        let event = match next {
+            Ok((life, event)) => {
+                self.open.get_mut(&key).unwrap().1 = life;
+                event
+            }
+            Err(event) => {
+                self.open.remove(&key);
+                event
+            }
+        };
+        self.devices.bus_event(self.now(), key, event);
+    }
+
+    fn link(&mut self, up: bool) {
+        if up == self.linked {
+            return;
+        }
+        self.linked = up;
+        if up {
+            self.devices.link_up(self.now());
+        } else {
+            self.devices.link_down();
+        }
+        self.devices.set_mode(self.now(), if up { Mode::Companion } else { Mode::Down });
+    }
+
+    fn restart(&mut self, says_goodbye: bool) -> Result<(), TestCaseError> {
+        if says_goodbye {
+            self.devices.shut_down(self.now());
+            self.pump()?;
+            let closing = |(_, life): &(String, Life)| *life == Life::Closing;
+            prop_assert!(self.open.values().all(closing), "not everything leaves: {:?}", self.open);
+            prop_assert_eq!(self.devices.poll_timeout(), None);
+        }
+        self.open.clear();
+        // what is on its way arrives
+        for call in std::mem::take(&mut self.calls) {
+            self.settings.answer(&call.path, &call.method);
+        }
+        self.settings.changed.clear();
+        self.orders.clear();
+        self.written.clear();
+        self.elapsed = Duration::ZERO;
+        self.wanted.values_mut().for_each(|wanted| wanted.until = Some(PROVISIONAL));
+        self.linked = false;
+        self.devices = devices(self.disk.as_deref());
+        self.lives.clear();
+        self.start()
+    }
+
+    fn pass(&mut self, amount: Duration) -> Result<(), TestCaseError> {
+        let end = self.elapsed + amount;
+        let mut turns = 0;
+        while let Some(due) = self.devices.poll_timeout()
+            && due <= Time::since_start(end)
+        {
+            self.elapsed = self.elapsed.max(due.after(Time::default()));
+            self.devices.handle_timeout(self.now());
+            self.pump()?;
+            turns += 1;
+            prop_assert!(turns < 1000, "it never comes to rest");
+        }
+        self.elapsed = end;
+        let gone: Vec<usize> =
+            self.wanted.iter().filter(|(_, wanted)| wanted.until.is_some_and(|until| until <= end)).map(|(c, _)| *c).collect();
+        gone.into_iter().for_each(|client| self.gone(client));
+        Ok(())
+    }
+
+    /// Takes everything that comes out, and holds it to the rules.
+    fn pump(&mut self) -> Result<(), TestCaseError> {
+        loop {
+            let mut quiet = true;
+            while let Some(command) = self.devices.poll_bus() {
+                quiet = false;
+                self.obey(command)?;
+            }
+            while let Some(call) = self.devices.poll_call() {
+                quiet = false;
+                self.take_call(call);
+            }
+            if self.act_at_once {
+                while let Some(call) = self.calls.pop_front() {
+                    quiet = false;
+                    self.answer(&call);
+                }
+                while self.open.values().any(|(_, life)| *life != Life::Known) {
+                    quiet = false;
+                    self.done(0, false);
+                }
+            }
+            if quiet {
+                break;
+            }
+        }
+        while let Some((token, _)) = self.devices.poll_answer() {
+            prop_assert!(self.orders.remove(&token) || token == 0, "an order is answered once");
+        }
+        while let Some(publish) = self.devices.poll_publish() {
+            prop_assert!(self.linked && !publish.retain);
+            if let Some(client) = publish.topic.strip_prefix("device/").and_then(|rest| rest.strip_suffix("/Error")) {
+                self.errors.insert(client.to_owned());
+            }
+        }
+        while self.devices.poll_link().is_some() || self.devices.poll_note().is_some() || self.devices.poll_write().is_some() {}
+        if let Some(text) = self.devices.poll_registry(self.now(), EPOCH) {
+            self.disk = Some(text);
+        }
+        Ok(())
+    }
+
+    fn obey(&mut self, command: BusCommand) -> Result<(), TestCaseError> {
+        match command {
+            BusCommand::Open { key, name } => {
+                prop_assert!(self.lives.insert(key), "a life is never lived twice");
+                prop_assert!(self.open.values().all(|(other, _)| *other != name), "{name} is opened twice");
+                self.open.insert(key, (name, Life::Opening));
+            }
+            BusCommand::Emit { key, items, .. } => {
+                let life = self.open.get(&key).map(|(_, life)| *life);
+                prop_assert!(matches!(life, Some(Life::Up | Life::Known)), "nobody has a connection for {items:?}: {life:?}");
+                let paths: BTreeSet<_> = items.iter().map(|item| &item.path).collect();
+                prop_assert!(!items.is_empty() && paths.len() == items.len(), "no item twice: {items:?}");
+            }
+            BusCommand::Close { key } => {
+                let Some((name, life)) = self.open.get_mut(&key) else {
+                    return Err(TestCaseError::fail("what is closed was never opened"));
+                };
+                prop_assert!(*life != Life::Closing, "{name} is closed twice");
+                *life = Life::Closing;
+            }
+        }
+        Ok(())
+    }
+
+    fn take_call(&mut self, call: BusCall) {
+        match (&call.method, self.is_there) {
+            (Method::GetNameOwner(_), true) => self.devices.reply(self.now(), call.id, Reply::Text(":1.9".into())),
+            (Method::GetNameOwner(_), false) => self.devices.reply(self.now(), call.id, error("NameHasNoOwner")),
+            (_, true) => self.calls.push_back(call),
+            (_, false) => self.devices.reply(self.now(), call.id, error("ServiceUnknown")),
+        }
+    }
+
+    fn settle(&mut self) -> Result<(), TestCaseError> {
+        self.link(true);
+        self.back(false);
+        self.act_at_once = true;
+        self.pump()?;
+        self.pass(limits::SERVICE_RETRY_LAST + Duration::from_secs(1))?;
+        self.act_at_once = false;
+        self.check()
+    }
+
+    fn check(&mut self) -> Result<(), TestCaseError> {
+        let places =
+            || self.wanted.iter().flat_map(|(client, wanted)| wanted.types.iter().enumerate().map(move |(n, kind)| (*client, n, *kind)));
+        let names: BTreeSet<String> = places().filter_map(|(client, service, kind)| Some(name(client, service, kind?))).collect();
+        let up: BTreeSet<String> = self.open.values().map(|(name, _)| name.clone()).collect();
+        prop_assert_eq!(&up, &names, "what is on the bus, and what is wanted");
+        prop_assert!(self.open.values().all(|(_, life)| *life == Life::Known));
+        prop_assert!(self.orders.is_empty(), "somebody still waits for an answer: {:?}", self.orders);
+        prop_assert!(self.calls.is_empty());
+        for (key, (name, _)) in self.open.clone() {
+            self.check_service(key, &name)?;
+        }
+        Ok(())
+    }
+
+    fn check_service(&mut self, key: Key, name: &str) -> Result<(), TestCaseError> {
+        let (client, service, kind) = of_name(name);
+        let slug = slug(client, service);
+        let number = self.settings.stored[&format!("/Settings/Devices/{slug}/ClassAndVrmInstance")].value.clone();
+        let Some(Value::Int(instance)) = self.value(key, "/DeviceInstance") else {
+            return Err(TestCaseError::fail(format!("{name} has no number")));
+        };
+        prop_assert_eq!(number, Value::Str(format!("{}:{instance}", TYPES[kind]).into()), "the number of {}", name);
+        for path in ["/CustomName", "/Capacity", "/Offset", "/RawValueEmpty", OUTPUT] {
+            let stored = self.settings.stored.get(&format!("/Settings/MqttDevices/{slug}{path}")).map(|stored| stored.value.clone());
+            // one without a value has no setting, or one that nobody looks at
+            if let Some(ours) = self.value(key, path).filter(|ours| *ours != Value::Invalid) {
+                prop_assert_eq!(ours, stored.unwrap_or_default(), "{} of {}, and what is stored", path, name);
+            }
+        }
+        for (path, written) in self.written.get(&(client, service)).cloned().unwrap_or_default() {
+            prop_assert_eq!(self.value(key, path), Some(written), "{} of {}, and what was written last", path, name);
+        }
+        Ok(())
+    }
+
+    fn value(&mut self, key: Key, path: &str) -> Option<Value> {
+        let call = Call { path, interface: None, member: "GetValue", argument: None, is_ours: false };
+        match self.devices.call(self.now(), key, &call) {
+            Answer::Value(value) => Some(value),
+            _ => None,
+        }
+    }
+}
+
+fn devices(disk: Option<&str>) -> Devices {
+    Devices::new(Setup {
+        portal: PortalId::parse("c0619ab1c2d3").unwrap(),
+        prefix: String::new(),
+        options: Options { max_devices: MOST, stale_after: Some(Duration::from_secs(100)), keepalive: true, ..Options::default() },
+        bridge: BridgeOptions::default(),
+        catalogue: Catalogue::shipped(),
+        registry: disk.map(|text| registry::parse(text).unwrap()).unwrap_or_default(),
+        verbosity: log::Level::Error,
+    })
+}
+
+fn clean(id: &str) -> String {
+    id.replace(['-', '.'], "_")
+}
+
+fn slug(client: usize, service: usize) -> String {
+    format!("mqtt_{}_{}", clean(CLIENTS[client]), clean(SERVICES[service]))
+}
+
+fn name(client: usize, service: usize, kind: usize) -> String {
+    format!("com.victronenergy.{}.{}", TYPES[kind], slug(client, service))
+}
+
+fn of_name(wanted: &str) -> (usize, usize, usize) {
+    let all = (0..CLIENTS.len())
+        .flat_map(|client| (0..SERVICES.len()).flat_map(move |service| (0..TYPES.len()).map(move |kind| (client, service, kind))));
+    all.into_iter().find(|(client, service, kind)| name(*client, *service, *kind) == wanted).unwrap()
+}
+
+fn error(name: &str) -> Reply {
+    Reply::Error { name: format!("org.freedesktop.DBus.Error.{name}"), text: "no".into() }
+}
+
+fn json(value: &Value) -> String {
+    let mut out = Vec::new();
+    value.write_json(&mut out);
+    String::from_utf8(out).unwrap()
+}
