@@ -1,6 +1,6 @@
 //! A model of localsettings: what is stored, and the numbers of classes, each given once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use venus_mqtt::bridge::value::Value;
 use venus_mqtt::bridge::{Method, Reply, Setting};
@@ -95,9 +95,16 @@ impl LocalSettings {
         let Value::Str(wanted) = wanted else { return None };
         let (class, number) = wanted.split_once(':')?;
         let number: u32 = number.parse().ok()?;
-        let numbers = || self.stored.iter().filter(|(other, _)| is_number(other) && *other != path).map(|(_, stored)| &stored.value);
-        (number..).map(|n| Value::Str(format!("{class}:{n}").into())).find(|n| numbers().all(|taken| taken != n))
+        let others = self.stored.iter().filter(|(other, _)| is_number(other) && *other != path);
+        let taken: BTreeSet<u32> = others.filter_map(|(_, stored)| number_of(&stored.value, class)).collect();
+        let free = (number..).find(|number| !taken.contains(number))?;
+        Some(Value::Str(format!("{class}:{free}").into()))
     }
+}
+
+fn number_of(value: &Value, class: &str) -> Option<u32> {
+    let Value::Str(text) = value else { return None };
+    text.strip_prefix(class)?.strip_prefix(':')?.parse().ok()
 }
 
 fn is_number(path: &str) -> bool {
