@@ -267,7 +267,8 @@ impl Devices {
             }
             let Some(service) = self.service_mut(place) else { return };
             let kept = service.kept.entry(path.into()).or_default();
-            let newer = std::mem::replace(&mut kept.exists, true) | std::mem::take(&mut kept.newer);
+            kept.exists = true;
+            let newer = std::mem::take(&mut kept.newer);
             let Some(exported) = &mut service.exported else { return };
             let Some(spec) = exported.spec(path) else { continue };
             let ours = exported.value(path).cloned().unwrap_or_default();
@@ -464,8 +465,8 @@ impl Devices {
             let count = self.devices.get(index).map_or(0, |device| device.services.len());
             for place in (0..count).map(|service| (index, service)) {
                 let Some(service) = self.service_mut(place) else { continue };
-                // what was on its way to the one before is not known to have arrived
-                service.kept.values_mut().for_each(|kept| (kept.busy, kept.again, kept.seen) = (false, false, None));
+                // what the one before was told, or was on its way to it, is not known to have been written
+                service.kept.values_mut().for_each(|kept| *kept = Kept { exists: kept.exists, newer: kept.newer || kept.exists, ..Kept::default() });
                 let key = service.key;
                 match service.state {
                     State::Up | State::Opening => self.add_settings(now, place, Purpose::Add { key, again: false }),
