@@ -466,7 +466,9 @@ impl Devices {
             for place in (0..count).map(|service| (index, service)) {
                 let Some(service) = self.service_mut(place) else { continue };
                 // what the one before was told, or was on its way to it, is not known to have been written
-                service.kept.values_mut().for_each(|kept| *kept = Kept { exists: kept.exists, newer: kept.newer || kept.exists, ..Kept::default() });
+                for kept in service.kept.values_mut() {
+                    *kept = Kept { exists: kept.exists, newer: kept.newer || kept.exists, ..Kept::default() };
+                }
                 let key = service.key;
                 match service.state {
                     State::Up | State::Opening => self.add_settings(now, place, Purpose::Add { key, again: false }),
