@@ -96,26 +96,27 @@ impl Devices {
         if !retained {
             self.hear(now, index);
         }
-        // whatever failed may work now
-        if let Some(device) = self.devices.get_mut(index) {
-            let failed = device.services.iter_mut().filter(|service| matches!(service.state, State::Failed { .. }));
-            failed.for_each(|service| service.state = State::Off);
-            if device.services.iter().any(|service| service.state == State::Waiting) {
-                device.patience = device.patience.or(Some(now + limits::SETTINGS_PATIENCE));
-            }
-        }
-        self.drive_all(now, index);
+        self.try_again(now, index);
         self.check_keep_awake(now);
         Ok(())
+    }
+
+    /// Whatever failed may work now, and the device wants to hear of it.
+    fn try_again(&mut self, now: Time, index: usize) {
+        let Some(device) = self.devices.get_mut(index) else { return };
+        let failed = device.services.iter_mut().filter(|service| matches!(service.state, State::Failed { .. }));
+        failed.for_each(|service| service.state = State::Off);
+        if device.services.iter().any(|service| service.state == State::Waiting) {
+            device.patience = device.patience.or(Some(now + limits::SETTINGS_PATIENCE));
+        }
+        self.drive_all(now, index);
     }
 
     /// What speaks against a registration.
     fn check(&self, id: &Id, wanted: &Registration) -> Result<(), String> {
         for (service, kind) in &wanted.services {
             if self.catalogue.service_type(kind).is_none() {
-                let near = self.catalogue.types().into_iter().max_by(|a, b| strsim::jaro(a, kind).total_cmp(&strsim::jaro(b, kind)));
-                let near = near.map(|near| format!("; is it \"{near}\"?")).unwrap_or_default();
-                return Err(format!("services: \"{service}\" has the unknown type \"{}\"{near}", escape(kind)));
+                return Err(format!("services: \"{service}\" has the unknown type \"{}\"{}", escape(kind), self.meant(kind)));
             }
         }
         let (most, count) = (self.options.max_services, wanted.services.len());
@@ -145,6 +146,16 @@ impl Devices {
             }
         }
         Ok(())
+    }
+
+    /// The type that was probably meant.
+    fn meant(&self, kind: &str) -> String {
+        let types = self.catalogue.types();
+        let near = types.iter().map(|known| (strsim::jaro(known, kind), known)).max_by(|(a, _), (b, _)| a.total_cmp(b));
+        match near {
+            Some((likeness, near)) if likeness > 0.75 => format!("; is it \"{near}\"?"),
+            _ => format!("; there are {}", types.join(", ")),
+        }
     }
 
     /// The device goes; its numbers and settings stay.

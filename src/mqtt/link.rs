@@ -27,8 +27,8 @@ use super::pipe::Pipe;
 use crate::bridge::{LinkCommand, Publish};
 use crate::text::escape;
 
-/// Subscriptions and the like on their way.
-const REQUESTS: usize = 64;
+/// Subscriptions and the like on their way. A turn of the loop can want two for each message it takes.
+const REQUESTS: usize = 256;
 /// Messages from the broker that the loop has not taken yet.
 const INCOMING: usize = 256;
 /// Largest packet taken from the broker, and given to it.
