@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
 use crate::clock;
+use crate::devices;
 use crate::emission::{Emission, Emitted, Style, Until};
 use crate::measure::{Machine, cpu_seconds, resident_kb, thread_cpu_seconds};
 use crate::model;
@@ -23,7 +24,14 @@ pub struct Size {
     pub flat_out: u64,
     pub republishes: usize,
     pub writes: usize,
+    /// Writes to registered services.
+    pub device_writes: usize,
+    /// Times that a device registers and leaves.
+    pub cycles: usize,
 }
+
+/// The measurement that another program than venus-mqtt is spared unless it is named. The last one: its bridge is not that of the others.
+pub const DEVICES: &str = "devices";
 
 type Case = fn(&mut Rig, &Size, &mut Figures) -> Result<()>;
 
@@ -43,15 +51,16 @@ pub const CASES: &[(&str, &str, Case)] = &[
     ("flat", "as fast as the bus takes it, signals of ten", flat_out),
     ("flood", "100,000/s: only intermediate values may be lost", flood),
     ("rss-end", "resident memory after all that", rss_end),
+    (DEVICES, "64 devices register 8 services each, with a bridge of their own", devices::devices),
 ];
 
-const TEN: Style = Style::Items { batch: 10 };
+pub const TEN: Style = Style::Items { batch: 10 };
 
 /// A keep-alive lasts 60 s; it is renewed well before.
 const STAY_AWAKE_EVERY: f64 = 20.0;
 
 /// Nothing arrived for so long: nothing more will.
-const SETTLED: f64 = 2.5;
+pub const SETTLED: f64 = 2.5;
 
 /// From the start of the bridge's process to the last topic. Keep-alives go out until the first topics come, as clients do that cannot know.
 pub fn start(rig: &mut Rig, bridge: &str, figures: &mut Figures) -> Result<()> {
@@ -166,7 +175,7 @@ fn write(rig: &mut Rig, size: &Size, figures: &mut Figures) -> Result<()> {
     quiet(rig, 0.6)?;
     rig.subscriber.reset();
     let (machine, before) = (Machine::now(), Cpus::now(rig));
-    let trips = rig.subscriber.round_trips(model::WRITTEN, size.writes, Duration::from_millis(5))?;
+    let trips = rig.subscriber.round_trips(&[model::WRITTEN.to_owned()], size.writes, Duration::from_millis(5))?;
     let noise = machine.noise_since(before.since(rig).total);
     let millis = |share| trips.latency.percentile(share) as f64 / 1e3;
     figures.add("W to N, p50", millis(0.5), Unit::Millis, Target::None);
@@ -267,16 +276,16 @@ fn stopped(rig: &mut Rig, size: &Size, figures: &mut Figures) -> Result<()> {
     rig.pin(true)
 }
 
-fn steadily(rate: f64, seconds: f64, style: Style) -> Emission {
+pub fn steadily(rate: f64, seconds: f64, style: Style) -> Emission {
     Emission { rate: Some(rate), until: Until::Seconds(seconds), style, without: None }
 }
 
-fn load(rig: &mut Rig, emission: Emission) -> Result<Load> {
+pub fn load(rig: &mut Rig, emission: Emission) -> Result<Load> {
     Running::begin(rig, emission)?.end(rig, &[])
 }
 
 /// A load that is on its way.
-struct Running {
+pub struct Running {
     emitting: Receiver<Result<Emitted>>,
     emitted: Option<Emitted>,
     machine: Machine,
@@ -284,7 +293,7 @@ struct Running {
 }
 
 impl Running {
-    fn begin(rig: &mut Rig, emission: Emission) -> Result<Self> {
+    pub fn begin(rig: &mut Rig, emission: Emission) -> Result<Self> {
         rig.subscriber.stay_awake()?;
         quiet(rig, 0.6)?;
         rig.subscriber.reset();
@@ -292,7 +301,7 @@ impl Running {
         Ok(Self { emitting: rig.fake.emit(emission)?, emitted: None, machine, before })
     }
 
-    fn emitted_within(&mut self, seconds: f64) -> Result<bool> {
+    pub fn emitted_within(&mut self, seconds: f64) -> Result<bool> {
         if self.emitted.is_none() {
             match self.emitting.recv_timeout(Duration::from_secs_f64(seconds)) {
                 Ok(emitted) => self.emitted = Some(emitted?),
@@ -304,7 +313,7 @@ impl Running {
     }
 
     /// Waits until all is sent and has arrived, or nothing more arrives. What `without` emitted is not expected to.
-    fn end(mut self, rig: &mut Rig, without: &[&Leaver]) -> Result<Load> {
+    pub fn end(mut self, rig: &mut Rig, without: &[&Leaver]) -> Result<Load> {
         let mut awake = clock::now();
         let (mut seen, mut still_since) = (u64::MAX, clock::now());
         let emitted = loop {
@@ -360,7 +369,7 @@ impl Running {
 }
 
 /// The service that hangs, leaves and returns.
-struct Leaver {
+pub struct Leaver {
     index: usize,
     items: usize,
     topic: String,
@@ -404,7 +413,7 @@ fn wait_or_still(rig: &mut Rig, done: impl Fn(&Rig) -> bool) -> Result<()> {
 }
 
 /// Until no item has arrived for `seconds`.
-fn quiet(rig: &mut Rig, seconds: f64) -> Result<()> {
+pub fn quiet(rig: &mut Rig, seconds: f64) -> Result<()> {
     let (mut seen, mut since) = (u64::MAX, clock::now());
     while clock::now() - since < seconds {
         rig.check()?;
@@ -417,7 +426,7 @@ fn quiet(rig: &mut Rig, seconds: f64) -> Result<()> {
     Ok(())
 }
 
-fn sleep(rig: &mut Rig, seconds: f64) -> Result<()> {
+pub fn sleep(rig: &mut Rig, seconds: f64) -> Result<()> {
     let until = clock::now() + seconds;
     while clock::now() < until {
         rig.check()?;
@@ -427,24 +436,24 @@ fn sleep(rig: &mut Rig, seconds: f64) -> Result<()> {
 }
 
 /// CPU seconds of all parts.
-struct Cpus {
-    bridge: f64,
+pub struct Cpus {
+    pub bridge: f64,
     broker: f64,
     bus: f64,
     fakes: f64,
     subscriber: f64,
-    total: f64,
+    pub total: f64,
 }
 
 impl Cpus {
-    fn now(rig: &Rig) -> Self {
+    pub fn now(rig: &Rig) -> Self {
         let (bridge, broker, bus) = (cpu_seconds(rig.bridge_pid()), cpu_seconds(rig.broker.pid()), cpu_seconds(rig.bus.pid()));
         let own: f64 = crate::measure::tasks(std::process::id() as i32).into_iter().map(|(_, task)| thread_cpu_seconds(task)).sum();
         let (fakes, subscriber) = (thread_cpu_seconds(rig.fake.thread_id), thread_cpu_seconds(rig.subscriber.thread_id));
-        Self { bridge, broker, bus, fakes, subscriber, total: bridge + broker + bus + own }
+        Self { bridge, broker, bus, fakes, subscriber, total: bridge + broker + bus + own + cpu_seconds(rig.settings_pid()) }
     }
 
-    fn since(&self, rig: &Rig) -> Self {
+    pub fn since(&self, rig: &Rig) -> Self {
         let now = Self::now(rig);
         Self {
             bridge: now.bridge - self.bridge,

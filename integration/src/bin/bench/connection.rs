@@ -1,4 +1,5 @@
-//! One D-Bus connection of a fake service: SASL, Hello, names, and whole messages in and out of a non-blocking socket.
+//! One D-Bus connection, of a fake service or of somebody who calls services: SASL, Hello, names, calls, and whole messages in and out of a
+//! non-blocking socket.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -24,7 +25,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 pub struct Connection {
     stream: UnixStream,
     incoming: Vec<u8>,
-    /// Messages that came while a call to the bus itself was waiting for its answer.
+    /// Messages that came while a call was waiting for its answer.
     kept: VecDeque<Vec<u8>>,
     serial: u32,
 }
@@ -57,6 +58,43 @@ impl Connection {
             Some(NAME_RELEASED) => Ok(()),
             other => bail!("the bus does not release {name}: {other:?}"),
         }
+    }
+
+    /// Signals that match `rule` come from now on.
+    pub fn listen(&mut self, rule: &str) -> Result<()> {
+        let mut body = Writer::default();
+        body.string(rule);
+        self.ask_bus("AddMatch", "s", &body.bytes).map(drop)
+    }
+
+    /// How many connections the bus has, this one and the bus's own name included.
+    pub fn connections(&mut self) -> Result<usize> {
+        let names = self.call(bus_call("ListNames", ""), &[])?;
+        let names = wire::parse(&names)?;
+        Ok(wire::strings(names.body)?.into_iter().filter(|name| name.starts_with(':')).count() + 1)
+    }
+
+    /// Calls and waits for the reply, which is returned whole; an error is an error here too.
+    pub fn call(&mut self, head: Head<'_>, body: &[u8]) -> Result<Vec<u8>> {
+        let serial = self.next_serial();
+        self.write(&wire::message(head, serial, body).0)?;
+        loop {
+            while let Some(message) = self.take_message()? {
+                let read = wire::parse(&message)?;
+                match read.kind {
+                    wire::REPLY if read.reply_to == serial => return Ok(message),
+                    wire::ERROR if read.reply_to == serial => bail!("{}: {}", head.member.unwrap_or_default(), read.error),
+                    _ => self.kept.push_back(message),
+                }
+            }
+            self.wait(PollFlags::POLLIN)?;
+            self.fill()?;
+        }
+    }
+
+    /// Waits until there is something to read.
+    pub fn wait_for_more(&self) -> Result<()> {
+        self.wait(PollFlags::POLLIN)
     }
 
     pub fn next_serial(&mut self) -> u32 {
@@ -104,34 +142,8 @@ impl Connection {
     }
 
     fn ask_bus(&mut self, member: &str, signature: &str, body: &[u8]) -> Result<Option<u32>> {
-        let serial = self.next_serial();
-        let name = Some("org.freedesktop.DBus");
-        let head = Head {
-            kind: wire::CALL,
-            path: Some("/org/freedesktop/DBus"),
-            interface: name,
-            member: Some(member),
-            destination: name,
-            signature,
-            ..Head::default()
-        };
-        self.write(&wire::message(head, serial, body).0)?;
-        loop {
-            let mut answer = None;
-            while let Some(message) = self.take_message()? {
-                let read = wire::parse(&message)?;
-                match read.kind {
-                    wire::REPLY if read.reply_to == serial => answer = Some(wire::leading_u32(read.body)),
-                    wire::ERROR if read.reply_to == serial => bail!("{member}: {}", read.error),
-                    _ => self.kept.push_back(message),
-                }
-            }
-            if let Some(answer) = answer {
-                return Ok(answer);
-            }
-            self.wait(PollFlags::POLLIN)?;
-            self.fill()?;
-        }
+        let answer = self.call(bus_call(member, signature), body)?;
+        Ok(wire::leading_u32(wire::parse(&answer)?.body))
     }
 
     fn wait(&self, events: PollFlags) -> Result<()> {
@@ -160,6 +172,20 @@ impl Connection {
             Some(length) if self.incoming.len() >= length => Ok(Some(self.incoming.drain(..length).collect())),
             _ => Ok(None),
         }
+    }
+}
+
+/// A call to the bus itself.
+fn bus_call<'a>(member: &'a str, signature: &'a str) -> Head<'a> {
+    let name = Some("org.freedesktop.DBus");
+    Head {
+        kind: wire::CALL,
+        path: Some("/org/freedesktop/DBus"),
+        interface: name,
+        member: Some(member),
+        destination: name,
+        signature,
+        ..Head::default()
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::Duration;
@@ -41,7 +41,8 @@ enum Command {
 }
 
 impl Fake {
-    pub fn start(socket: PathBuf) -> Result<Self> {
+    pub fn start(socket: &Path) -> Result<Self> {
+        let socket = socket.to_owned();
         let (commands, inbox) = mpsc::channel();
         let (wake, woken) = UnixStream::pair()?;
         woken.set_nonblocking(true)?;
@@ -122,7 +123,7 @@ struct Services {
 }
 
 impl Services {
-    fn open(socket: &std::path::Path) -> Result<Self> {
+    fn open(socket: &Path) -> Result<Self> {
         let mut all = Vec::new();
         for service in model::house() {
             let by_path = service.items.iter().enumerate().map(|(n, item)| (item.path.clone(), n)).collect();

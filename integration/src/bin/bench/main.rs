@@ -7,6 +7,7 @@
 mod cases;
 mod clock;
 mod connection;
+mod devices;
 mod emission;
 mod fake;
 mod histogram;
@@ -26,7 +27,7 @@ use std::thread;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{SigSet, Signal};
 
-use cases::{CASES, Size};
+use cases::{CASES, DEVICES, Size};
 use report::Figures;
 use rig::Rig;
 
@@ -37,9 +38,11 @@ usage: bench [--only NAME,NAME…] [--secs N] [--runs N] [--quick] [--bridge 'CO
   --secs N       length of the longest load, the others take half of it (30)
   --runs N       runs, of which the table shows the medians (3)
   --quick        one run of about a minute
-  --bridge CMD   measure another program; {port}, {bus} and {portal} are filled in, words are split at blanks
+  --bridge CMD   measure another program; {port}, {bus}, {portal} and {dir} are filled in, words are split at
+                 blanks; the measurement \"devices\" only if it is named
 
-Without --bridge: the program in $VENUS_MQTT_BIN, else venus-mqtt of this checkout, built for release.
+Without --bridge: the program in $VENUS_MQTT_BIN, else venus-mqtt of this checkout, built for release; localsettings likewise, from
+$VENUS_SETTINGS_BIN.
 
 measurements:
 ";
@@ -49,6 +52,15 @@ struct Options {
     runs: usize,
     size: Size,
     bridge: Option<String>,
+}
+
+impl Options {
+    fn wants(&self, name: &str) -> bool {
+        match self.only.as_slice() {
+            [] => name != DEVICES || self.bridge.is_none(),
+            only => only.iter().any(|only| only == name),
+        }
+    }
 }
 
 fn main() -> Result<()> {
@@ -65,17 +77,16 @@ fn main() -> Result<()> {
         Some(bridge) => bridge.clone(),
         None => own_bridge()?,
     };
+    let cases: Vec<_> = CASES.iter().filter(|(name, ..)| options.wants(name)).collect();
     let mut runs = Vec::new();
     for n in 1..=options.runs {
         let mut figures = Figures::default();
         let mut rig = Rig::prepare()?;
         eprintln!("run {n} of {}: start", options.runs);
         cases::start(&mut rig, &bridge, &mut figures)?;
-        for (name, what, case) in CASES {
-            if options.only.is_empty() || options.only.iter().any(|only| only == name) {
-                eprintln!("run {n} of {}: {name} ({what})", options.runs);
-                case(&mut rig, &options.size, &mut figures).with_context(|| format!("in the measurement {name}"))?;
-            }
+        for (name, what, case) in &cases {
+            eprintln!("run {n} of {}: {name} ({what})", options.runs);
+            case(&mut rig, &options.size, &mut figures).with_context(|| format!("in the measurement {name}"))?;
         }
         runs.push(figures);
     }
@@ -85,7 +96,7 @@ fn main() -> Result<()> {
 }
 
 fn options(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options>> {
-    let size = Size { seconds: 30.0, flat_out: 300_000, republishes: 5, writes: 200 };
+    let size = Size { seconds: 30.0, flat_out: 300_000, republishes: 5, writes: 200, device_writes: 2000, cycles: 1000 };
     let mut options = Options { only: Vec::new(), runs: 3, size, bridge: None };
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} wants a value; see --help"));
@@ -95,7 +106,7 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options
             "--runs" => options.runs = value()?.parse().context("--runs wants a number")?,
             "--quick" => {
                 options.runs = 1;
-                options.size = Size { seconds: 8.0, flat_out: 100_000, republishes: 2, writes: 100 };
+                options.size = Size { seconds: 8.0, flat_out: 100_000, republishes: 2, writes: 100, device_writes: 300, cycles: 100 };
             }
             "--bridge" => options.bridge = Some(value()?),
             "--help" | "-h" => return Ok(None),
@@ -129,24 +140,27 @@ fn end_politely_when_told() -> Result<()> {
 fn own_bridge() -> Result<String> {
     let program = match std::env::var_os("VENUS_MQTT_BIN") {
         Some(program) => PathBuf::from(program),
-        None => build()?,
+        None => built("venus-mqtt", "venus-mqtt")?,
     };
     let program = program.to_str().context("the path of venus-mqtt is not UTF-8")?;
-    Ok(format!("{program} --dbus {{bus}} --host 127.0.0.1 --port {{port}} --portal-id {{portal}} --bridge true --log-level warn"))
+    Ok(format!(
+        "{program} --dbus {{bus}} --host 127.0.0.1 --port {{port}} --portal-id {{portal}} --bridge true --state-dir {{dir}}/state --log-level warn"
+    ))
 }
 
-fn build() -> Result<PathBuf> {
+/// The program of another part of this workspace, built for release beside this one.
+pub fn built(package: &str, program: &str) -> Result<PathBuf> {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
     let this = std::env::current_exe()?;
     let target = this.ancestors().nth(2).context("the bench is not in a target directory")?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args(["build", "--release", "--package", "venus-mqtt", "--bin", "venus-mqtt", "--manifest-path"]).arg(&manifest);
+    command.args(["build", "--release", "--package", package, "--bin", program, "--manifest-path"]).arg(&manifest);
     command.arg("--target-dir").arg(target);
     if !command.status().context("cannot run cargo")?.success() {
-        bail!("venus-mqtt does not build; name another program with --bridge or VENUS_MQTT_BIN");
+        bail!("{program} does not build; name another program with --bridge, VENUS_MQTT_BIN or VENUS_SETTINGS_BIN");
     }
-    Ok(target.join("release/venus-mqtt"))
+    Ok(target.join("release").join(program))
 }
 
 /// What the figures were taken on.
@@ -177,5 +191,13 @@ mod tests {
         for wrong in [&["--only", "nothing"][..], &["--secs"], &["--secs", "0"], &["--runs", "x"], &["--faster"]] {
             assert!(parsed(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn devices_are_measured_with_another_program_only_when_named() {
+        let wants = |arguments: &[&str], name| parsed(arguments).unwrap().unwrap().wants(name);
+        assert!(wants(&[], DEVICES));
+        assert!(!wants(&["--bridge", "x"], DEVICES) && wants(&["--bridge", "x"], "steady"));
+        assert!(wants(&["--bridge", "x", "--only", DEVICES], DEVICES) && !wants(&["--only", DEVICES], "steady"));
     }
 }

@@ -20,6 +20,11 @@ pub fn resident_kb(pid: i32) -> f64 {
     family(pid).into_iter().map(|pid| field(&rollup(pid), "Rss:")).sum()
 }
 
+/// Files, sockets and the like that a process and its children have open.
+pub fn open_files(pid: i32) -> usize {
+    family(pid).into_iter().filter_map(|pid| fs::read_dir(format!("/proc/{pid}/fd")).ok()).map(Iterator::count).sum()
+}
+
 /// The process and its descendants.
 pub fn family(pid: i32) -> Vec<i32> {
     let mut all = vec![pid];
@@ -103,5 +108,7 @@ mod tests {
         let me = std::process::id() as i32;
         assert!(resident_kb(me) > 100.0);
         assert!(family(me).contains(&me));
+        // not how many: other tests open and close theirs meanwhile
+        assert!(open_files(me) >= 3);
     }
 }

@@ -5,6 +5,7 @@ use std::fmt::Write;
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Unit {
     Millis,
+    Kilobytes,
     Megabytes,
     Count,
     Ratio,
@@ -166,6 +167,7 @@ fn show(value: f64, unit: Unit) -> String {
         Unit::Millis if value < 1.0 => format!("{value:.3} ms"),
         Unit::Millis if value < 10.0 => format!("{value:.2} ms"),
         Unit::Millis => format!("{value:.0} ms"),
+        Unit::Kilobytes => format!("{value:.1} KB"),
         Unit::Megabytes => format!("{value:.1} MB"),
         Unit::Count => format!("{value:.0}"),
         Unit::Ratio => format!("{value:.2}"),

@@ -1,4 +1,5 @@
-//! The parts of a run: a private bus, the fake services, a broker, the subscriber and the bridge, and which CPU each may use.
+//! The parts of a run: a private bus, the fake services, a broker, the subscriber, the bridge and, for devices, localsettings, and which CPU each
+//! may use.
 //!
 //! Everything listens on a socket in a folder of its own or on a free loopback port, and ends with the `Rig`, by pid.
 
@@ -16,6 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use crate::connection::Connection;
 use crate::fake::Fake;
 use crate::measure;
 use crate::subscriber::Subscriber;
@@ -45,14 +47,17 @@ struct Cpus {
 pub struct Rig {
     // in the order in which they must end
     bridge: Option<Part>,
+    settings: Option<Part>,
     pub subscriber: Subscriber,
     pub broker: Part,
     pub fake: Fake,
     pub bus: Part,
     cpus: Cpus,
     port: u16,
-    address: String,
+    socket: PathBuf,
     folder: TempDir,
+    /// What the bridge was started with.
+    command: String,
 }
 
 impl Rig {
@@ -61,14 +66,13 @@ impl Rig {
         let cpus = Cpus::find()?;
         let folder = tempfile::Builder::new().prefix("venus-mqtt-bench").tempdir()?;
         let socket = folder.path().join("bus");
-        let address = format!("unix:path={}", socket.display());
         let config = folder.path().join("bus.conf");
-        fs::write(&config, bus_config(&address))?;
+        fs::write(&config, bus_config(&bus_address(&socket)))?;
         let mut command = Command::new("dbus-daemon");
         command.arg(format!("--config-file={}", config.display())).args(["--nofork", "--nosyslog"]);
         let mut bus = Part::start("dbus-daemon", command, folder.path(), &cpus)?;
         wait_until(PART_TIMEOUT, "dbus-daemon to listen", || Ok(bus.check()? && socket.exists()))?;
-        let fake = cpus.measured_thread(|| Fake::start(socket))?;
+        let fake = cpus.measured_thread(|| Fake::start(&socket))?;
 
         let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
         let config = folder.path().join("mosquitto.conf");
@@ -78,17 +82,45 @@ impl Rig {
         let mut broker = Part::start("mosquitto", command, folder.path(), &cpus)?;
         wait_until(PART_TIMEOUT, "mosquitto to listen", || Ok(broker.check()? && TcpStream::connect(("127.0.0.1", port)).is_ok()))?;
         let subscriber = cpus.measured_thread(|| Subscriber::start(port, PORTAL))?;
-        Ok(Self { bridge: None, subscriber, broker, fake, bus, cpus, port, address, folder })
+        Ok(Self { bridge: None, settings: None, subscriber, broker, fake, bus, cpus, port, socket, folder, command: String::new() })
     }
 
-    /// Starts the bridge: `template` with `{port}`, `{bus}` and `{portal}` filled in, split at blanks.
+    /// Starts the bridge: `template` with `{port}`, `{bus}`, `{portal}` and `{dir}` filled in, split at blanks.
     pub fn start_bridge(&mut self, template: &str) -> Result<()> {
-        let filled = template.replace("{port}", &self.port.to_string()).replace("{bus}", &self.address).replace("{portal}", PORTAL);
+        template.clone_into(&mut self.command);
+        let (address, port, folder) = (bus_address(&self.socket), self.port.to_string(), self.folder.path().display().to_string());
+        let filled = template.replace("{port}", &port).replace("{bus}", &address).replace("{portal}", PORTAL).replace("{dir}", &folder);
         let mut words = filled.split_whitespace();
         let mut command = Command::new(words.next().context("the command of the bridge is empty")?);
-        command.args(words).env("DBUS_SYSTEM_BUS_ADDRESS", &self.address).env("DBUS_SESSION_BUS_ADDRESS", &self.address);
+        command.args(words).env("DBUS_SYSTEM_BUS_ADDRESS", &address).env("DBUS_SESSION_BUS_ADDRESS", &address);
         self.bridge = Some(Part::start("the bridge", command, self.folder.path(), &self.cpus)?);
         Ok(())
+    }
+
+    /// Ends the bridge, and starts another one with these arguments more.
+    pub fn restart_bridge(&mut self, more: &str) -> Result<()> {
+        self.bridge = None;
+        let template = format!("{} {more}", self.command);
+        self.start_bridge(&template)
+    }
+
+    /// Starts localsettings, which writes its file as late as the real one.
+    pub fn start_settings(&mut self, program: &Path) -> Result<()> {
+        let mut command = Command::new(program);
+        command
+            .args(["--dbus", &bus_address(&self.socket), "--write-after", "2000", "--file"])
+            .arg(self.folder.path().join("settings.json"));
+        self.settings = Some(Part::start("fake-localsettings", command, self.folder.path(), &self.cpus)?);
+        Ok(())
+    }
+
+    /// A connection to the bus, for the measuring thread.
+    pub fn connect(&self) -> Result<Connection> {
+        Connection::open(&self.socket)
+    }
+
+    pub fn settings_pid(&self) -> i32 {
+        self.settings.as_ref().map_or(0, Part::pid)
     }
 
     pub fn bridge_pid(&self) -> i32 {
@@ -100,7 +132,7 @@ impl Rig {
         if INTERRUPTED.load(Ordering::Relaxed) {
             bail!("interrupted");
         }
-        for part in [&mut self.bus, &mut self.broker].into_iter().chain(&mut self.bridge) {
+        for part in [&mut self.bus, &mut self.broker].into_iter().chain(&mut self.bridge).chain(&mut self.settings) {
             part.check()?;
         }
         Ok(())
@@ -109,7 +141,7 @@ impl Rig {
     /// Lets everything use every CPU, or only the one that is measured.
     pub fn pin(&self, pinned: bool) -> Result<()> {
         let cpus = if pinned { &self.cpus.measured } else { &self.cpus.all };
-        let pids = [self.bus.pid(), self.broker.pid(), self.bridge_pid()];
+        let pids = [self.bus.pid(), self.broker.pid(), self.bridge_pid(), self.settings_pid()];
         let tasks = pids.into_iter().filter(|pid| *pid > 0).flat_map(measure::family).flat_map(measure::tasks).map(|(_, task)| task);
         for task in tasks.chain([self.fake.thread_id, self.subscriber.thread_id]) {
             sched_setaffinity(Pid::from_raw(task), cpus).or_else(gone_is_fine)?;
@@ -220,6 +252,11 @@ fn mosquitto() -> &'static str {
     if Path::new(sbin).exists() { sbin } else { "mosquitto" }
 }
 
+fn bus_address(socket: &Path) -> String {
+    format!("unix:path={}", socket.display())
+}
+
+/// What a session bus allows, but for the number of connections: each registered service is one.
 fn bus_config(address: &str) -> String {
     format!(
         r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN" "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
@@ -231,6 +268,7 @@ fn bus_config(address: &str) -> String {
     <allow send_destination="*" eavesdrop="true"/>
     <allow eavesdrop="true"/>
   </policy>
+  <limit name="max_connections_per_user">2048</limit>
 </busconfig>
 "#
     )

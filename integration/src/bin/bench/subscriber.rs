@@ -1,6 +1,7 @@
 //! A counting MQTT subscriber: raw MQTT 3.1.1 over TCP, one thread, little CPU.
 //!
 //! It looks at every topic below `N/<portal>/`, remembers the last value of each, and reads from a value that carries the time how long it took.
+//! It is also every device that registers itself: it publishes what they would, and keeps what they are answered.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -32,7 +33,7 @@ pub struct Subscriber {
 
 enum Command {
     Publish { topic: String, payload: Vec<u8>, done: Sender<f64> },
-    RoundTrips { item: String, count: usize, gap: Duration, done: Sender<RoundTrips> },
+    RoundTrips { items: Vec<String>, count: usize, gap: Duration, done: Sender<RoundTrips> },
     Quit,
 }
 
@@ -54,6 +55,8 @@ pub struct Counts {
     pub echo: String,
     pub echoed: f64,
     pub latency: Histogram,
+    /// What devices were answered.
+    pub answers: Vec<Answer>,
     /// What a value emitted now would be at the time of the reset.
     since: f64,
     generation: u32,
@@ -61,6 +64,16 @@ pub struct Counts {
     awaited: Option<(Vec<u8>, f64)>,
     arrived: Option<f64>,
 }
+
+/// A message to a device, and when it came.
+pub struct Answer {
+    pub topic: String,
+    pub payload: Vec<u8>,
+    pub at: f64,
+}
+
+/// What devices are answered on.
+const ANSWERS: [&str; 2] = ["device/+/DBus", "device/+/Error"];
 
 struct Seen {
     generation: u32,
@@ -79,7 +92,7 @@ pub struct RoundTrips {
 const WRITE_TIMEOUT: Duration = Duration::from_secs(6);
 
 impl Subscriber {
-    /// Connects and subscribes to everything below `N/<portal>/`.
+    /// Connects and subscribes to everything below `N/<portal>/`, and to the answers of devices.
     pub fn start(port: u16, portal: &str) -> Result<Self> {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).with_context(|| format!("cannot connect to the broker on port {port}"))?;
         stream.set_nodelay(true)?;
@@ -87,8 +100,10 @@ impl Subscriber {
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         stream.write_all(&packet::connect("venus-mqtt-bench"))?;
         expect(&mut stream, packet::CONNACK_OK, "CONNACK")?;
-        stream.write_all(&packet::subscribe(&format!("N/{portal}/#")))?;
-        expect(&mut stream, packet::SUBACK_OK, "SUBACK")?;
+        for filter in ANSWERS.into_iter().chain([format!("N/{portal}/#").as_str()]) {
+            stream.write_all(&packet::subscribe(filter))?;
+            expect(&mut stream, packet::SUBACK_OK, "SUBACK")?;
+        }
         stream.set_nonblocking(true)?;
 
         let (commands, inbox) = mpsc::channel();
@@ -119,9 +134,13 @@ impl Subscriber {
 
     /// Sends `R/<portal>/keepalive`; returns when.
     pub fn keep_alive(&self, payload: &str) -> Result<f64> {
+        self.publish(&format!("R/{}/keepalive", self.portal), payload)
+    }
+
+    /// Publishes; returns when.
+    pub fn publish(&self, topic: &str, payload: &str) -> Result<f64> {
         let (done, is_done) = mpsc::channel();
-        let topic = format!("R/{}/keepalive", self.portal);
-        self.send(Command::Publish { topic, payload: payload.as_bytes().to_vec(), done })?;
+        self.send(Command::Publish { topic: topic.to_owned(), payload: payload.as_bytes().to_vec(), done })?;
         is_done.recv().context("the subscriber is gone")
     }
 
@@ -130,9 +149,10 @@ impl Subscriber {
         self.keep_alive(r#"{"keepalive-options":["suppress-republish"]}"#).map(drop)
     }
 
-    pub fn round_trips(&self, item: &str, count: usize, gap: Duration) -> Result<RoundTrips> {
+    /// Writes `count` times, one after the other, to the `items` in turn.
+    pub fn round_trips(&self, items: &[String], count: usize, gap: Duration) -> Result<RoundTrips> {
         let (done, is_done) = mpsc::channel();
-        self.send(Command::RoundTrips { item: item.to_owned(), count, gap, done })?;
+        self.send(Command::RoundTrips { items: items.to_vec(), count, gap, done })?;
         is_done.recv().context("the subscriber is gone")
     }
 
@@ -176,6 +196,7 @@ impl Counts {
             echo: String::new(),
             echoed: 0.0,
             latency: Histogram::new(),
+            answers: Vec::new(),
             since: clock::stamped(),
             generation: 1,
             seen: HashMap::default(),
@@ -268,16 +289,16 @@ impl Reader {
                         self.write(&packet::publish(&topic, &payload))?;
                         let _ = done.send(sent);
                     }
-                    Command::RoundTrips { item, count, gap, done } => drop(done.send(self.round_trips(&item, count, gap)?)),
+                    Command::RoundTrips { items, count, gap, done } => drop(done.send(self.round_trips(&items, count, gap)?)),
                 }
             }
         }
     }
 
-    fn round_trips(&mut self, item: &str, count: usize, gap: Duration) -> Result<RoundTrips> {
+    fn round_trips(&mut self, items: &[String], count: usize, gap: Duration) -> Result<RoundTrips> {
         let mut trips = RoundTrips { latency: Histogram::new(), missed: 0 };
-        let topic = format!("W/{}/{item}", self.portal);
-        for n in 0..count {
+        for (n, item) in items.iter().cycle().take(count).enumerate() {
+            let topic = format!("W/{}/{item}", self.portal);
             let text = format!("{}.{:03}5", 100 + n, n * 37 % 1000);
             self.lock().awaited = Some((item.as_bytes().to_vec(), text.parse()?));
             self.lock().arrived = None;
@@ -329,8 +350,12 @@ impl Reader {
             taken += packet.length;
             let Some((topic, payload)) = packet.publish() else { continue };
             let below = topic.strip_prefix(b"N/").and_then(|rest| rest.strip_prefix(self.portal.as_bytes()));
-            if let Some(topic) = below.and_then(|rest| rest.strip_prefix(b"/")) {
-                counts.take(topic, payload, now);
+            match below.and_then(|rest| rest.strip_prefix(b"/")) {
+                Some(topic) => counts.take(topic, payload, now),
+                None => {
+                    let topic = String::from_utf8_lossy(topic).into_owned();
+                    counts.answers.push(Answer { topic, payload: payload.to_vec(), at: now });
+                }
             }
         }
         drop(counts);

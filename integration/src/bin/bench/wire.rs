@@ -249,6 +249,27 @@ pub fn set_value_argument(body: &[u8]) -> Result<Argument<'_>, WireError> {
     })
 }
 
+/// The strings a body is an array of (ListNames).
+pub fn strings(body: &[u8]) -> Result<Vec<&str>, WireError> {
+    let mut reader = Reader { bytes: body, at: 0 };
+    let end = reader.u32()? as usize + reader.at;
+    let mut strings = Vec::new();
+    while reader.at < end {
+        strings.push(reader.string()?);
+    }
+    Ok(strings)
+}
+
+/// The strings a body begins with (NameOwnerChanged).
+pub fn leading_strings<const N: usize>(body: &[u8]) -> Result<[&str; N], WireError> {
+    let mut reader = Reader { bytes: body, at: 0 };
+    let mut strings = [""; N];
+    for string in &mut strings {
+        *string = reader.string()?;
+    }
+    Ok(strings)
+}
+
 /// The u32 a reply begins with (RequestName, ReleaseName).
 pub fn leading_u32(body: &[u8]) -> Option<u32> {
     Reader { bytes: body, at: 0 }.u32().ok()
@@ -364,6 +385,21 @@ mod tests {
     }
 
     #[test]
+    fn arrays_and_rows_of_strings_are_read() {
+        let mut out = Writer::default();
+        let array = out.open_array(4);
+        for name in [":1.7", "com.victronenergy.settings", ""] {
+            out.string(name);
+        }
+        out.close_array(array);
+        assert_eq!(strings(&out.bytes), Ok(vec![":1.7", "com.victronenergy.settings", ""]));
+        assert_eq!(strings(&out.bytes[..out.bytes.len() - 1]), Err(WireError::Truncated));
+        assert_eq!(strings(&[0, 0, 0, 0]), Ok(Vec::new()));
+        assert_eq!(leading_strings(&out.bytes[4..]), Ok([":1.7", "com.victronenergy.settings"]));
+        assert_eq!(leading_strings::<4>(&out.bytes[4..]), Err(WireError::Truncated));
+    }
+
+    #[test]
     fn what_is_cut_short_or_foreign_is_refused() {
         let bytes = call();
         assert_eq!(message_length(&bytes[..15]), Ok(None));
@@ -386,7 +422,7 @@ mod tests {
                 let mut bytes = good.clone();
                 bytes[at] = value;
                 if let Ok(read) = parse(&bytes) {
-                    let _ = set_value_argument(read.body);
+                    let _ = (set_value_argument(read.body), strings(read.body), leading_strings::<3>(read.body));
                 }
             }
         }
