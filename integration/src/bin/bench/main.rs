@@ -1,8 +1,9 @@
 //! Measures the bridge between a private D-Bus and a private Mosquitto: 24 fake services with 5,000 items, a counting subscriber, CPU time from
 //! the scheduler. One command, one table.
 //!
-//! Everything that is measured shares one CPU, the measuring thread has another (except flat out and in the last two loads, where the parts use
-//! all there are). Compare ratios to dbus-daemon's CPU in the same run, not seconds: those differ from machine to machine and from day to day.
+//! Everything that is measured shares one CPU, the measuring thread has another (except flat out, in the flood and while the broker stands still,
+//! where the parts use all there are). Compare ratios to dbus-daemon's CPU in the same run, not seconds: those differ from machine to machine and
+//! from day to day.
 
 mod cases;
 mod clock;
@@ -25,7 +26,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::{SigSet, Signal};
+use tokio::signal::unix::{SignalKind, signal};
 
 use cases::{CASES, DEVICES, Size};
 use report::Figures;
@@ -122,16 +123,23 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options
     Ok(Some(options))
 }
 
-/// The parts run in the bench's process group, but must end in order, and the folder with them.
+/// The parts run in the bench's process group, but must end in order, and the folder with them. Signals are not blocked for it: the parts would
+/// inherit that, and could not be told to end.
 fn end_politely_when_told() -> Result<()> {
-    let mut told = SigSet::empty();
-    told.add(Signal::SIGINT);
-    told.add(Signal::SIGTERM);
-    told.thread_block()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let entered = runtime.enter();
+    let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    drop(entered);
     thread::Builder::new().name("signals".into()).spawn(move || {
-        while told.wait().is_ok() {
-            rig::INTERRUPTED.store(true, Ordering::Relaxed);
-        }
+        runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    _ = int.recv() => {}
+                    _ = term.recv() => {}
+                }
+                rig::INTERRUPTED.store(true, Ordering::Relaxed);
+            }
+        })
     })?;
     Ok(())
 }
