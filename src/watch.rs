@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use nix::sys::time::TimeSpec;
@@ -16,6 +17,12 @@ use tokio::io::unix::AsyncFd;
 #[expect(deprecated, reason = "its successor is unsafe, for types whose descriptor can change; none of ours can")]
 pub fn watch<T: AsRawFd>(descriptor: T, interest: Interest) -> io::Result<AsyncFd<T>> {
     AsyncFd::with_interest(descriptor, interest)
+}
+
+/// Watches a socket for room to write, through a descriptor of its own: one descriptor can be watched only once, and somebody watches
+/// this one for reading.
+pub fn watch_room(socket: &UnixStream) -> io::Result<AsyncFd<UnixStream>> {
+    watch(socket.try_clone()?, Interest::WRITABLE)
 }
 
 /// One timer, for whatever is due next.

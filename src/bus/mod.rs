@@ -196,7 +196,10 @@ fn spawn_sender(connection: Connection) -> Sender<Message> {
     tokio::spawn(async move {
         let mut batch = Vec::new();
         while queue.recv_many(&mut batch, BATCH).await > 0 {
-            if connection.send_all(&batch).await.is_err() {
+            if let Err(error) = connection.send_all(&batch).await {
+                log::warn!("cannot write to the bus: {}", escape(&error.to_string()));
+                // the loop hears of it as of every other end of the bus
+                let _ = connection.close().await;
                 return;
             }
             batch.clear();

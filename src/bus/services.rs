@@ -2,8 +2,8 @@
 //! watches maps one connection to one service.
 //!
 //! There may be hundreds, so a connection is a socket, a small buffer and a task that reads; it is written to from the loop, which never
-//! waits for it: what the bus does not take is kept, and a connection with too much of it is given up. The handshake is a few
-//! lines, the wire format and the messages are zbus's.
+//! waits for it: what the bus does not take is kept, and a connection with too much of it is given up, and with it the service's place
+//! on the bus until it is put there again. The handshake is a few lines, the wire format and the messages are zbus's.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Write};
@@ -12,7 +12,6 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::Interest;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::AbortHandle;
 use zbus::Message;
@@ -24,7 +23,7 @@ use super::{BUS, BUS_PATH, ITEM, wire};
 use crate::device::service::{Answer, Call, ItemAnswer};
 use crate::device::{BusCommand, BusEvent, Key};
 use crate::text::escape;
-use crate::watch::watch;
+use crate::watch::watch_room;
 
 /// Messages read ahead of the loop, of all services together.
 const INCOMING: usize = 256;
@@ -32,8 +31,8 @@ const INCOMING: usize = 256;
 const BUFFER: usize = 1024;
 /// From the connection to its name.
 const OPENING: Duration = Duration::from_secs(10);
-/// Bytes the bus has not taken; a bus that reads takes them at once.
-const BACKLOG: usize = 1024 * 1024;
+/// Bytes the bus has not taken, beyond which nothing is added; a bus that reads takes them at once.
+const BACKLOG: usize = 256 * 1024;
 
 /// Serial numbers of the three calls that a connection makes itself; its signals and replies come after them.
 const HELLO: NonZeroU32 = NonZeroU32::new(1).unwrap();
@@ -69,6 +68,8 @@ struct Connection {
     owner: String,
     /// What the bus has not taken yet.
     out: Vec<u8>,
+    /// Somebody waits for the socket to take more.
+    waiting: bool,
     closing: bool,
     task: AbortHandle,
 }
@@ -134,6 +135,7 @@ impl Services {
             }
             FromTask::Message(message) => Some(ServiceEvent::Call(key, message)),
             FromTask::Room => {
+                connection.waiting = false;
                 self.flush(key);
                 None
             }
@@ -182,9 +184,8 @@ impl Services {
             };
             let _ = to_loop.send((key, last)).await;
         });
-        let connection =
-            Connection { name, socket: None, owner: String::new(), out: Vec::new(), closing: false, task: task.abort_handle() };
-        self.open.insert(key, connection);
+        let (owner, out, task) = (String::new(), Vec::new(), task.abort_handle());
+        self.open.insert(key, Connection { name, socket: None, owner, out, waiting: false, closing: false, task });
     }
 
     /// The name is given back before the connection goes, so that whoever takes it next finds it free.
@@ -231,15 +232,25 @@ impl Services {
     }
 
     fn send(&mut self, key: Key, message: &Message) {
+        if self.backlog(key) >= BACKLOG {
+            self.flush(key);
+        }
+        if self.backlog(key) >= BACKLOG {
+            return self.give_up(key, log::Level::Warn, "the bus does not read");
+        }
         let Some(connection) = self.open.get_mut(&key) else { return };
         if connection.out.is_empty() && connection.out.capacity() > BUFFER {
             connection.out = Vec::new();
         }
         connection.out.extend_from_slice(message.data().bytes());
-        // whoever is woken when there is room writes the rest, unless it is too much by then
-        if connection.out.len() == message.data().bytes().len() || connection.out.len() >= BACKLOG {
+        // whoever is woken when there is room writes the rest
+        if !connection.waiting {
             self.flush(key);
         }
+    }
+
+    fn backlog(&self, key: Key) -> usize {
+        self.open.get(&key).map_or(0, |connection| connection.out.len())
     }
 
     /// Writes what is there, as far as the socket takes it.
@@ -247,27 +258,42 @@ impl Services {
         let Some(connection) = self.open.get_mut(&key) else { return };
         let Some(socket) = &connection.socket else { return };
         while !connection.out.is_empty() {
-            match (&**socket).write(&connection.out) {
-                Ok(count) => drop(connection.out.drain(..count)),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && connection.out.len() < BACKLOG => {
-                    let (socket, to_loop) = (socket.clone(), self.to_loop.clone());
-                    tokio::spawn(async move {
-                        if let Ok(watched) = watch(socket, Interest::WRITABLE)
-                            && watched.writable().await.is_ok()
-                        {
-                            let _ = to_loop.send((key, FromTask::Room)).await;
-                        }
-                    });
-                    return;
+            let (level, error) = match (&**socket).write(&connection.out) {
+                Ok(count) => {
+                    connection.out.drain(..count);
+                    continue;
                 }
-                Err(_) => {
-                    connection.task.abort();
-                    self.open.remove(&key);
-                    return self.own.push_back((key, BusEvent::Down));
-                }
-            }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                // the device hears that it is gone, and that is all there is to say
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => (log::Level::Debug, error),
+                Err(_) if connection.waiting => return,
+                Err(_) => match watch_room(socket) {
+                    Ok(watched) => {
+                        connection.waiting = true;
+                        let to_loop = self.to_loop.clone();
+                        tokio::spawn(async move {
+                            if watched.writable().await.is_ok() {
+                                let _ = to_loop.send((key, FromTask::Room)).await;
+                            }
+                        });
+                        return;
+                    }
+                    Err(error) => (log::Level::Warn, error),
+                },
+            };
+            return self.give_up(key, level, &error.to_string());
         }
+    }
+
+    fn give_up(&mut self, key: Key, level: log::Level, why: &str) {
+        let Some(connection) = self.open.remove(&key) else { return };
+        log::log!(level, "the connection of {} to the bus is given up: {}", connection.name, escape(why));
+        connection.task.abort();
+        // whoever waits for room holds the socket as well: the bus shall free the name now
+        if let Some(socket) = &connection.socket {
+            let _ = socket.shutdown(std::net::Shutdown::Both);
+        }
+        self.own.push_back((key, BusEvent::Down));
     }
 }
 

@@ -18,7 +18,7 @@ use zbus::address::transport::UnixSocket;
 use zbus::connection::Builder;
 use zbus::connection::socket::{ReadHalf, Socket, Split, WriteHalf};
 
-use crate::watch::watch;
+use crate::watch::{watch, watch_room};
 
 /// A signal of ten items has about 1 KiB.
 const BUFFER: usize = 64 * 1024;
@@ -130,8 +130,7 @@ impl WriteHalf for Writer {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // rare: the bus does not read. Only then is the socket watched for writing.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let watched = watch(self.socket.clone(), Interest::WRITABLE)?;
-                    watched.writable().await?.retain_ready();
+                    watch_room(&self.socket)?.writable().await?.retain_ready();
                 }
                 done => return done,
             }
@@ -151,5 +150,38 @@ impl WriteHalf for Writer {
 
     async fn close(&mut self) -> io::Result<()> {
         self.socket.shutdown(std::net::Shutdown::Both)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bus stands still, and goes on when more waits than the socket takes; somebody reads from our end all the while.
+    #[tokio::test]
+    async fn a_bus_that_does_not_read_is_waited_for() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let near = Arc::new(near);
+        let mut reader = Reader::new(near.clone(), BUFFER).unwrap();
+        let mut writer = Writer { socket: near };
+        let full = vec![b'x'; 1 << 20];
+        let mut given = writer.sendmsg(&full, &[]).await.unwrap();
+        let bus = std::thread::spawn(move || {
+            far.write_all(b"y").unwrap();
+            let mut read = 0;
+            let mut some = vec![0; BUFFER];
+            while read < 4 << 20 {
+                read += far.read(&mut some).unwrap();
+            }
+            far.write_all(b"z").unwrap();
+        });
+        let mut answer = [0];
+        assert_eq!(reader.recvmsg(&mut answer).await.unwrap().0, 1);
+        while given < 4 << 20 {
+            given += writer.sendmsg(&full, &[]).await.unwrap();
+        }
+        assert_eq!((reader.recvmsg(&mut answer).await.unwrap().0, answer), (1, *b"z"));
+        bus.join().unwrap();
     }
 }

@@ -12,6 +12,7 @@ mod python;
 mod registration;
 mod restart;
 mod settings;
+mod stalls;
 
 use venus_mqtt_integration::{Client, Device, Rig, Setup, device::Registration};
 
