@@ -229,3 +229,33 @@ fn build_call(call: &BusCall) -> zbus::Result<Message> {
         _ => message.build(&()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use zbus::Guid;
+    use zbus::connection::Builder;
+
+    use super::*;
+
+    /// Nobody would miss what is never written: the stream has to end.
+    #[tokio::test]
+    async fn the_end_of_the_sender_is_the_end_of_the_bus() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let socket = near.try_clone().unwrap();
+        near.set_nonblocking(true).unwrap();
+        far.set_nonblocking(true).unwrap();
+        let guid = Guid::generate();
+        let bus = Builder::unix_stream(far).server(guid).p2p().build();
+        let ours = Builder::unix_stream(near).p2p().build();
+        let (bus, ours) = tokio::join!(bus, ours);
+        let (_bus, ours) = (bus.unwrap(), ours.unwrap());
+        let stream = MessageStream::from(&ours);
+        let mut watcher = Watcher { stream, calls: spawn_sender(ours), told: VecDeque::new() };
+        socket.shutdown(std::net::Shutdown::Write).unwrap();
+        watcher.call(&BusCall { id: 1, destination: BUS.into(), path: BUS_PATH.into(), method: Method::ListNames });
+        let ended = tokio::time::timeout(CONNECT, std::future::poll_fn(|context| watcher.poll_next(context))).await.unwrap();
+        assert!(ended.is_err(), "{ended:?}");
+    }
+}
