@@ -370,9 +370,9 @@ fn connection(broker: &Broker, pipe: &Arc<OnceLock<Pipe>>) -> (AsyncClient, Even
 /// The stream, with TLS where it is wanted.
 async fn open(broker: &Broker) -> io::Result<Pipe> {
     let stream = dial(&broker.host, broker.port).await?;
-    let Some(tls) = &broker.tls else { return Ok(Pipe::new(stream)) };
+    let Some(tls) = &broker.tls else { return Ok(Pipe::new(stream, PACKET_MAX)) };
     let name = ServerName::try_from(broker.host.clone()).map_err(io::Error::other)?;
-    Ok(Pipe::new(TlsConnector::from(tls.clone()).connect(name, stream).await?))
+    Ok(Pipe::new(TlsConnector::from(tls.clone()).connect(name, stream).await?, PACKET_MAX))
 }
 
 /// The first address of the host that answers.
