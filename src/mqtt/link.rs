@@ -211,9 +211,13 @@ impl Link {
         let done = match command {
             LinkCommand::Subscribe(filters) => {
                 let wanted: Vec<_> = filters.iter().map(|filter| SubscribeFilter::new(filter.clone(), QoS::AtMostOnce)).collect();
-                connection.heard.extend_from_slice(&filters);
-                connection.asked.push_back(filters);
-                connection.requests.try_subscribe_many(wanted)
+                let done = connection.requests.try_subscribe_many(wanted);
+                // answers come in the order of what was sent: one that was not must not stand among them
+                if done.is_ok() {
+                    connection.heard.extend_from_slice(&filters);
+                    connection.asked.push_back(filters);
+                }
+                done
             }
             LinkCommand::Unsubscribe(filters) => {
                 connection.heard.retain(|heard| !filters.contains(heard));
@@ -427,5 +431,28 @@ fn jitter(span: Duration) -> Duration {
 impl fmt::Debug for Broker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Broker").field("host", &self.host).field("port", &self.port).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_subscription_that_finds_no_room_is_nobodys_answer() {
+        let (requests, _unpolled) = AsyncClient::builder(MqttOptions::new("c", ("localhost", 1883))).capacity(1).build();
+        let pipe = Pipe::new(tokio::io::empty(), PACKET_MAX);
+        let (_to_loop, events) = channel(1);
+        let mut link = Link { events, connection: None, answered: VecDeque::new() };
+        link.take(FromTask::Up(requests, pipe));
+        for filter in ["sent", "not sent"] {
+            link.command(LinkCommand::Subscribe(vec![filter.into()]));
+        }
+        for packet in [1, 2] {
+            link.take(FromTask::SubscribeSent(packet));
+            link.take(FromTask::SubscribeAnswered(packet, vec![SubscribeReasonCode::Success(QoS::AtMostOnce)]));
+        }
+        assert_eq!(link.try_next(), Some(LinkEvent::Subscribed { filter: "sent".into(), accepted: true }));
+        assert_eq!(link.try_next(), None);
     }
 }
