@@ -9,6 +9,7 @@ use zbus::message::Body;
 use zbus::{Array, Dict, DynamicType, Signature, Variant};
 
 use super::cursor;
+use crate::bridge::limits::WRITE_PAYLOAD;
 use crate::bridge::value::{DEPTH_MAX, Value};
 use crate::bridge::{Change, Reply, Setting};
 use crate::device::service::ItemAnswer;
@@ -59,9 +60,11 @@ pub fn read_reply(body: &Body) -> Reply {
     read.unwrap_or_else(|error| Reply::Unreadable(format!("a broken answer: {error}")))
 }
 
-/// The first argument of a call, if it is the only one. Not all callers wrap it in a variant.
+/// The first argument of a call, if it is the only one. Not all callers wrap it in a variant. What is larger than any write may be is
+/// not looked at: as a value it takes many times the space.
 pub fn read_argument(body: &Body) -> Option<Value> {
     match body.signature() {
+        _ if body.len() > WRITE_PAYLOAD => None,
         Signature::Unit | Signature::Structure(_) => None,
         Signature::Variant => body.data().deserialize_with_seed(AnyValue { depth: 0 }).map(|(value, _)| value).ok(),
         signature => read_typed(body, signature).ok(),
@@ -509,6 +512,16 @@ mod tests {
         ] {
             assert_eq!(json(variant), expected);
         }
+    }
+
+    #[test]
+    fn arguments() {
+        assert_eq!(read_argument(&body(&Variant::from(5))), Some(Value::Int(5)));
+        assert_eq!(read_argument(&body(&5.5)), Some(Value::Double(5.5)));
+        assert_eq!(read_argument(&body(&(5, 6))), None);
+        let bytes = |count| Variant::from(vec![1_u8; count]);
+        assert!(read_argument(&body(&bytes(WRITE_PAYLOAD - 100))).is_some());
+        assert_eq!(read_argument(&body(&bytes(WRITE_PAYLOAD))), None);
     }
 
     #[test]
