@@ -390,12 +390,13 @@ impl Daemon {
         while let Some(write) = self.devices.poll_write() {
             let address = Address { service_type: &write.service_type, instance: &write.instance, path: &write.path };
             if let Err(why) = self.bridge.write_value(now, address, write.value) {
-                let text = format!("{}/{}{}: {why}", write.service_type, write.instance, write.path);
+                let topic = format!("{}/{}{}", write.service_type, write.instance, write.path);
+                let text = format!("{}: {why}", escape(&topic));
                 refused.entry(write.client).or_default().push(text);
             }
         }
         for (client, texts) in refused {
-            self.devices.refuse_proxy(now, &client, &texts.join("; "));
+            self.devices.refuse_proxy(now, &client, &texts);
         }
     }
 
@@ -411,7 +412,7 @@ impl Daemon {
     async fn say_goodbye(&mut self, signals: &mut Signals) {
         let now = self.now();
         self.bridge.shut_down(now);
-        self.devices.shut_down(now);
+        self.devices.shut_down();
         let deadline = Instant::now() + GOODBYE;
         let (mut said, mut linked) = (false, true);
         loop {

@@ -383,13 +383,13 @@ impl Stage {
             ["cli", "<", "registry"] => self.answers.extend(self.disk.clone()),
             ["cli", ">", rest @ ..] => expect(&mut self.answers, &rest.join(" "))?,
             ["daemon", "stops"] => {
-                self.devices.shut_down(self.now());
+                self.devices.shut_down();
                 self.pump();
                 self.disk = Some(registry::print(&self.devices.list(self.now(), self.unix())));
                 self.begin_again();
             }
             ["daemon", "dies"] => self.begin_again(),
-            ["daemon", "ends"] => self.devices.shut_down(self.now()),
+            ["daemon", "ends"] => self.devices.shut_down(),
             ["log", ">", level, text @ ..] => {
                 let (level, text) = (level.to_uppercase(), text.join(" "));
                 if !self.logged.iter().any(|line| line.starts_with(&level) && line.contains(&text)) {

@@ -84,5 +84,14 @@ pub const KEEP_AWAKE: Duration = Duration::from_secs(30);
 pub const ANSWERS: usize = 1024;
 /// Devices remembered beside those that are registered: so many may be gone and still be listed.
 pub const GONE: usize = 256;
+/// Services that a device had before, and that are remembered with their numbers.
+pub const FORMER_SERVICES: usize = 16;
+/// Bytes of a type and of an instance in a Proxy's topicPath.
+pub const TYPE: usize = 64;
+/// Values in one Proxy message, and refusals that are told of it.
+pub const PROXY_VALUES: usize = 512;
+pub const PROXY_REFUSALS: usize = 5;
+/// How often the registry is made anew: the file is written still less often.
+pub const REGISTRY_EVERY: Duration = Duration::from_secs(1);
 /// Items of one service that come into being when they are written: all days of a solar charger's history, and nine outputs.
 pub const GROWN_ITEMS: usize = 640;

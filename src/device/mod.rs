@@ -116,6 +116,8 @@ pub struct Devices {
     unknown: bool,
     /// The registry on disk is behind.
     unsaved: bool,
+    /// It is made anew no earlier.
+    save_after: Time,
     bus: VecDeque<BusCommand>,
     link: VecDeque<LinkCommand>,
     writes: VecDeque<ForeignWrite>,
@@ -143,6 +145,7 @@ impl Devices {
             due: None,
             unknown: false,
             unsaved: false,
+            save_after: Time::default(),
             bus: VecDeque::new(),
             link: VecDeque::new(),
             writes: VecDeque::new(),
@@ -241,7 +244,8 @@ impl Devices {
         }
         let stale_after = self.options.stale_after;
         let devices = self.due.get_or_insert_with(|| self.devices.iter().flat_map(|device| device.due(stale_after)).min());
-        [*devices, self.settings.next_deadline(), self.keep_awake].into_iter().flatten().min()
+        let save = self.unsaved.then_some(self.save_after);
+        [*devices, self.settings.next_deadline(), self.keep_awake, save].into_iter().flatten().min()
     }
 
     pub fn poll_bus(&mut self) -> Option<BusCommand> {
@@ -305,10 +309,10 @@ impl Devices {
     }
 
     /// Everything leaves the bus; the registry remembers who was there.
-    pub fn shut_down(&mut self, now: Time) {
+    pub fn shut_down(&mut self) {
         self.options.enabled = false;
         for index in 0..self.devices.len() {
-            self.close_all(now, index);
+            self.close_all(index);
         }
     }
 

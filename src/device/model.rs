@@ -133,7 +133,10 @@ impl Device {
 
     /// Everything it wants is on the bus, and nothing else of it is.
     pub fn is_settled(&self) -> bool {
-        self.services.iter().all(|service| service.state == State::Up && service.known && service.wanted && service.next_kind.is_none())
+        self.services.iter().all(|service| match service.wanted {
+            true => service.state == State::Up && service.known && service.next_kind.is_none(),
+            false => service.state == State::Off,
+        })
     }
 
     pub fn is_off(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use log::Level;
 
-use super::model::{Place, State};
+use super::model::{Place, Service, State};
 use super::options::Proxy;
 use super::steps::{Changed, Refusal};
 use super::{Devices, ForeignWrite};
@@ -32,15 +32,19 @@ impl Devices {
         if let Err(why) = self.proxy(now, client, sender, payload, &mut refused) {
             refused.push(why);
         }
-        if !refused.is_empty() {
-            self.refuse_proxy(now, client, &refused.join("; "));
-        }
+        self.refuse_proxy(now, client, &refused);
     }
 
     /// Tells the sender of a proxy message what could not be done.
-    pub fn refuse_proxy(&mut self, now: Time, client: &str, why: &str) {
-        self.caused(now, Level::Warn, Kind::Proxy, || format!("device/{}/Proxy: {}", escape(client), escape(why)));
-        self.complain(&[client.into()], why);
+    pub fn refuse_proxy(&mut self, now: Time, client: &str, refused: &[String]) {
+        let (told, rest) = refused.split_at(refused.len().min(limits::PROXY_REFUSALS));
+        if told.is_empty() {
+            return;
+        }
+        let rest = if rest.is_empty() { String::new() } else { format!("; and {} more", rest.len()) };
+        let why = format!("{}{rest}", told.join("; "));
+        self.caused(now, Level::Warn, Kind::Proxy, || format!("device/{}/Proxy: {}", escape(client), escape(&why)));
+        self.complain(&[client.into()], &why);
     }
 
     fn proxy(&mut self, now: Time, client: &str, sender: Option<usize>, payload: &[u8], refused: &mut Vec<String>) -> Result<(), String> {
@@ -53,6 +57,11 @@ impl Devices {
             Ok(_) => return Err(format!("the Proxy message is no JSON object with entries; {FORM}")),
             Err(error) => return Err(format!("the Proxy message is not valid JSON: {error}")),
         };
+        let count = |value: &Value| if let Value::Dict(values) = value { values.len() } else { 1 };
+        let values: usize = fields.iter().map(|(_, value)| count(value)).sum();
+        if values > limits::PROXY_VALUES {
+            return Err(format!("the Proxy message has {values} values; at most {} are taken", limits::PROXY_VALUES));
+        }
         let field = |name: &str| fields.iter().find(|(key, _)| **key == *name).map(|(_, value)| value);
         match (field("topicPath"), field("values")) {
             (Some(Value::Str(path)), Some(Value::Dict(values))) => {
@@ -78,19 +87,21 @@ impl Devices {
         let index = sender.ok_or("no device with this ID is registered; send a Status first, or a topicPath")?;
         for (id, values) in fields {
             let services = self.devices.get(index).map_or(&[][..], |device| &device.services);
-            let found = services.iter().position(|service| service.id.raw() == &**id || service.id.name() == &**id);
-            let Some((service, (kind, instance))) = found.and_then(|at| {
-                let service = services.get(at)?;
-                Some((at, (service.kind.clone(), service.instance?.to_string())))
-            }) else {
+            let named = |service: &Service| service.wanted && (service.id.raw() == &**id || service.id.name() == &**id);
+            let Some((at, service)) = services.iter().enumerate().find(|(_, service)| named(service)) else {
                 refused.push(format!("\"{}\" is none of the device's services", escape(id)));
                 continue;
             };
+            let (State::Up, Some(instance)) = (service.state, service.instance) else {
+                refused.push(format!("\"{}\" is not on the bus yet; wait for device/{}/DBus", escape(id), escape(client)));
+                continue;
+            };
+            let (kind, instance) = (service.kind.clone(), instance.to_string());
             let Value::Dict(values) = values else {
                 refused.push(format!("the values of \"{}\" are no object", escape(id)));
                 continue;
             };
-            let target = Target { service_type: &kind, instance: &instance, place: Some((index, service)) };
+            let target = Target { service_type: &kind, instance: &instance, place: Some((index, at)) };
             self.write_all(now, client, sender, &target, values, refused);
         }
         Ok(())
@@ -105,6 +116,9 @@ impl Devices {
         else {
             return Err(format!("topicPath \"{}\" is not W/<portal ID>/<type>/<instance>", escape(path)));
         };
+        if service_type.len() > limits::TYPE || instance.len() > limits::TYPE {
+            return Err(format!("topicPath \"{}\" names no service", escape(path)));
+        }
         if portal != self.portal.as_str() {
             return Err(format!("topicPath \"{}\" is of another portal ID than {}", escape(path), self.portal));
         }

@@ -14,7 +14,7 @@ use crate::text::escape;
 impl Devices {
     pub(super) fn take_status(&mut self, now: Time, topic_id: &str, payload: &[u8], retained: bool) {
         // this is how a retained Status is removed
-        if payload.is_empty() {
+        if payload.is_empty() || topic_id.is_empty() {
             return;
         }
         let (client, taken) = match Status::parse(topic_id, payload) {
@@ -41,15 +41,32 @@ impl Devices {
             Request::Leave => {
                 // another ID that is only the same on the bus has no say
                 if let Some(index) = self.devices.iter().position(|device| device.id == client) {
-                    self.hear(now, index);
-                    self.leave(now, index, "it says so");
+                    self.take_leave(now, index, retained);
                 }
                 Ok(())
             }
         }
     }
 
+    fn take_leave(&mut self, now: Time, index: usize, retained: bool) {
+        match self.devices.get_mut(index) {
+            // what a last will has left may be about an earlier life: the device has time to show that it is there
+            Some(device) if retained && device.online && device.provisional.is_none() => {
+                device.provisional = Some(now + limits::PROVISIONAL);
+            }
+            _ => {
+                if !retained {
+                    self.hear(now, index);
+                }
+                self.leave(now, index, "it says so");
+            }
+        }
+    }
+
     fn register(&mut self, now: Time, topic_id: &str, id: Id, wanted: Registration, retained: bool) -> Result<(), String> {
+        if !retained {
+            self.make_room(now, &id);
+        }
         self.check(&id, &wanted)?;
         let index = match self.find(id.name()) {
             Some(index) => index,
@@ -64,11 +81,14 @@ impl Devices {
         }
         let Some(device) = self.devices.get_mut(index) else { return Ok(()) };
         let was_online = device.online;
-        let fresh = !was_online || device.provisional.is_some();
         if !was_online {
             device.will_replayed = Time::default();
         }
-        device.provisional = (retained && fresh).then(|| now + limits::PROVISIONAL);
+        device.provisional = match device.provisional {
+            // once more the same: it has not been heard of for all that
+            Some(due) if retained && was_online => Some(due),
+            _ => (retained && !was_online).then(|| now + limits::PROVISIONAL),
+        };
         device.clients = clients(topic_id, Some(&id));
         device.id = id;
         device.online = true;
@@ -112,6 +132,18 @@ impl Devices {
         self.drive_all(now, index);
     }
 
+    /// A device that is there takes the place of one of which nothing has been heard.
+    fn make_room(&mut self, now: Time, id: &Id) {
+        let online = || self.devices.iter().enumerate().filter(|(_, device)| device.online);
+        if online().count() < self.options.max_devices || online().any(|(_, device)| device.id.name() == id.name()) {
+            return;
+        }
+        let unheard = online().filter_map(|(index, device)| Some((device.provisional?, index))).min();
+        if let Some((_, index)) = unheard {
+            self.leave(now, index, "nothing has been heard of it, and another needs its place");
+        }
+    }
+
     /// What speaks against a registration.
     fn check(&self, id: &Id, wanted: &Registration) -> Result<(), String> {
         for (service, kind) in &wanted.services {
@@ -137,7 +169,7 @@ impl Devices {
             let slug = Service::new(id, service.clone(), Box::default()).slug;
             let others = self.devices.iter().filter(|device| device.online && device.id.name() != id.name());
             for other in others {
-                if other.services.iter().any(|taken| taken.slug == slug) {
+                if other.services.iter().any(|taken| taken.wanted && taken.slug == slug) {
                     return Err(format!(
                         "services: \"{service}\" has the name {slug} on the bus, as one of device \"{}\" has; take another ID",
                         other.id
@@ -302,8 +334,9 @@ impl Devices {
             device.version = entry.version;
             device.will = entry.will;
             device.heard_unix = entry.last_heard;
-            device.online = entry.connected;
-            device.provisional = entry.connected.then(|| Time::default() + limits::PROVISIONAL);
+            let online = self.devices.iter().filter(|device| device.online).count();
+            device.online = entry.connected && online < self.options.max_devices;
+            device.provisional = device.online.then(|| Time::default() + limits::PROVISIONAL);
             for remembered in entry.services {
                 let Ok(id) = Id::parse(&remembered.id) else { continue };
                 if self.catalogue.service_type(&remembered.kind).is_none() {
@@ -320,7 +353,9 @@ impl Devices {
                 service.instance = remembered.instance;
                 service.written = remembered.written;
                 service.grown = remembered.grown;
-                service.state = if device.online { State::Waiting } else { State::Off };
+                let wanted = device.services.iter().filter(|service| service.wanted).count();
+                service.wanted = remembered.wanted && wanted < self.options.max_services;
+                service.state = if device.online && service.wanted { State::Waiting } else { State::Off };
                 device.services.push(service);
             }
             self.devices.push(device);
@@ -334,7 +369,12 @@ impl Devices {
 
     /// The registry as it is to be on disk, when it is not yet. Without a time of day (before 2020) nothing is stamped.
     pub fn poll_registry(&mut self, now: Time, unix: u64) -> Option<String> {
-        std::mem::take(&mut self.unsaved).then(|| registry::print(&self.list(now, unix)))
+        if !self.unsaved || now < self.save_after {
+            return None;
+        }
+        self.unsaved = false;
+        self.save_after = now + limits::REGISTRY_EVERY;
+        Some(registry::print(&self.list(now, unix)))
     }
 
     /// The person at the command line wants a device to be as if it had never been.
@@ -388,7 +428,9 @@ fn clients(topic_id: &str, id: Option<&Id>) -> Vec<Box<str>> {
 fn merge(device: &mut Device, wanted: Vec<(Id, Box<str>)>) -> bool {
     let before: Vec<_> = device.services.iter().filter(|service| service.wanted).map(|s| (s.id.clone(), Box::from(s.aim()))).collect();
     let changed = before != wanted;
-    device.services.iter_mut().for_each(|service| service.wanted = false);
+    for service in &mut device.services {
+        (service.wanted, service.next_kind) = (false, None);
+    }
     for (id, kind) in wanted.iter().cloned() {
         match device.services.iter_mut().find(|service| service.id.name() == id.name()) {
             Some(service) => {
@@ -401,6 +443,13 @@ fn merge(device: &mut Device, wanted: Vec<(Id, Box<str>)>) -> bool {
     }
     // answers have the order of the Status
     device.services.sort_by_key(|service| wanted.iter().position(|(id, _)| *id == service.id).unwrap_or(usize::MAX));
+    // those it had before are remembered: they may come back, and can be forgotten
+    let mut room = wanted.len() + limits::FORMER_SERVICES;
+    device.services.retain(|service| {
+        let stays = room > 0 || service.state != State::Off;
+        room = room.saturating_sub(1);
+        stays
+    });
     changed
 }
 

@@ -33,6 +33,8 @@ pub struct ServiceEntry {
     pub id: Box<str>,
     pub kind: Box<str>,
     pub instance: Option<i32>,
+    /// It is in the device's last Status.
+    pub wanted: bool,
     pub written: BTreeSet<Box<str>>,
     pub grown: BTreeSet<Box<str>>,
 }
@@ -40,7 +42,7 @@ pub struct ServiceEntry {
 impl Entry {
     pub(super) fn of(device: &Device, now: Time, unix: u64) -> Self {
         let heard = device.heard.map(|heard| unix.saturating_sub(now.after(heard).as_secs()));
-        let services = device.services.iter().filter(|service| service.wanted);
+        let services = device.services.iter();
         Self {
             client: device.id.raw().into(),
             topics: device.clients.clone(),
@@ -49,7 +51,7 @@ impl Entry {
             state: match device {
                 Device { online: false, .. } => "gone",
                 Device { provisional: Some(_), .. } => "provisional",
-                _ if device.services.iter().any(|service| !matches!(service.state, State::Up)) => "waiting",
+                _ if device.services.iter().any(|service| service.wanted && !matches!(service.state, State::Up)) => "waiting",
                 _ => "connected",
             },
             last_heard: heard.filter(|heard| *heard >= CLOCK_IS_SET).or(device.heard_unix),
@@ -59,6 +61,7 @@ impl Entry {
                     id: service.id.raw().into(),
                     kind: service.aim().into(),
                     instance: service.instance,
+                    wanted: service.wanted,
                     written: service.written.clone(),
                     grown: service.grown.clone(),
                 })
@@ -68,7 +71,8 @@ impl Entry {
 
     /// For people, and for who reads it in their place.
     pub fn to_json(&self) -> Json {
-        let services = self.services.iter().map(|service| json!({"id": service.id, "type": service.kind, "instance": service.instance}));
+        let services = self.services.iter().filter(|service| service.wanted);
+        let services = services.map(|service| json!({"id": service.id, "type": service.kind, "instance": service.instance}));
         json!({
             "clientId": self.client, "version": self.version, "state": self.state, "lastHeard": self.last_heard,
             "services": services.collect::<Vec<_>>(),
@@ -81,7 +85,7 @@ pub fn print(entries: &[Entry]) -> String {
     let devices = entries.iter().map(|entry| {
         let services = entry.services.iter().map(|service| {
             json!({
-                "id": service.id, "type": service.kind, "instance": service.instance,
+                "id": service.id, "type": service.kind, "instance": service.instance, "wanted": service.wanted,
                 "written": service.written, "grown": service.grown,
             })
         });
@@ -120,6 +124,7 @@ fn parse_entry(json: &Json) -> Option<Entry> {
             id: text(service, "id")?,
             kind: text(service, "type")?,
             instance: service.get("instance").and_then(Json::as_i64).and_then(|number| i32::try_from(number).ok()),
+            wanted: service.get("wanted").and_then(Json::as_bool).unwrap_or(true),
             written: texts(service, "written").into_iter().collect(),
             grown: texts(service, "grown").into_iter().collect(),
         })
@@ -147,6 +152,7 @@ mod tests {
             id: "t1".into(),
             kind: "temperature".into(),
             instance: Some(5),
+            wanted: true,
             written: ["/Offset".into()].into(),
             grown: ["/SwitchableOutput/a/State".into()].into(),
         };
@@ -158,7 +164,7 @@ mod tests {
             state: "gone",
             last_heard: Some(1_795_259_400),
             will: Some(Will { topic: "a/LWT".into(), value: "Offline".into() }),
-            services: vec![service.clone(), ServiceEntry { instance: None, ..service }],
+            services: vec![service.clone(), ServiceEntry { instance: None, wanted: false, ..service }],
         };
         let entries = [entry.clone(), Entry { will: None, last_heard: None, connected: false, ..entry }];
         assert_eq!(parse(&print(&entries)).unwrap(), entries);

@@ -93,11 +93,11 @@ impl Devices {
 
     pub(super) fn take_settings_reply(&mut self, now: Time, purpose: Purpose, reply: Option<Reply>) {
         match purpose {
-            Purpose::Owner => {
-                if let Some(Reply::Text(owner)) = reply {
-                    self.take_settings_owner(now, &owner);
-                }
-            }
+            Purpose::Owner => match reply {
+                Some(Reply::Text(owner)) => self.take_settings_owner(now, &owner),
+                Some(_) => {}
+                None => self.settings.ask_owner(now),
+            },
             Purpose::Add { key, again } => self.take_added(now, key, again, reply),
             Purpose::Old(key, path) => self.take_old(key, &path, reply),
             Purpose::Claim(key) => {
@@ -508,7 +508,13 @@ impl Devices {
             return;
         }
         let mut paths = Vec::new();
-        for place in (0..device.services.len()).map(|service| (index, service)) {
+        // the same name on the bus can be another's by now
+        let is_taken = |slug: &str| {
+            let others = self.devices.iter().filter(|other| other.online).flat_map(|other| &other.services);
+            others.into_iter().any(|service| service.wanted && *service.slug == *slug)
+        };
+        let own = device.services.iter().enumerate().filter(|(_, service)| !is_taken(&service.slug));
+        for place in own.map(|(service, _)| (index, service)) {
             paths.extend(self.service(place).map(|service| Box::from(instance_path(&service.slug))));
             paths.extend(self.setting_paths(place));
         }

@@ -10,7 +10,7 @@ use super::service::{ACCEPTED, Answer, Call, Exported, ItemAnswer, REFUSED, WRON
 use super::{BusCommand, BusEvent, Devices};
 use crate::bridge::notes::Kind;
 use crate::bridge::value::Value;
-use crate::bridge::{Time, limits};
+use crate::bridge::{Mode, Time, limits};
 use crate::text::escape;
 
 const PROCESS: &str = env!("CARGO_PKG_NAME");
@@ -19,17 +19,9 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 impl Devices {
     pub(super) fn drive_all(&mut self, now: Time, index: usize) {
         // in the order of the Status, so that the first gets the first number
-        let count = |devices: &Self| devices.devices.get(index).map_or(0, |device| device.services.len());
-        let mut service = 0;
-        while service < count(self) {
-            let before = count(self);
-            self.drive(now, (index, service));
-            // those that are done for are taken out on the way
-            if count(self) == before {
-                service += 1;
-            }
-        }
-        self.settle(now, index);
+        let count = self.devices.get(index).map_or(0, |device| device.services.len());
+        (0..count).for_each(|service| self.drive(now, (index, service)));
+        self.settle(index);
     }
 
     /// The next step of a service.
@@ -41,11 +33,6 @@ impl Devices {
         let on = online && service.wanted && service.next_kind.is_none() && !service.restarts;
         match service.state {
             State::Off | State::Waiting | State::Failed { .. } if !on => {
-                if !service.wanted {
-                    device.services.remove(place.1);
-                    self.unsaved = true;
-                    return;
-                }
                 service.state = State::Off;
                 if service.restarts {
                     service.restarts = false;
@@ -155,7 +142,7 @@ impl Devices {
     }
 
     /// The daemon ends: everything that has a connection leaves, and comes back in its next life.
-    pub(super) fn close_all(&mut self, _now: Time, index: usize) {
+    pub(super) fn close_all(&mut self, index: usize) {
         let count = self.devices.get(index).map_or(0, |device| device.services.len());
         for place in (0..count).map(|service| (index, service)) {
             if self.service(place).is_some_and(|service| matches!(service.state, State::Opening | State::Up)) {
@@ -190,7 +177,6 @@ impl Devices {
                     self.unsaved = true;
                     self.unknown = true;
                     self.caused(now, Level::Info, Kind::Registered, || format!("{name} is on the bus as instance {instance}"));
-                    self.retell(place);
                 }
             }
             BusEvent::Known => {
@@ -216,13 +202,6 @@ impl Devices {
         }
     }
 
-    /// What has changed while the name was on its way.
-    fn retell(&mut self, place: Place) {
-        let Some(device) = self.devices.get(place.0) else { return };
-        let version = Value::Str(device.version.clone());
-        self.set_item(place, "/FirmwareVersion", version, false);
-    }
-
     /// A service cannot be put on the bus: its device hears why, and it is tried again.
     pub(super) fn fail(&mut self, now: Time, place: Place, why: &str) {
         let Some(device) = self.devices.get_mut(place.0) else { return };
@@ -242,7 +221,7 @@ impl Devices {
     }
 
     /// Once everything a device wants is there, and it has not been told yet.
-    fn settle(&mut self, _now: Time, index: usize) {
+    fn settle(&mut self, index: usize) {
         let Some(device) = self.devices.get_mut(index) else { return };
         if !device.is_settled() {
             return;
@@ -268,10 +247,7 @@ impl Devices {
         let Some(exported) = self.service(place).and_then(|service| service.exported.as_ref()) else { return gone() };
         match exported.query(call) {
             Some(answer) => answer,
-            None => {
-                self.hear(now, place.0);
-                self.set_value(now, place, call)
-            }
+            None => self.set_value(now, place, call),
         }
     }
 
@@ -281,6 +257,12 @@ impl Devices {
         };
         match self.write_own(now, place, call.path, value, !call.is_ours) {
             Ok(items) => {
+                let spec = self.service(place).and_then(|service| service.exported.as_ref()?.spec(call.path));
+                // beside another bridge nobody can tell the device from others: what others set too is not its word
+                let by_hand = spec.is_none_or(|spec| spec.kept || spec.command);
+                if call.is_ours || (matches!(self.mode, Mode::Companion | Mode::Off) && !by_hand) {
+                    self.hear(now, place.0);
+                }
                 self.emit(place, items);
                 Answer::Code(ACCEPTED)
             }
@@ -438,6 +420,7 @@ fn capitalised(text: &str) -> String {
 fn answer(services: &[Service], prefix: &str, portal: &str) -> String {
     let topics: Vec<String> = services
         .iter()
+        .filter(|service| service.wanted)
         .map(|service| {
             let rest = format!("{portal}/{}/{}", service.kind, service.instance.unwrap_or_default());
             let of = |letter: char| format!("\"{letter}\": {}", quoted(&format!("{prefix}{letter}/{rest}")));
@@ -448,8 +431,9 @@ fn answer(services: &[Service], prefix: &str, portal: &str) -> String {
 }
 
 fn instances(services: &[Service]) -> String {
+    let wanted = services.iter().filter(|service| service.wanted);
     let entries: Vec<String> =
-        services.iter().map(|service| format!("{}: {}", quoted(service.id.raw()), service.instance.unwrap_or_default())).collect();
+        wanted.map(|service| format!("{}: {}", quoted(service.id.raw()), service.instance.unwrap_or_default())).collect();
     format!("{{{}}}", entries.join(", "))
 }
 
