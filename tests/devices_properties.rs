@@ -403,12 +403,13 @@ impl World {
         let services = services.collect::<Vec<_>>().join(",");
         self.say(client, "Status", &format!("{{\"connected\":1,\"version\":{version},\"services\":{{{services}}}}}"), retained);
         if !self.wanted.contains_key(&client) && self.wanted.len() >= MOST {
-            // one of those that would leave first makes room for a device that is there
-            let first = self.wanted.values().filter_map(|wanted| wanted.until).min();
+            // one of which nothing was ever heard makes room for a device that is there
             let list = self.devices.list(self.now(), EPOCH);
-            let is_gone = |client: &usize| list.iter().any(|entry| *entry.client == *CLIENTS[*client] && entry.state == "gone");
-            let unheard =
-                self.wanted.iter().filter(|(_, wanted)| wanted.until.is_some() && wanted.until == first).map(|(client, _)| *client);
+            let is_gone = |client: &usize| {
+                let entry = list.iter().find(|entry| *entry.client == *CLIENTS[*client]);
+                entry.is_some_and(|entry| entry.state == "gone" && entry.last_heard.is_none())
+            };
+            let unheard = self.wanted.iter().filter(|(_, wanted)| wanted.until.is_some()).map(|(client, _)| *client);
             match unheard.into_iter().find(is_gone) {
                 Some(unheard) if !retained => self.gone(unheard),
                 _ => return,

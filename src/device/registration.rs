@@ -132,13 +132,14 @@ impl Devices {
         self.drive_all(now, index);
     }
 
-    /// A device that is there takes the place of one of which nothing has been heard.
+    /// A device that is there takes the place of one of which nothing has ever been heard but a retained Status.
     fn make_room(&mut self, now: Time, id: &Id) {
         let online = || self.devices.iter().enumerate().filter(|(_, device)| device.online);
         if online().count() < self.options.max_devices || online().any(|(_, device)| device.id.name() == id.name()) {
             return;
         }
-        let unheard = online().filter_map(|(index, device)| Some((device.provisional?, index))).min();
+        let unheard = online().filter(|(_, device)| device.heard.is_none() && device.heard_unix.is_none());
+        let unheard = unheard.filter_map(|(index, device)| Some((device.provisional?, index))).min();
         if let Some((_, index)) = unheard {
             self.leave(now, index, "nothing has been heard of it, and another needs its place");
         }
