@@ -25,6 +25,9 @@ use crate::wire::{self, Head, Writer};
 const SETTINGS: &str = "com.victronenergy.settings";
 const SETTINGS_INTERFACE: &str = "com.victronenergy.Settings";
 
+/// What only names of registered services have in them.
+const REGISTERED: &str = ".mqtt_";
+
 const DEVICES: usize = 64;
 
 /// What each device registers: the key of the service, its type, and an item that takes any number. A switch has none without an output.
@@ -158,7 +161,7 @@ fn items_of(client: &str, answer: &[u8]) -> Result<Vec<Item>> {
 }
 
 fn service_name(client: &str, key: &str, kind: &str) -> String {
-    format!("com.victronenergy.{kind}.mqtt_{client}_{key}")
+    format!("com.victronenergy.{kind}{REGISTERED}{client}_{key}")
 }
 
 /// From both sides: a device sends a value, and somebody on the bus changes one.
@@ -340,7 +343,11 @@ impl Bus {
             if done(&self.owned) {
                 return Ok(());
             }
-            self.connection.wait_for_more().with_context(|| format!("{} registered services are there", registered_among(&self.owned)))?;
+            self.connection.wait_for_more().with_context(|| {
+                let mut there: Vec<_> = self.owned.iter().filter(|name| name.contains(REGISTERED)).map(String::as_str).collect();
+                there.sort_unstable();
+                format!("{} registered services are there: {}", there.len(), there.join(" "))
+            })?;
         }
     }
 
@@ -415,7 +422,7 @@ impl Bus {
 }
 
 fn registered_among(names: &HashSet<String>) -> usize {
-    names.iter().filter(|name| name.contains(".mqtt_")).count()
+    names.iter().filter(|name| name.contains(REGISTERED)).count()
 }
 
 fn call<'a>(service: &'a str, path: &'a str, member: &'a str, signature: &'a str) -> Head<'a> {

@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -27,6 +27,7 @@ pub const INTERFACE: &str = "com.victronenergy.BusItem";
 pub struct Fake {
     commands: Sender<Command>,
     wake: UnixStream,
+    thread: Option<JoinHandle<()>>,
     pub thread_id: i32,
     pub items: usize,
 }
@@ -47,7 +48,7 @@ impl Fake {
         let (wake, woken) = UnixStream::pair()?;
         woken.set_nonblocking(true)?;
         let (ready, is_ready) = mpsc::channel();
-        thread::Builder::new().name("fake-services".into()).spawn(move || match Services::open(&socket) {
+        let thread = thread::Builder::new().name("fake-services".into()).spawn(move || match Services::open(&socket) {
             Ok(mut services) => {
                 let items = services.all.iter().map(|service| service.items.len()).sum();
                 drop(ready.send(Ok((nix::unistd::gettid().as_raw(), items))));
@@ -58,7 +59,7 @@ impl Fake {
             Err(error) => drop(ready.send(Err(error))),
         })?;
         let (thread_id, items) = is_ready.recv().context("the fake services did not start")??;
-        Ok(Self { commands, wake, thread_id, items })
+        Ok(Self { commands, wake, thread: Some(thread), thread_id, items })
     }
 
     /// Starts to emit; the answer comes when the last signal is with the bus.
@@ -101,6 +102,8 @@ impl Fake {
 impl Drop for Fake {
     fn drop(&mut self) {
         drop(self.send(Command::Quit));
+        // before the bus, which would be missed
+        drop(self.thread.take().map(JoinHandle::join));
     }
 }
 

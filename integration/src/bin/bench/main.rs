@@ -87,7 +87,8 @@ fn main() -> Result<()> {
         cases::start(&mut rig, &bridge, &mut figures)?;
         for (name, what, case) in &cases {
             eprintln!("run {n} of {}: {name} ({what})", options.runs);
-            case(&mut rig, &options.size, &mut figures).with_context(|| format!("in the measurement {name}"))?;
+            let measured = case(&mut rig, &options.size, &mut figures);
+            measured.with_context(|| format!("in the measurement {name}; the bridge's log ends with: {}", rig.last_words()))?;
         }
         runs.push(figures);
     }

@@ -138,6 +138,11 @@ impl Rig {
         Ok(())
     }
 
+    /// What the bridge has to say about what went wrong.
+    pub fn last_words(&self) -> String {
+        self.bridge.as_ref().map(Part::last_words).filter(|words| !words.is_empty()).unwrap_or("nothing".into())
+    }
+
     /// Lets everything use every CPU, or only the one that is measured.
     pub fn pin(&self, pinned: bool) -> Result<()> {
         let cpus = if pinned { &self.cpus.measured } else { &self.cpus.all };
@@ -188,9 +193,14 @@ impl Part {
     /// `true`, or an error with the end of its log if it has ended.
     fn check(&mut self) -> Result<bool> {
         let Some(status) = self.child.try_wait()? else { return Ok(true) };
+        Err(anyhow!("{} ended ({status}): {}", self.name, self.last_words()))
+    }
+
+    /// The end of its log.
+    fn last_words(&self) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let from = log.len().saturating_sub(1500);
-        Err(anyhow!("{} ended ({status}): {}", self.name, log.get(from..).unwrap_or(&log)))
+        log.get(from..).unwrap_or(&log).to_owned()
     }
 }
 

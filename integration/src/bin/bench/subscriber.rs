@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -28,6 +28,7 @@ pub struct Subscriber {
     commands: Sender<Command>,
     wake: UnixStream,
     portal: String,
+    thread: Option<JoinHandle<()>>,
     pub thread_id: i32,
 }
 
@@ -113,14 +114,14 @@ impl Subscriber {
         let (tell, told) = mpsc::channel();
         let mut reader =
             Reader { stream, woken, counts: Arc::clone(&counts), portal: portal.to_owned(), buffer: vec![0; 1 << 20], filled: 0 };
-        thread::Builder::new().name("subscriber".into()).spawn(move || {
+        let thread = thread::Builder::new().name("subscriber".into()).spawn(move || {
             let _ = tell.send(nix::unistd::gettid().as_raw());
             if let Err(error) = reader.run(&inbox) {
                 eprintln!("bench: the subscriber ended: {error:#}");
             }
         })?;
         let thread_id = told.recv().context("the subscriber did not start")?;
-        Ok(Self { counts, commands, wake, portal: portal.to_owned(), thread_id })
+        Ok(Self { counts, commands, wake, portal: portal.to_owned(), thread: Some(thread), thread_id })
     }
 
     pub fn counts(&self) -> MutexGuard<'_, Counts> {
@@ -165,6 +166,8 @@ impl Subscriber {
 impl Drop for Subscriber {
     fn drop(&mut self) {
         drop(self.send(Command::Quit));
+        // before the broker, which would be missed
+        drop(self.thread.take().map(JoinHandle::join));
     }
 }
 
