@@ -331,8 +331,8 @@ impl Daemon {
                     self.bridge.subscribed(now, &filter, accepted);
                 }
             }
-            LinkEvent::Down { oversized } => {
-                self.bridge.link_down(oversized);
+            LinkEvent::Down => {
+                self.bridge.link_down();
                 self.devices.link_down();
             }
             LinkEvent::Room => {}

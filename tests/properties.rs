@@ -353,7 +353,7 @@ impl World {
         if forgets {
             self.retained.clear();
         }
-        self.bridge.link_down(false);
+        self.bridge.link_down();
     }
 
     fn up(&mut self) {

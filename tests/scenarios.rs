@@ -197,7 +197,7 @@ impl Stage {
             ["mqtt", "<", topic, payload @ ..] => self.bridge.message(now, topic, payload.join(" ").as_bytes(), false),
             ["mqtt", ">", rest @ ..] => expect(&mut self.published, &rest.join(" "))?,
             ["mqtt", "up"] => self.bridge.link_up(now),
-            ["mqtt", "down"] => self.bridge.link_down(false),
+            ["mqtt", "down"] => self.bridge.link_down(),
             ["mqtt", "suback", filter, outcome] => self.bridge.subscribed(now, filter, *outcome == "ok"),
             ["mqtt", rest @ ..] => expect(&mut self.link, &rest.join(" "))?,
             ["time", "+", amount] => self.pass(span(amount)?),

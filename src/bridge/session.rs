@@ -115,10 +115,8 @@ impl Bridge {
         }
     }
 
-    /// The connection is gone, with everything that was on its way; `oversized` when a packet of the broker was the reason.
-    pub fn link_down(&mut self, oversized: bool) {
-        // it would come with every sweep
-        self.sweep_allowed &= !(oversized && self.sweep.is_some());
+    /// The connection is gone, with everything that was on its way.
+    pub fn link_down(&mut self) {
         self.mode = Mode::Down;
         self.sweep = None;
         self.link_commands.clear();
@@ -244,11 +242,7 @@ impl Bridge {
 
     fn become_bridge(&mut self, now: Time) {
         self.outbox.push_special(Special::Mode);
-        if self.sweep_allowed {
-            self.begin_pass(1);
-        } else {
-            self.push_constants();
-        }
+        self.begin_pass(1);
         if self.keepalives.any(now) {
             self.heartbeat = Some(now + limits::HEARTBEAT);
             self.outbox.push_special(Special::Heartbeat);

@@ -72,10 +72,7 @@ pub enum LinkEvent {
         filter: String,
         accepted: bool,
     },
-    /// `oversized` when the broker had something larger than we take.
-    Down {
-        oversized: bool,
-    },
+    Down,
     /// There is credit again.
     Room,
 }
@@ -105,7 +102,7 @@ enum FromTask {
     Message { topic: String, payload: Vec<u8>, retained: bool },
     SubscribeSent(u16),
     SubscribeAnswered(u16, Vec<SubscribeReasonCode>),
-    Down { oversized: bool },
+    Down,
 }
 
 impl Link {
@@ -177,10 +174,10 @@ impl Link {
                 self.answered.extend(filters.into_iter().zip(accepted));
                 None
             }
-            FromTask::Down { oversized } => {
+            FromTask::Down => {
                 self.connection = None;
                 self.answered.clear();
-                Some(LinkEvent::Down { oversized })
+                Some(LinkEvent::Down)
             }
         }
     }
@@ -258,8 +255,7 @@ async fn keep_connected(broker: Broker, to_loop: Sender<FromTask>) {
     loop {
         let began = Instant::now();
         let Err(ended) = run(&broker, &to_loop).await else { return };
-        let oversized = is_oversized(&ended.error);
-        if to_loop.send(FromTask::Down { oversized }).await.is_err() || ended.polite {
+        if to_loop.send(FromTask::Down).await.is_err() || ended.polite {
             return;
         }
         let reason = explain(&ended.error, &broker);
@@ -409,16 +405,10 @@ fn explain(error: &ConnectionError, broker: &Broker) -> String {
         ConnectionError::FlushTimeout => format!("it takes nothing since {} s", CONNECT_TIMEOUT.as_secs()),
         ConnectionError::Io(error) => error.to_string(),
         ConnectionError::RequestsDone => "closed".into(),
-        error if is_oversized(error) => format!("it sent a packet of more than {} KiB", PACKET_MAX / 1024),
         ConnectionError::MqttState(StateError::Io(error)) => error.to_string(),
         ConnectionError::MqttState(StateError::AwaitPingResp) => "it does not answer any more".into(),
         error => error.to_string(),
     }
-}
-
-fn is_oversized(error: &ConnectionError) -> bool {
-    use rumqttc::mqttbytes::Error::{OutgoingPacketTooLarge, PayloadSizeLimitExceeded};
-    matches!(error, ConnectionError::MqttState(StateError::Deserialization(PayloadSizeLimitExceeded(_) | OutgoingPacketTooLarge { .. })))
 }
 
 /// Between 80 and 120 % of `span`, so that many devices do not come back at once.
