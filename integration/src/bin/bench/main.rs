@@ -124,8 +124,8 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options
     Ok(Some(options))
 }
 
-/// The parts run in the bench's process group, but must end in order, and the folder with them. Signals are not blocked for it: the parts would
-/// inherit that, and could not be told to end.
+/// The parts must end in order, and the folder with them. Signals are not blocked for it: the parts would inherit that, and could not be told
+/// to end.
 fn end_politely_when_told() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let entered = runtime.enter();

@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -171,11 +172,12 @@ pub fn wait_until(timeout: Duration, what: &str, mut condition: impl FnMut() -> 
 }
 
 impl Part {
-    /// Starts on the measured CPU: a child inherits the affinity of the thread that starts it.
+    /// Starts on the measured CPU: a child inherits the affinity of the thread that starts it. In a process group of its own: Ctrl-C is for the
+    /// bench, which ends its parts in order.
     fn start(name: &'static str, mut command: Command, folder: &Path, cpus: &Cpus) -> Result<Self> {
         let log = folder.join(format!("{}.log", name.replace(' ', "-")));
         let output = File::create(&log)?;
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).current_dir(folder);
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).current_dir(folder).process_group(0);
         let program = command.get_program().to_string_lossy().into_owned();
         let child =
             cpus.measured_thread(|| command.spawn().with_context(|| format!("cannot start {name} ({program}): is it installed?")))?;
