@@ -40,10 +40,10 @@
 
 #[path = "devices/localsettings.rs"]
 mod localsettings;
+mod transcripts;
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fmt::Write as _;
-use std::path::Path;
 use std::time::Duration;
 
 use localsettings::LocalSettings;
@@ -63,19 +63,7 @@ const VICTRON: &str = "com.victronenergy.";
 
 #[test]
 fn transcripts() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/devices");
-    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.retain(|file| file.extension().is_some_and(|of| of == "txt"));
-    files.sort();
-    assert!(files.len() > 10, "the transcripts are missing");
-    let mut failed = String::new();
-    for file in files {
-        let text = std::fs::read_to_string(&file).unwrap();
-        if let Err(error) = play(&text) {
-            writeln!(failed, "{}: {error}", file.display()).unwrap();
-        }
-    }
-    assert!(failed.is_empty(), "\n{failed}");
+    transcripts::play_all("devices", play);
 }
 
 fn play(text: &str) -> Result<(), String> {
@@ -114,7 +102,7 @@ impl Chosen {
         match (key, value) {
             ("strict", _) => self.options.strict_client_id = value == "true",
             ("proxy", "own") => self.options.proxy = Proxy::Own,
-            ("stale_after", _) => self.options.stale_after = Some(span(value)?),
+            ("stale_after", _) => self.options.stale_after = Some(transcripts::span(value)?),
             ("device_instance", _) => self.options.device_instance_topic = value == "true",
             ("keepalive", _) => self.options.keepalive = value == "true",
             ("max_devices", _) => self.options.max_devices = number()?,
@@ -129,16 +117,6 @@ impl Chosen {
             _ => return Err(format!("no such setting: {setting}")),
         }
         Ok(())
-    }
-}
-
-fn span(text: &str) -> Result<Duration, String> {
-    let (number, unit) = text.split_at(text.find(|c: char| c.is_alphabetic()).ok_or("a unit is missing")?);
-    let number: u64 = number.parse().map_err(|_| "no number")?;
-    match unit {
-        "s" => Ok(Duration::from_secs(number)),
-        "ms" => Ok(Duration::from_millis(number)),
-        _ => Err(format!("no unit: {unit}")),
     }
 }
 
@@ -374,7 +352,7 @@ impl Stage {
 
     fn other(&mut self, words: &[&str]) -> Result<(), String> {
         match words {
-            ["time", "+", amount] => self.pass(span(amount)?),
+            ["time", "+", amount] => self.pass(transcripts::span(amount)?),
             ["cli", "<", "forget", id] => self.devices.forget(self.now(), 7, id),
             ["cli", "<", "list"] => {
                 let list = self.devices.list(self.now(), self.unix());

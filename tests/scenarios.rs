@@ -24,9 +24,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod transcripts;
+
 use std::collections::{HashSet, VecDeque};
-use std::fmt::Write as _;
-use std::path::Path;
 use std::time::Duration;
 
 use venus_mqtt::bridge::filter::Filter;
@@ -40,18 +40,7 @@ const PORTAL: &str = "c0619ab1c2d3";
 
 #[test]
 fn transcripts() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
-    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    assert!(files.len() > 10, "the transcripts are missing");
-    let mut failed = String::new();
-    for file in files {
-        let text = std::fs::read_to_string(&file).unwrap();
-        if let Err(error) = play(&text) {
-            writeln!(failed, "{}: {error}", file.display()).unwrap();
-        }
-    }
-    assert!(failed.is_empty(), "\n{failed}");
+    transcripts::play_all("scenarios", play);
 }
 
 fn play(text: &str) -> Result<(), String> {
@@ -79,7 +68,7 @@ fn set(setting: &str, options: &mut Options, prefix: &mut String, connected: &mu
     let filters = || value.split(',').map(|text| Filter::parse(text).map_err(|e| e.to_string())).collect::<Result<Vec<_>, _>>();
     match (key, value) {
         ("retain", value) => options.retain = value == "true",
-        ("interval", value) => options.keepalive_interval = span(value)?,
+        ("interval", value) => options.keepalive_interval = transcripts::span(value)?,
         ("always_on", "true") => options.always_on = AlwaysOn::Everything,
         ("always_on", _) => options.always_on = AlwaysOn::Only(filters()?),
         ("enabled", "auto") => options.enabled = Enabled::Auto,
@@ -92,16 +81,6 @@ fn set(setting: &str, options: &mut Options, prefix: &mut String, connected: &mu
         _ => return Err(format!("no such setting: {setting}")),
     }
     Ok(())
-}
-
-fn span(text: &str) -> Result<Duration, String> {
-    let (number, unit) = text.split_at(text.find(|c: char| c.is_alphabetic()).ok_or("a unit is missing")?);
-    let number: u64 = number.parse().map_err(|_| "no number")?;
-    match unit {
-        "s" => Ok(Duration::from_secs(number)),
-        "ms" => Ok(Duration::from_millis(number)),
-        _ => Err(format!("no unit: {unit}")),
-    }
 }
 
 struct Stage {
@@ -200,7 +179,7 @@ impl Stage {
             ["mqtt", "down"] => self.bridge.link_down(),
             ["mqtt", "suback", filter, outcome] => self.bridge.subscribed(now, filter, *outcome == "ok"),
             ["mqtt", rest @ ..] => expect(&mut self.link, &rest.join(" "))?,
-            ["time", "+", amount] => self.pass(span(amount)?),
+            ["time", "+", amount] => self.pass(transcripts::span(amount)?),
             ["stop"] => self.bridge.shut_down(now),
             ["log", ">", level, text @ ..] => {
                 let (level, text) = (level.to_uppercase(), text.join(" "));
