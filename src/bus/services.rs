@@ -356,7 +356,7 @@ async fn open(address: &str, name: &str) -> Result<(Reader, Arc<UnixStream>, Str
         } else if serial == REQUEST {
             return match body.deserialize::<u32>() {
                 Ok(PRIMARY_OWNER) => Ok((reader, socket, owner)),
-                Ok(_) => Err("another program has this name on the bus; end that one (dbus-mqtt-devices?)".into()),
+                Ok(_) => Err("another program has this name on the bus; end that one (dbus-mqtt-devices, or another venus-mqtt?)".into()),
                 Err(error) => Err(error.to_string()),
             };
         }

@@ -194,16 +194,18 @@ impl Devices {
     }
 
     fn wait_again(&mut self, now: Time, place: Place) {
-        let there = self.settings.is_there();
-        let Some(service) = self.service_mut(place) else { return };
-        let key = service.key;
-        match service.state {
+        let Some((key, state)) = self.service(place).map(|service| (service.key, service.state)) else { return };
+        // once is enough, however much has gone unanswered
+        let asks = self.settings.is_there() && !self.settings.asks_settings(key);
+        match state {
             State::Asking => {
-                service.state = State::Waiting;
+                if let Some(service) = self.service_mut(place) {
+                    service.state = State::Waiting;
+                }
                 self.drive_all(now, place.0);
                 self.finish_forgetting(now, place.0);
             }
-            State::Opening | State::Up if there => self.add_settings(now, place, Purpose::Add { key, again: false }),
+            State::Opening | State::Up if asks => self.add_settings(now, place, Purpose::Add { key, again: false }),
             _ => {}
         }
     }
