@@ -43,7 +43,9 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod device;
+pub mod http;
 pub mod log;
+pub mod measure;
 pub mod mqtt;
 pub mod portal;
 #[cfg(test)]

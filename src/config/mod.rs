@@ -22,6 +22,7 @@ use log::LevelFilter;
 use crate::bridge::name::PortalId;
 use crate::bridge::options::Options;
 use crate::device::options::Options as DeviceOptions;
+use crate::measure::options::Options as HttpOptions;
 
 pub use given::{At, Given, Place};
 pub use parse::{bus_address, client_id, enabled, host, keepalive_interval, log_level, portal_id, user};
@@ -45,6 +46,8 @@ pub struct Config {
     pub mqtt: Mqtt,
     pub bridge: Options,
     pub devices: Devices,
+    /// Where measurements are posted to; none: nowhere.
+    pub http: Vec<HttpTarget>,
 }
 
 /// Which bus.
@@ -93,6 +96,25 @@ pub struct Devices {
     pub state_dir: PathBuf,
     /// Where the user's own types of devices are.
     pub catalogue_dir: PathBuf,
+}
+
+/// One `[[http]]` part: a backend.
+#[derive(Clone, PartialEq, Debug)]
+pub struct HttpTarget {
+    pub options: HttpOptions,
+    /// Where measurements are posted to, whole: `http` or `https`, no user, no fragment.
+    pub url: String,
+    /// The value of `api_key_header`.
+    pub api_key: Option<Secret>,
+    pub api_key_header: String,
+    /// Until the connection stands.
+    pub connect_timeout: Duration,
+    /// Until the answer has been read.
+    pub timeout: Duration,
+    /// `None`: the system's roots.
+    pub ca_file: Option<PathBuf>,
+    /// Whether bodies are compressed.
+    pub gzip: bool,
 }
 
 /// TLS is on; the host name is always checked.

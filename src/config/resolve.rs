@@ -76,6 +76,7 @@ pub(super) fn resolve(given: Given) -> Result<(Config, Vec<Remark>), Vec<Remark>
             state_dir: value(given.state_dir).unwrap_or_else(|| STATE_DIR.into()),
             catalogue_dir: value(given.catalogue_dir).unwrap_or_else(|| CATALOGUE_DIR.into()),
         },
+        http: Vec::new(),
     };
     Ok((config, notes.warnings))
 }

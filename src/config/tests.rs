@@ -81,6 +81,7 @@ fn defaults() {
                 state_dir: "/data/venus-mqtt".into(),
                 catalogue_dir: "/data/conf/venus-mqtt.d".into(),
             },
+            http: Vec::new(),
         }
     );
 }
