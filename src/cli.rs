@@ -17,9 +17,9 @@ use crate::catalogue_files;
 use crate::config::{self, At, BusAddress, Config, ConfigError, Given, Loaded, Place, Source};
 use crate::daemon::{self, Ended};
 use crate::log as logger;
-use crate::mqtt::tls::{self, TlsError};
 use crate::signals::Signals;
 use crate::text::escape_to;
+use crate::tls::{self, TlsError};
 
 /// Ended politely, or did what it was asked.
 pub const OK: u8 = 0;

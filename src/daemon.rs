@@ -21,11 +21,11 @@ use crate::control::{self, Command, Control};
 use crate::device::catalogue::Catalogue;
 use crate::device::{self, BusEvent, Devices, registry};
 use crate::mqtt::link::{Broker, Link, LinkEvent};
-use crate::mqtt::tls;
 use crate::portal;
 use crate::signals::{Signal, Signals};
 use crate::store::Store;
 use crate::text::escape;
+use crate::tls;
 use crate::watch::Timer;
 
 /// Messages of the bus in one turn.

@@ -15,7 +15,8 @@
 //! | [`bridge`] | PURE: all state, and what follows from each event. No clock, no socket, no library of the edges |
 //! | [`device`] | PURE: devices that register themselves: who is there, what is wanted, and the next step towards it |
 //! | [`bus`] | the watcher's connection: every signal and reply in the bus's own order, calls that are never waited for; a connection for each service of a device |
-//! | [`mqtt`] | the connection to the broker, with credit; TLS |
+//! | [`mqtt`] | the connection to the broker, with credit |
+//! | [`tls`] | what secures connections: certificates and keys that work, or which file does not |
 //! | [`portal`] | who this device is |
 //! | [`control`] | the socket by which `venus-mqtt devices` talks to the daemon that runs |
 //! | [`catalogue_files`] | the user's own types of devices, read; what is wrong with them costs nothing else |
@@ -53,4 +54,5 @@ mod scratch;
 pub mod signals;
 pub mod store;
 pub mod text;
+pub mod tls;
 mod watch;

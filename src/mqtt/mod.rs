@@ -1,5 +1,4 @@
-//! The broker's side: the connection, and what secures it.
+//! The broker's side: the connection.
 
 pub mod link;
 mod pipe;
-pub mod tls;

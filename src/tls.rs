@@ -1,9 +1,9 @@
 //! TLS material: certificate and key files to what rustls works with.
 //!
-//! Promises: ring is the only cryptography; the broker's certificate and host name are always checked, there is no switch
+//! Promises: ring is the only cryptography; the peer's certificate and host name are always checked, there is no switch
 //! against it. Refuses, naming the file and why: files that hold nothing usable, broken certificates, keys that are
-//! encrypted or belong to another certificate. Called by `cli` (so that a mistake is known before anything starts) and by
-//! the link.
+//! encrypted or belong to another certificate. Called by `cli` (so that a mistake is known before anything starts), by
+//! the link to the broker and by the clients of HTTP backends.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -29,11 +29,10 @@ pub fn install_provider() {
 
 /// What the link speaks TLS with.
 pub fn client_config(tls: &Tls) -> Result<Arc<ClientConfig>, TlsError> {
-    let provider: Arc<CryptoProvider> = Arc::new(ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
+    let config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(TlsError::Rustls)?
-        .with_root_certificates(roots(tls.ca_file.as_deref())?);
+        .with_root_certificates(anchors(trusted(tls.ca_file.as_deref())?));
     let config = match &tls.client {
         None => config.with_no_client_auth(),
         Some(client) => {
@@ -43,6 +42,19 @@ pub fn client_config(tls: &Tls) -> Result<Arc<ClientConfig>, TlsError> {
         }
     };
     Ok(Arc::new(config))
+}
+
+/// The certificates that are trusted, each of which works: those in `ca_file`, else the system's.
+pub fn trusted(ca_file: Option<&Path>) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    match ca_file {
+        Some(file) => trusted_by_file(file),
+        None => trusted_by_system(),
+    }
+}
+
+/// The cryptography there is.
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(ring::default_provider())
 }
 
 /// Why there is no TLS.
@@ -100,31 +112,31 @@ impl fmt::Display for TlsError {
     }
 }
 
-fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
-    match ca_file {
-        Some(file) => roots_from_file(file),
-        None => system_roots(),
+fn trusted_by_file(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let certificates = certificates(file)?;
+    for (i, certificate) in certificates.iter().enumerate() {
+        let broken = |error: rustls::Error| TlsError::BrokenCertificate { file: file.into(), number: i + 1, why: error.to_string() };
+        RootCertStore::empty().add(certificate.clone()).map_err(broken)?;
     }
-}
-
-fn roots_from_file(file: &Path) -> Result<RootCertStore, TlsError> {
-    let mut roots = RootCertStore::empty();
-    for (i, certificate) in certificates(file)?.into_iter().enumerate() {
-        roots.add(certificate).map_err(|error| TlsError::BrokenCertificate { file: file.into(), number: i + 1, why: error.to_string() })?;
-    }
-    Ok(roots)
+    Ok(certificates)
 }
 
 /// One broken certificate among the system's is not ours to refuse; none that works is.
-fn system_roots() -> Result<RootCertStore, TlsError> {
+fn trusted_by_system() -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let found = rustls_native_certs::load_native_certs();
-    let mut roots = RootCertStore::empty();
-    let (added, _) = roots.add_parsable_certificates(found.certs);
-    if added == 0 {
+    let mut certificates = found.certs;
+    certificates.retain(|certificate| RootCertStore::empty().add(certificate.clone()).is_ok());
+    if certificates.is_empty() {
         let why = found.errors.first().map_or("none found".into(), |error| error.to_string());
         return Err(TlsError::NoRoots { why });
     }
-    Ok(roots)
+    Ok(certificates)
+}
+
+fn anchors(trusted: Vec<CertificateDer<'static>>) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(trusted);
+    roots
 }
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -215,7 +227,7 @@ mod tests {
         let provider = Arc::new(ring::default_provider());
         let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().unwrap();
         let builder = if client_ca {
-            let roots = Arc::new(roots_from_file(&fixture("ca.pem")).unwrap());
+            let roots = Arc::new(anchors(trusted(Some(&fixture("ca.pem"))).unwrap()));
             builder.with_client_cert_verifier(WebPkiClientVerifier::builder_with_provider(roots, provider).build().unwrap())
         } else {
             builder.with_no_client_auth()
