@@ -132,6 +132,8 @@ pub struct Service {
     /// Grows with every service that comes: the older has the older right to its topics.
     pub age: u64,
     pub state: State,
+    /// When it last said something.
+    pub heard: Time,
     pub instance: Box<str>,
     /// `N/<portal ID>/<type>/<instance>`, once the instance is known.
     pub topic: Box<str>,
@@ -260,6 +262,7 @@ impl Services {
             owner: owner.into(),
             age: self.next_age,
             state,
+            heard: Time::default(),
             instance: Box::default(),
             topic: Box::default(),
             holder: false,

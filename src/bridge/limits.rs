@@ -93,5 +93,27 @@ pub const PROXY_VALUES: usize = 512;
 pub const PROXY_REFUSALS: usize = 5;
 /// How often the registry is made anew: the file is written still less often.
 pub const REGISTRY_EVERY: Duration = Duration::from_secs(1);
+/// Largest measurement, in bytes: every item of a large system.
+pub const MEASUREMENT: usize = 256 * 1024;
+/// Characters of a name or a serial number in a measurement.
+pub const NAME: usize = 200;
+/// Trackers of one solar charger: four times what the largest has.
+pub const TRACKERS: usize = 16;
+/// Measurements handed to the disk and not yet taken: a disk that hangs may not fill the memory.
+pub const STORING: usize = 64;
+/// How often what waits is brought to the flash for good (a power cut loses no more than this).
+pub const SYNC: Duration = Duration::from_secs(60);
+/// After a post that failed the next waits so long, doubling; with a wrong key it always waits the longest (the contract's).
+pub const POST_RETRY_FIRST: Duration = Duration::from_secs(5);
+pub const POST_RETRY_LAST: Duration = Duration::from_secs(900);
+/// Longest wait that a backend can ask for (the contract's).
+pub const RETRY_AFTER: Duration = Duration::from_secs(3600);
+/// The status of a target is published when it has been the same for so long, and no more often than so.
+pub const STATUS_SETTLE: Duration = Duration::from_secs(1);
+pub const STATUS_EVERY: Duration = Duration::from_secs(5);
+/// Serial numbers of refused devices that one line names.
+pub const REFUSED: usize = 20;
+/// Targets of measurements.
+pub const TARGETS: usize = 8;
 /// Items of one service that come into being when they are written: all days of a solar charger's history, and nine outputs.
 pub const GROWN_ITEMS: usize = 640;

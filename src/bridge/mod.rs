@@ -23,11 +23,13 @@ mod session;
 pub(crate) mod time;
 pub(crate) mod topic;
 pub mod value;
+mod view;
 
 use std::collections::VecDeque;
 
 use log::Level;
 
+pub use access::MASK;
 use access::Rules;
 pub use calls::Reply;
 use calls::{Calls, Purpose};
@@ -46,6 +48,7 @@ pub use session::{LinkCommand, Mode};
 use session::{Sweep, Waiting};
 pub use time::Time;
 use topic::Topics;
+pub use view::ServiceView;
 
 /// A message for the broker, QoS 0.
 #[derive(Clone, PartialEq, Eq, Debug)]

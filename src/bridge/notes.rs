@@ -29,9 +29,10 @@ pub enum Kind {
     DeviceWrite,
     Settings,
     Registered,
+    Measurement,
 }
 
-const KINDS: usize = 11;
+const KINDS: usize = 12;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Window {

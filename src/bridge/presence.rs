@@ -73,6 +73,7 @@ impl Bridge {
         let everything = self.keepalives.everything(now);
         let active = self.mode == Mode::Bridge;
         let Some(service) = self.services.get_mut(id) else { return };
+        service.heard = now;
         if let State::Silent { again, .. } = &mut service.state {
             // it lives: worth asking again before long
             let soon = now + limits::SCAN_RETRY_FIRST;

@@ -189,6 +189,7 @@ impl Bridge {
     fn end_scan(&mut self, now: Time, id: ServiceId) {
         let Some(service) = self.services.get_mut(id) else { return };
         service.state = State::Ready;
+        service.heard = now;
         for item in service.items.values_mut() {
             item.touched = false;
         }

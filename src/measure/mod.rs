@@ -1,6 +1,152 @@
-//! Measurements for HTTP backends, without any input or output.
+//! Measurements for HTTP backends, without any input or output: the items that the bridge knows, what the disk and the backends say and
+//! both clocks go in; records to be kept and posted, status messages and log lines come out.
+//!
+//! A measurement is taken on the grid of the wall clock and kept at once; the oldest that is kept is posted, one at a time for each
+//! target, until the backend has dealt with it. After each event, ask `poll_command`, `poll_note`, and `poll_publish` as long as the
+//! connection has room; and `poll_timeout` for when to call `handle_timeout`.
 
 pub mod answer;
 pub mod options;
+mod queue;
+mod sample;
+mod stamp;
+mod target;
+
+use log::Level;
+
+use crate::bridge::name::PortalId;
+use crate::bridge::notes::Notes;
+use crate::bridge::{Bridge, Note, Publish, Time};
 
 pub use answer::{Answer, Outcome};
+use options::Options;
+pub use queue::Entry;
+pub use sample::{Count, Moment, Sample, Sampler};
+pub use stamp::Wall;
+use target::Target;
+
+/// What is to be done for one target, in this order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Command {
+    /// To be kept, at the end of what is kept: answered by [`Event::Stored`].
+    Append { seq: u64, body: Vec<u8> },
+    /// To be posted: answered by [`Event::Posted`], or [`Event::Lost`].
+    Post(u64),
+    /// Nothing up to this one is needed any more.
+    Forget { through: u64 },
+    /// A power cut may take nothing of what is kept by now.
+    Sync,
+}
+
+/// What the edge says of one target.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Event {
+    /// What earlier lives have left, oldest first; the first event of all.
+    Opened {
+        entries: Vec<Entry>,
+        next_seq: u64,
+    },
+    /// This and all before are kept.
+    Stored(u64),
+    /// It was to be posted, and cannot be read.
+    Lost(u64),
+    Posted(Outcome),
+}
+
+/// What the measurements are made of.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub portal: PortalId,
+    /// Empty, or ends with a slash.
+    pub prefix: String,
+    pub targets: Vec<Options>,
+    /// Of the jitter.
+    pub seed: u64,
+    /// What is more verbose is not formatted.
+    pub verbosity: Level,
+}
+
+#[derive(Debug)]
+pub struct Measures {
+    portal: PortalId,
+    prefix: String,
+    targets: Vec<Target>,
+    notes: Notes,
+    linked: bool,
+}
+
+impl Measures {
+    pub fn new(setup: Setup) -> Self {
+        let Setup { portal, prefix, targets, seed, verbosity } = setup;
+        let seeds = (1..).map(|n: u64| seed ^ n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let targets = targets.into_iter().zip(seeds).map(|(options, seed)| Target::new(options, seed)).collect();
+        Self { portal, prefix, targets, notes: Notes::new(verbosity), linked: false }
+    }
+
+    /// What the edge has to say of the target with this number, from 0.
+    pub fn event(&mut self, at: Moment, target: usize, event: Event) {
+        if let Some(target) = self.targets.get_mut(target) {
+            target.event(at, event, &mut self.notes);
+        }
+    }
+
+    /// The broker is there: it is told everything.
+    pub fn link_up(&mut self, now: Time) {
+        self.linked = true;
+        self.targets.iter_mut().for_each(|target| target.tell_soon(now));
+    }
+
+    pub fn link_down(&mut self) {
+        self.linked = false;
+    }
+
+    /// To be called when the time that [`Self::poll_timeout`] gave has come; early does no harm.
+    pub fn handle_timeout(&mut self, at: Moment, bridge: &Bridge) {
+        for target in &mut self.targets {
+            target.handle_timeout(at, self.portal.as_str(), bridge, &mut self.notes);
+        }
+    }
+
+    /// When [`Self::handle_timeout`] has something to do next, or [`Self::poll_publish`] something to say.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        let status = |target: &Target| target.status_due().filter(|_| self.linked);
+        self.targets.iter().flat_map(|target| [target.poll_timeout(), status(target)]).flatten().min()
+    }
+
+    /// What is to be done, and for which target.
+    pub fn poll_command(&mut self) -> Option<(usize, Command)> {
+        self.targets.iter_mut().enumerate().find_map(|(n, target)| Some((n, target.poll_command()?)))
+    }
+
+    pub fn poll_note(&mut self) -> Option<Note> {
+        self.notes.take()
+    }
+
+    /// The status of a target, when it is time.
+    pub fn poll_publish(&mut self, now: Time) -> Option<Publish> {
+        let is_due = |target: &Target| self.linked && target.status_due().is_some_and(|due| due <= now);
+        let (n, target) = self.targets.iter_mut().enumerate().find(|(_, target)| is_due(target))?;
+        let topic = format!("{}venus-mqtt/{}/http/{}", self.prefix, self.portal, n + 1);
+        Some(Publish { topic, payload: target.status(now), retain: true })
+    }
+
+    /// Nothing is to be published now.
+    pub fn is_drained(&self, now: Time) -> bool {
+        !self.linked || self.targets.iter().all(|target| target.status_due().is_none_or(|due| now < due))
+    }
+
+    /// A few lines for the log, on request.
+    pub fn summary(&self, now: Time) -> impl Iterator<Item = String> {
+        self.targets.iter().map(move |target| target.summary(now))
+    }
+
+    /// The end: nothing more is measured or posted, and the status is taken back.
+    pub fn shut_down(&mut self, now: Time) {
+        self.targets.iter_mut().for_each(|target| target.shut_down(now));
+    }
+
+    /// An answer is waited for.
+    pub fn is_posting(&self) -> bool {
+        self.targets.iter().any(Target::is_posting)
+    }
+}

@@ -1,0 +1,513 @@
+//! One target: when a measurement is taken, what waits, when the next post is due, and what is said about it.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use log::Level;
+use serde::Serialize;
+
+use crate::bridge::notes::{Kind, Notes};
+use crate::bridge::{Bridge, Time, limits};
+
+use super::answer::{Outcome, Refused, Trouble, Verdict, Wait, names};
+use super::options::Options;
+use super::queue::{Entry, Queue};
+use super::sample::{Moment, Sampler};
+use super::stamp::Wall;
+use super::{Command, Event};
+
+#[derive(Debug)]
+pub struct Target {
+    options: Options,
+    sampler: Sampler,
+    queue: Queue,
+    step: Step,
+    /// The next record's.
+    next_seq: u64,
+    /// Handed to the disk and not yet taken by it, with their stamps.
+    storing: VecDeque<(u64, Wall)>,
+    next_sample: Option<Time>,
+    /// The pace does not allow a post before.
+    next_post: Time,
+    sync: Option<Time>,
+    /// Attempts that failed, one after the other.
+    failures: u32,
+    condition: Condition,
+    since: Time,
+    clock_unset: bool,
+    overflowing: bool,
+    status: StatusClock,
+    counts: Counts,
+    last_success: Option<Moment>,
+    last_error: Option<String>,
+    commands: VecDeque<Command>,
+    stopping: bool,
+    random: u64,
+}
+
+/// What is being done about the oldest record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Step {
+    /// What waits is not known yet.
+    Opening,
+    Ready,
+    Posting(u64),
+    Waiting {
+        until: Time,
+    },
+}
+
+/// What the log has said last: only a change is worth a line.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Condition {
+    Unknown,
+    /// All is taken but these devices.
+    Delivering {
+        refused: Vec<String>,
+    },
+    Rejected {
+        refused: Vec<String>,
+        why: String,
+    },
+    Trouble(Trouble),
+}
+
+/// When the status is told.
+#[derive(Clone, Copy, Debug, Default)]
+struct StatusClock {
+    due: Option<Time>,
+    told: Time,
+}
+
+/// Since the start.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    measured: u64,
+    delivered: u64,
+    /// The backend will never take them.
+    rejected: u64,
+    /// There was no room for them, or they could not be read again.
+    dropped: u64,
+}
+
+impl Target {
+    pub fn new(options: Options, seed: u64) -> Self {
+        Self {
+            sampler: Sampler::default(),
+            queue: Queue::new(options.queue_records, options.queue_bytes),
+            options,
+            step: Step::Opening,
+            next_seq: 0,
+            storing: VecDeque::new(),
+            next_sample: None,
+            next_post: Time::default(),
+            sync: None,
+            failures: 0,
+            condition: Condition::Unknown,
+            since: Time::default(),
+            clock_unset: false,
+            overflowing: false,
+            status: StatusClock::default(),
+            counts: Counts::default(),
+            last_success: None,
+            last_error: None,
+            commands: VecDeque::new(),
+            stopping: false,
+            // zero would stay zero
+            random: seed | 1,
+        }
+    }
+
+    /// What the edge has to say.
+    pub fn event(&mut self, at: Moment, event: Event, notes: &mut Notes) {
+        match event {
+            Event::Opened { entries, next_seq } => self.opened(at, entries, next_seq, notes),
+            Event::Stored(seq) => self.stored(seq, notes),
+            Event::Lost(seq) => self.lost(at, seq),
+            Event::Posted(outcome) => self.posted(at, &outcome, notes),
+        }
+        self.post(at.now);
+    }
+
+    /// To be called when the time that [`Self::poll_timeout`] gave has come; early does no harm.
+    pub fn handle_timeout(&mut self, at: Moment, portal: &str, bridge: &Bridge, notes: &mut Notes) {
+        if self.next_sample.is_some_and(|due| due <= at.now) {
+            self.sample(at, portal, bridge, notes);
+            self.next_sample = Some(at.now + self.until_next(at.wall));
+        }
+        if matches!(self.step, Step::Waiting { until } if until <= at.now) {
+            self.step = Step::Ready;
+        }
+        if self.sync.is_some_and(|due| due <= at.now) {
+            self.sync = None;
+            self.commands.push_back(Command::Sync);
+        }
+        self.post(at.now);
+    }
+
+    /// When [`Self::handle_timeout`] has something to do next.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        let post = match self.step {
+            Step::Waiting { until } => Some(until),
+            Step::Ready if self.is_postable() => Some(self.next_post).filter(|_| !self.stopping),
+            _ => None,
+        };
+        [self.next_sample, self.sync, post].into_iter().flatten().min()
+    }
+
+    pub fn poll_command(&mut self) -> Option<Command> {
+        self.commands.pop_front()
+    }
+
+    /// The end: nothing more is measured or posted, and what waits is brought to the flash.
+    pub fn shut_down(&mut self, now: Time) {
+        self.stopping = true;
+        (self.next_sample, self.sync) = (None, None);
+        if !self.queue.is_empty() {
+            self.commands.push_back(Command::Sync);
+        }
+        self.tell_soon(now);
+    }
+
+    /// An answer is waited for.
+    pub fn is_posting(&self) -> bool {
+        matches!(self.step, Step::Posting(_))
+    }
+
+    fn opened(&mut self, at: Moment, entries: Vec<Entry>, next_seq: u64, notes: &mut Notes) {
+        let found = entries.len();
+        let dropped: usize = entries.into_iter().map(|entry| self.queue.push(entry)).sum();
+        self.next_seq = next_seq;
+        self.step = Step::Ready;
+        if found > 0 {
+            let (what, host) = (self.what(), self.options.host.clone());
+            notes.add(Level::Info, || format!("{what}: {found} measurements of an earlier time wait for {host}"));
+        }
+        self.count_dropped(dropped, notes);
+        self.next_sample = Some(at.now + at.wall.until_grid(self.options.update_interval)).filter(|_| !self.stopping);
+        self.tell_soon(at.now);
+    }
+
+    /// Until the next multiple of the interval; never so soon that a clock that is a little behind sees the same one twice.
+    fn until_next(&self, wall: Wall) -> Duration {
+        let interval = self.options.update_interval;
+        let wait = wall.until_grid(interval);
+        if wait < interval / 2 { wait + interval } else { wait }
+    }
+
+    fn sample(&mut self, at: Moment, portal: &str, bridge: &Bridge, notes: &mut Notes) {
+        let what = self.what();
+        if !at.wall.is_set() {
+            if !std::mem::replace(&mut self.clock_unset, true) {
+                notes.add(Level::Warn, || {
+                    format!("{what}: the clock is not set ({}): nothing is measured until it is, as nobody would know when it was", at.wall)
+                });
+            }
+            return;
+        }
+        if std::mem::take(&mut self.clock_unset) {
+            notes.add(Level::Info, || format!("{what}: the clock is set now: measuring"));
+        }
+        if !bridge.is_scanned() {
+            return;
+        }
+        let Some(sample) = self.sampler.sample(&self.options, portal, at, bridge) else {
+            return notes.add_caused(at.now, Level::Debug, Kind::Measurement, || format!("{what}: there is nothing to measure"));
+        };
+        let len = match u32::try_from(sample.body.len()) {
+            Ok(len) if sample.body.len() <= limits::MEASUREMENT => len,
+            _ => {
+                return notes.add_caused(at.now, Level::Warn, Kind::Measurement, || {
+                    format!(
+                        "{what}: a measurement of more than {} KiB is left out: choose fewer items in `filters`",
+                        limits::MEASUREMENT / 1024
+                    )
+                });
+            }
+        };
+        if self.storing.len() >= limits::STORING {
+            self.counts.dropped += 1;
+            return notes.add_caused(at.now, Level::Warn, Kind::Measurement, || {
+                format!("{what}: the disk takes nothing, {} measurements wait for it: this one is dropped", limits::STORING)
+            });
+        }
+        self.counts.measured += 1;
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        self.storing.push_back((seq, at.wall));
+        self.commands.push_back(Command::Append { seq, body: sample.body });
+        let dropped = self.queue.push(Entry { seq, len });
+        self.count_dropped(dropped, notes);
+        self.sync = self.sync.or(Some(at.now + limits::SYNC));
+        self.tell_later(at.now);
+    }
+
+    fn count_dropped(&mut self, dropped: usize, notes: &mut Notes) {
+        let Some(front) = self.queue.front().filter(|_| dropped > 0) else { return };
+        self.counts.dropped += dropped as u64;
+        self.commands.push_back(Command::Forget { through: front.seq.saturating_sub(1) });
+        if !std::mem::replace(&mut self.overflowing, true) {
+            let (what, records, bytes) = (self.what(), self.queue.len(), self.queue.bytes());
+            notes.add(Level::Warn, || {
+                format!(
+                    "{what}: the queue is full ({records} measurements, {bytes} bytes): from now on the oldest is dropped for each new one"
+                )
+            });
+        }
+    }
+
+    fn stored(&mut self, seq: u64, notes: &mut Notes) {
+        while let Some((_, stamp)) = self.storing.front().copied().filter(|(first, _)| *first <= seq) {
+            self.storing.pop_front();
+            let what = self.what();
+            notes.add(Level::Debug, || format!("{what}: measured {stamp}"));
+        }
+    }
+
+    /// A record cannot be read, which was said: on with the next one.
+    fn lost(&mut self, at: Moment, seq: u64) {
+        self.counts.dropped += 1;
+        self.step = Step::Ready;
+        self.done(at.now, seq);
+    }
+
+    /// The record needs no more care.
+    fn done(&mut self, now: Time, seq: u64) {
+        if self.queue.front().is_some_and(|front| front.seq == seq) {
+            self.queue.pop();
+            self.commands.push_back(Command::Forget { through: seq });
+        } else {
+            // there was no room for it while it was on its way
+            self.counts.dropped = self.counts.dropped.saturating_sub(1);
+        }
+        if self.queue.is_empty() {
+            self.sync = None;
+            self.overflowing = false;
+        }
+        self.tell_later(now);
+    }
+
+    fn is_postable(&self) -> bool {
+        let is_stored = |seq| self.storing.front().is_none_or(|(first, _)| seq < *first);
+        self.queue.front().is_some_and(|front| is_stored(front.seq))
+    }
+
+    /// Posts the oldest record, if it is time.
+    fn post(&mut self, now: Time) {
+        if self.stopping || self.step != Step::Ready || now < self.next_post || !self.is_postable() {
+            return;
+        }
+        if let Some(front) = self.queue.front() {
+            self.step = Step::Posting(front.seq);
+            self.next_post = now + Duration::from_secs_f64(1.0 / self.options.catch_up_rate);
+            self.commands.push_back(Command::Post(front.seq));
+        }
+    }
+
+    fn posted(&mut self, at: Moment, outcome: &Outcome, notes: &mut Notes) {
+        let Step::Posting(seq) = self.step else { return };
+        match outcome.judge(&self.options.format) {
+            Verdict::Delivered { refused } => {
+                self.counts.delivered += 1;
+                self.take_success(at, seq);
+                self.last_success = Some(at);
+                self.last_error = (!refused.is_empty()).then(|| format!("refused: {}", names(&refused)));
+                self.delivered(at.now, &refused, notes);
+            }
+            Verdict::Rejected { why, refused } => {
+                self.counts.rejected += 1;
+                self.take_success(at, seq);
+                self.rejected(at.now, why, &refused, notes);
+            }
+            Verdict::Kept { trouble, wait, why } => {
+                let wait = self.wait_for(wait);
+                self.step = Step::Waiting { until: at.now + wait };
+                self.troubled(at.now, trouble, why, wait, notes);
+            }
+        }
+    }
+
+    /// The backend has dealt with the record.
+    fn take_success(&mut self, at: Moment, seq: u64) {
+        self.failures = 0;
+        self.step = Step::Ready;
+        self.done(at.now, seq);
+    }
+
+    fn wait_for(&mut self, wait: Wait) -> Duration {
+        let doubled = limits::POST_RETRY_FIRST.saturating_mul(1 << self.failures.min(10)).min(limits::POST_RETRY_LAST);
+        self.failures = self.failures.saturating_add(1);
+        match wait {
+            Wait::BackOff => self.jitter(doubled),
+            Wait::Longest => limits::POST_RETRY_LAST,
+            Wait::Told(told) => told,
+        }
+    }
+
+    /// From four to six fifths: a fleet that lost the same backend does not come back in one moment.
+    fn jitter(&mut self, span: Duration) -> Duration {
+        // xorshift: nothing depends on how random this is
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        let thousandths = 800 + u32::try_from(self.random % 401).unwrap_or(200);
+        span * thousandths / 1000
+    }
+}
+
+/// What is said.
+impl Target {
+    fn what(&self) -> String {
+        format!("http {}", self.options.name)
+    }
+
+    fn delivered(&mut self, now: Time, refused: &[Refused], notes: &mut Notes) {
+        let (what, host, waiting) = (self.what(), self.options.host.clone(), self.queue.len());
+        let serials = refused.iter().map(|refused| refused.serial.clone()).collect();
+        let before = self.enter(now, Condition::Delivering { refused: serials });
+        let Some((before, since)) = before else {
+            return notes.add(Level::Debug, || format!("{what}: delivered, {waiting} wait"));
+        };
+        if !refused.is_empty() {
+            return notes.add_caused(now, Level::Warn, Kind::Measurement, || {
+                format!(
+                    "{what}: {host} takes the measurements, but not of these devices: {}; add them there by their serial",
+                    names(refused)
+                )
+            });
+        }
+        notes.add_caused(now, Level::Info, Kind::Measurement, || match before {
+            Condition::Unknown => format!("{what}: {host} takes the measurements"),
+            Condition::Trouble(_) => {
+                let rest = if waiting > 0 { format!("; {waiting} more follow") } else { String::new() };
+                format!("{what}: {host} takes the measurements again, after {}{rest}", span(now.after(since)))
+            }
+            Condition::Delivering { .. } | Condition::Rejected { .. } => format!("{what}: {host} takes all of the measurements now"),
+        });
+    }
+
+    fn rejected(&mut self, now: Time, why: String, refused: &[Refused], notes: &mut Notes) {
+        let (what, host) = (self.what(), self.options.host.clone());
+        let serials = refused.iter().map(|refused| refused.serial.clone()).collect();
+        let devices = if refused.is_empty() { String::new() } else { format!(": {}", names(refused)) };
+        let text = format!("{why}{devices}");
+        let level = if self.enter(now, Condition::Rejected { refused: serials, why }).is_some() { Level::Warn } else { Level::Debug };
+        notes.add_caused(now, level, Kind::Measurement, || format!("{what}: {host}: {text}; such measurements are dropped"));
+        self.last_error = Some(text);
+    }
+
+    fn troubled(&mut self, now: Time, trouble: Trouble, why: String, wait: Duration, notes: &mut Notes) {
+        let (what, host, waiting) = (self.what(), self.options.host.clone(), self.queue.len());
+        let level = if self.enter(now, Condition::Trouble(trouble)).is_some() { Level::Warn } else { Level::Debug };
+        notes.add_caused(now, level, Kind::Measurement, || {
+            let measurements = if waiting == 1 { "a measurement waits".into() } else { format!("{waiting} measurements wait") };
+            format!("{what}: {host}: {why}; {measurements}, tried again in {}", span(wait))
+        });
+        if self.last_error.as_ref() != Some(&why) {
+            self.last_error = Some(why);
+            self.tell_later(now);
+        }
+    }
+
+    /// The condition before and since when, if this is another one.
+    fn enter(&mut self, now: Time, condition: Condition) -> Option<(Condition, Time)> {
+        if self.condition == condition {
+            return None;
+        }
+        self.tell_soon(now);
+        let before = std::mem::replace(&mut self.condition, condition);
+        Some((before, std::mem::replace(&mut self.since, now)))
+    }
+
+    /// One line for the log, on request.
+    pub fn summary(&self, now: Time) -> String {
+        let Counts { measured, delivered, rejected, dropped } = self.counts;
+        let success = self.last_success.map_or_else(|| "never".into(), |at| format!("{} ago", span(now.after(at.now))));
+        let error = self.last_error.as_ref().map(|error| format!("; last error: {error}")).unwrap_or_default();
+        format!(
+            "{}: {}, {}; {} wait ({} bytes); last success {success}; since the start: {measured} measured, {delivered} delivered, {rejected} rejected, {dropped} dropped{error}",
+            self.what(),
+            self.options.host,
+            self.condition.name(),
+            self.queue.len(),
+            self.queue.bytes(),
+        )
+    }
+}
+
+#[derive(Serialize)]
+struct Status<'a> {
+    name: &'a str,
+    host: &'a str,
+    state: &'static str,
+    queued: usize,
+    queued_bytes: u64,
+    dropped: u64,
+    rejected: u64,
+    last_success: Option<String>,
+    last_error: Option<&'a str>,
+}
+
+/// The status that is published.
+impl Target {
+    /// Told when things have settled, and not all the time.
+    fn tell_later(&mut self, now: Time) {
+        if self.stopping {
+            return;
+        }
+        let due = (now + limits::STATUS_SETTLE).max(self.status.told + limits::STATUS_EVERY);
+        self.status.due = Some(self.status.due.map_or(due, |earlier| earlier.min(due)));
+    }
+
+    pub fn tell_soon(&mut self, now: Time) {
+        self.status.due = Some(now);
+    }
+
+    /// When the status is due.
+    pub fn status_due(&self) -> Option<Time> {
+        self.status.due
+    }
+
+    /// The status, which is told with this; at the end it is taken back.
+    pub fn status(&mut self, now: Time) -> Vec<u8> {
+        self.status = StatusClock { due: None, told: now };
+        if self.stopping {
+            return Vec::new();
+        }
+        let status = Status {
+            name: &self.options.name,
+            host: &self.options.host,
+            state: self.condition.name(),
+            queued: self.queue.len(),
+            queued_bytes: self.queue.bytes(),
+            dropped: self.counts.dropped,
+            rejected: self.counts.rejected,
+            last_success: self.last_success.map(|at| at.wall.to_string()),
+            last_error: self.last_error.as_deref(),
+        };
+        // numbers and texts always have a JSON form
+        serde_json::to_vec(&status).unwrap_or_default()
+    }
+}
+
+impl Condition {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Unknown => "idle",
+            Self::Delivering { .. } => "delivering",
+            Self::Rejected { .. } | Self::Trouble(Trouble::Key) => "refused",
+            Self::Trouble(_) => "waiting",
+        }
+    }
+}
+
+/// A span as people say it.
+fn span(span: Duration) -> String {
+    let seconds = span.as_secs_f64().round();
+    match seconds {
+        ..90.0 => format!("{seconds} s"),
+        ..5400.0 => format!("{:.0} min", seconds / 60.0),
+        ..172_800.0 => format!("{:.1} h", seconds / 3600.0),
+        _ => format!("{:.1} days", seconds / 86_400.0),
+    }
+}
