@@ -1,1 +1,341 @@
-//! The HTTP client of a target.
+//! The HTTP client of one target: a measurement in, what came of it out.
+//!
+//! Promises: an exchange ends by the target's `timeout`, whatever the backend does; what is kept of its answer is bounded; the text
+//! of a failure is for a person, and holds neither a secret nor more of the URL than the host. Redirects are not followed, nor is
+//! there a switch against the check of certificates. Refuses certificates that do not work. It blocks: the worker of the target
+//! and `venus-mqtt http test` call it where that costs nobody else anything.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use jiff::Timestamp;
+use jiff::fmt::rfc2822;
+use rustls::pki_types::UnixTime;
+use rustls::{AlertDescription, CertificateError};
+use ureq::http::header::{CONTENT_ENCODING, CONTENT_TYPE, LOCATION, RETRY_AFTER};
+use ureq::http::{HeaderMap, HeaderName, HeaderValue, Response, Uri};
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::{Agent, Body, Error, Proxy, ProxyProtocol, Timeout};
+
+use crate::config::{HttpTarget, why};
+use crate::measure::{Answer, Outcome};
+use crate::text::{escape, escape_to};
+use crate::tls::{self, TlsError};
+
+/// What we call ourselves.
+const USER_AGENT: &str = concat!("venus-mqtt/", env!("CARGO_PKG_VERSION"));
+
+/// Most bytes kept of an answer's body: results of a hundred devices fit many times.
+const BODY_MAX: u64 = 64 << 10;
+
+/// Most bytes of an answer's head.
+const HEAD_MAX: usize = 12 << 10;
+
+/// Room for what is read and what is written at a time, in bytes; with TLS there is twice as much. A head must fit.
+const BUFFER: usize = 16 << 10;
+
+/// How long a connection is kept for the next measurement: less than the 5 s after which common servers close theirs.
+const IDLE_MAX: Duration = Duration::from_secs(4);
+
+/// No `Retry-After` holds us up for longer.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+
+/// Most characters of a `Content-Type`.
+const CONTENT_TYPE_MAX: usize = 100;
+
+/// Posts to one target.
+pub struct Poster {
+    agent: Agent,
+    uri: Uri,
+    key: Option<(HeaderName, HeaderValue)>,
+    gzip: bool,
+    own_roots: bool,
+    timeout: Duration,
+    connect_timeout: Duration,
+    /// Host and port of the proxy in between.
+    proxy: Option<String>,
+    /// The last exchange was answered: its connection may serve again.
+    warm: AtomicBool,
+}
+
+impl Poster {
+    /// The client of `target`, through the proxy that the environment names.
+    pub fn new(target: &HttpTarget) -> Result<Self, PosterError> {
+        Self::through(target, Proxy::try_from_env())
+    }
+
+    fn through(target: &HttpTarget, proxy: Option<Proxy>) -> Result<Self, PosterError> {
+        let uri: Uri = target.url.parse().map_err(|_| PosterError::Url)?;
+        let proxy = proxy.filter(|proxy| !proxy.is_no_proxy(&uri));
+        let proxied_with = proxy.as_ref().map(Proxy::protocol);
+        if !matches!(proxied_with, None | Some(ProxyProtocol::Http | ProxyProtocol::Https)) {
+            return Err(PosterError::Proxy);
+        }
+        let needs_roots = uri.scheme_str() == Some("https") || proxied_with == Some(ProxyProtocol::Https);
+        let trusted = if needs_roots { tls::trusted(target.ca_file.as_deref()).map_err(PosterError::Tls)? } else { Vec::new() };
+        let roots: RootCerts = trusted.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).into();
+        let config = Agent::config_builder()
+            .tls_config(TlsConfig::builder().root_certs(roots).unversioned_rustls_crypto_provider(tls::provider()).build())
+            .proxy(proxy.clone())
+            .user_agent(USER_AGENT)
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_response_header_size(HEAD_MAX)
+            .input_buffer_size(BUFFER)
+            .output_buffer_size(BUFFER)
+            .max_idle_connections(1)
+            .max_idle_age(IDLE_MAX)
+            .timeout_resolve(Some(target.connect_timeout))
+            .timeout_connect(Some(target.connect_timeout))
+            .timeout_global(Some(target.timeout))
+            .build();
+        Ok(Self {
+            agent: config.new_agent(),
+            uri,
+            key: key(target)?,
+            gzip: target.gzip,
+            own_roots: target.ca_file.is_some(),
+            timeout: target.timeout,
+            connect_timeout: target.connect_timeout,
+            proxy: proxy.map(|proxy| format!("{}:{}", proxy.host(), proxy.port())),
+            warm: AtomicBool::new(false),
+        })
+    }
+
+    /// Posts `body`, and waits for what comes of it.
+    pub fn post(&self, body: &[u8]) -> Outcome {
+        let compressed;
+        let body = if self.gzip {
+            compressed = gzip(body);
+            &compressed
+        } else {
+            body
+        };
+        let start = Instant::now();
+        let was_warm = self.warm.swap(false, Ordering::Relaxed);
+        let exchanged = match self.exchange(body, None) {
+            // a kept connection that ended just now says nothing about the backend
+            Err(error) if was_warm && was_closed(&error) => self.exchange(body, self.timeout.checked_sub(start.elapsed())),
+            other => other,
+        };
+        match exchanged {
+            Ok(response) => {
+                self.warm.store(true, Ordering::Relaxed);
+                Outcome::Answer(self.answer(response))
+            }
+            Err(error) => Outcome::Failed(self.failure(&error)),
+        }
+    }
+
+    /// One request and the head of its answer; within `limit`, unless the target's own holds.
+    fn exchange(&self, body: &[u8], limit: Option<Duration>) -> Result<Response<Body>, Error> {
+        let mut request = self.agent.post(self.uri.clone()).header(CONTENT_TYPE, "application/json");
+        if self.gzip {
+            request = request.header(CONTENT_ENCODING, "gzip");
+        }
+        if let Some((name, value)) = &self.key {
+            request = request.header(name, value);
+        }
+        if limit.is_some() {
+            request = request.config().timeout_global(limit).build();
+        }
+        request.send(body)
+    }
+
+    /// The status decides: of a body that does not come whole, what came is taken.
+    fn answer(&self, response: Response<Body>) -> Answer {
+        let (head, body) = response.into_parts();
+        let mut bytes = Vec::new();
+        let _ = body.into_reader().take(BODY_MAX).read_to_end(&mut bytes);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Answer {
+            status: head.status.as_u16(),
+            retry_after: text_of(&head.headers, RETRY_AFTER).and_then(|text| retry_after(text, now)),
+            content_type: text_of(&head.headers, CONTENT_TYPE).map(content_type).unwrap_or_default(),
+            location: text_of(&head.headers, LOCATION).and_then(|text| self.origin_of(text)),
+            body: bytes,
+        }
+    }
+
+    /// Scheme and host that `location` points to; our own, when it names none.
+    fn origin_of(&self, location: &str) -> Option<String> {
+        let uri: Uri = location.parse().ok()?;
+        let scheme = uri.scheme_str().or(self.uri.scheme_str())?;
+        let authority = uri.authority().or(self.uri.authority())?;
+        let port = authority.port().map(|port| format!(":{port}")).unwrap_or_default();
+        Some(escape(&format!("{scheme}://{}{port}", authority.host())).to_string())
+    }
+
+    /// Why there is no answer.
+    fn failure(&self, error: &Error) -> String {
+        match error {
+            Error::Timeout(Timeout::Resolve) => format!("{} was not looked up within {}", self.host(), seconds(self.connect_timeout)),
+            Error::Timeout(Timeout::Connect) => format!("{}no connection within {}", self.by_proxy(), seconds(self.connect_timeout)),
+            Error::Timeout(_) => format!("no answer within {}", seconds(self.timeout)),
+            Error::HostNotFound => format!("{} has no address", self.host()),
+            Error::Io(error) => self.io_failure(error),
+            Error::Rustls(error) => self.tls_failure(error),
+            Error::Protocol(error) => {
+                let text = error.to_string();
+                format!("the answer is not HTTP: {}", escape(text.strip_prefix("http parse fail: ").unwrap_or(&text)))
+            }
+            Error::LargeResponseHeader(..) => format!("the answer's head is larger than {HEAD_MAX} bytes"),
+            Error::ConnectProxyFailed(text) => self.proxy_failure(text),
+            // it quotes the URL
+            Error::BadUri(_) => "the URL cannot be used".into(),
+            error => escape(&error.to_string()).to_string(),
+        }
+    }
+
+    fn io_failure(&self, error: &io::Error) -> String {
+        if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            return self.tls_failure(error);
+        }
+        let text = why(error);
+        if let Some(reason) = text.strip_prefix("failed to lookup address information: ") {
+            return format!("{} was not found: {}", self.host(), escape(reason));
+        }
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof => "the connection was closed before there was an answer".into(),
+            io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted | io::ErrorKind::BrokenPipe => {
+                "the connection was reset before there was an answer".into()
+            }
+            _ => format!("{}{}", self.by_proxy(), escape(&text)),
+        }
+    }
+
+    fn tls_failure(&self, error: &rustls::Error) -> String {
+        match error {
+            rustls::Error::InvalidCertificate(error) => self.certificate_failure(error),
+            rustls::Error::InvalidMessage(_) => "what answers does not speak TLS: is it the port of http, not https?".into(),
+            rustls::Error::AlertReceived(AlertDescription::ProtocolVersion) => "the backend speaks only TLS that is older than 1.2".into(),
+            rustls::Error::AlertReceived(alert) => format!("the backend refused TLS: {alert:?}"),
+            error => format!("TLS failed: {}", escape(&error.to_string())),
+        }
+    }
+
+    fn certificate_failure(&self, error: &CertificateError) -> String {
+        match error {
+            CertificateError::ExpiredContext { time, not_after } => {
+                format!("the certificate expired on {}, or the clock is wrong: here it is {}", day(*not_after), day(*time))
+            }
+            CertificateError::NotValidYetContext { time, not_before } => {
+                format!("the certificate is not valid before {}, or the clock is wrong: here it is {}", day(*not_before), day(*time))
+            }
+            CertificateError::UnknownIssuer if self.own_roots => "the certificate is not trusted: nobody in `ca_file` has signed it".into(),
+            CertificateError::UnknownIssuer => {
+                "the certificate is not trusted: its issuer is unknown; name the CA's certificate with `ca_file`".into()
+            }
+            CertificateError::NotValidForNameContext { presented, .. } => {
+                let names: Vec<_> = presented.iter().map(|name| bare(name)).collect();
+                let host = self.uri.host().unwrap_or_default();
+                format!("the certificate is not for {host}, but for {}", escape(&names.join(", ")))
+            }
+            error => format!("the certificate cannot be used: {}", escape(&error.to_string())),
+        }
+    }
+
+    /// `text` ends in the status twice, as in "responded 403/403".
+    fn proxy_failure(&self, text: &str) -> String {
+        let proxy = self.proxy.as_deref().unwrap_or("?");
+        match text.rsplit('/').next().filter(|status| status.parse::<u16>().is_ok()) {
+            Some("407") => format!("the proxy {proxy} wants a user and a password: write them into its URL"),
+            Some(status) => format!("the proxy {proxy} refused to connect us: it answered {status}"),
+            None => format!("the proxy {proxy} gave no answer"),
+        }
+    }
+
+    /// Whose name is looked up: the proxy looks up the backend's.
+    fn host(&self) -> String {
+        match &self.proxy {
+            Some(proxy) => format!("the proxy {proxy}"),
+            None => self.uri.host().unwrap_or_default().into(),
+        }
+    }
+
+    /// Stands before what happened on the way to the next hop.
+    fn by_proxy(&self) -> String {
+        self.proxy.as_ref().map(|proxy| format!("proxy {proxy}: ")).unwrap_or_default()
+    }
+}
+
+/// Why there is no client.
+#[derive(Debug)]
+pub enum PosterError {
+    Tls(TlsError),
+    Url,
+    Key,
+    Proxy,
+}
+
+impl std::error::Error for PosterError {}
+
+impl fmt::Display for PosterError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tls(error) => error.fmt(f),
+            Self::Url => f.write_str("the URL cannot be used"),
+            Self::Key => f.write_str("the key cannot be sent: a header takes printable characters only"),
+            Self::Proxy => f.write_str("the environment names a SOCKS proxy, which cannot be used: unset ALL_PROXY, or name one of HTTP"),
+        }
+    }
+}
+
+fn key(target: &HttpTarget) -> Result<Option<(HeaderName, HeaderValue)>, PosterError> {
+    let Some(key) = &target.api_key else { return Ok(None) };
+    let name = target.api_key_header.parse().map_err(|_| PosterError::Key)?;
+    let mut value = HeaderValue::from_str(key.reveal()).map_err(|_| PosterError::Key)?;
+    value.set_sensitive(true);
+    Ok(Some((name, value)))
+}
+
+fn gzip(body: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 4), Compression::default());
+    // a Vec takes everything
+    let _ = encoder.write_all(body);
+    encoder.finish().unwrap_or_default()
+}
+
+/// Whether the backend ended the connection instead of answering.
+fn was_closed(error: &Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error, Error::Io(error) if matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof))
+}
+
+fn text_of(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok().map(str::trim)
+}
+
+/// Seconds or a date, as a span from `now`, the time since 1970.
+fn retry_after(text: &str, now: Duration) -> Option<Duration> {
+    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        // more digits than fit are more than we wait anyway
+        return Some(text.parse().map_or(RETRY_AFTER_MAX, Duration::from_secs).min(RETRY_AFTER_MAX));
+    }
+    let at = rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?.as_second();
+    Some(Duration::from_secs(at.try_into().unwrap_or(0)).saturating_sub(now).min(RETRY_AFTER_MAX))
+}
+
+fn content_type(text: &str) -> String {
+    let text = text.split(';').next().unwrap_or_default().trim_end();
+    escape_to(&text.to_ascii_lowercase(), CONTENT_TYPE_MAX).to_string()
+}
+
+/// `DnsName("a.test")` without what stands around the name.
+fn bare(name: &str) -> &str {
+    let name = name.split_once('(').map_or(name, |(_, rest)| rest.trim_end_matches(')'));
+    name.trim_matches('"')
+}
+
+fn seconds(span: Duration) -> String {
+    format!("{} s", span.as_secs_f64())
+}
+
+fn day(time: UnixTime) -> String {
+    let time = i64::try_from(time.as_secs()).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
+    time.map_or_else(|| "?".into(), |time| time.strftime("%F").to_string())
+}
