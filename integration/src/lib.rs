@@ -1,5 +1,5 @@
 //! Real parts for the scenarios: a private dbus-daemon, a Mosquitto on a free loopback port, fake `com.victronenergy.*` services, a
-//! fake localsettings and the real `venus-mqtt`, as processes or as containers.
+//! fake localsettings and the real `venus-mqtt`, as processes or as containers; and an HTTP backend in the test itself.
 //!
 //! What it promises: a scenario sees the same [`Rig`] in both; only [`parts`] knows how a part is started, stopped, killed, paused
 //! and cut off. Everything ends with its rig, also when a test panics, and then the parts' logs are printed. Nothing here sleeps to
@@ -12,6 +12,7 @@
 pub mod certs;
 pub mod device;
 pub mod fake;
+pub mod http;
 pub mod items;
 pub mod mqtt;
 pub mod parts;
@@ -22,6 +23,7 @@ pub mod watch;
 
 pub use device::Device;
 pub use fake::Fake;
+pub use http::{Answer, Backend, Request};
 pub use items::{Item, Items, empty_array, invalid, item, items, owned};
 pub use mqtt::{Client, Message};
 pub use parts::{Ended, Part};

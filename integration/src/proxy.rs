@@ -1,4 +1,5 @@
 //! A TCP proxy on loopback that can be cut off: connections stay open, bytes stop, and nobody is told. What a pulled cable looks like.
+//! It leads to one address, or, as HTTP proxies do, to where each client asks it to connect.
 
 use std::{
     io::{self, Read, Write},
@@ -17,20 +18,36 @@ struct State {
     cut: bool,
     over: bool,
     streams: Vec<TcpStream>,
+    /// what clients asked to be connected to
+    asked: Vec<String>,
 }
 
 impl Proxy {
     pub fn start(target: SocketAddr) -> io::Result<Self> {
+        Self::dialling(move |_, _| TcpStream::connect(target))
+    }
+
+    /// An HTTP proxy: `CONNECT`, and nothing else. Every name leads to this machine.
+    pub fn connect() -> io::Result<Self> {
+        Self::dialling(dial)
+    }
+
+    /// What clients of an HTTP proxy asked for: `backend.example:443`, or the first line of what else they wanted.
+    pub fn asked(&self) -> Vec<String> {
+        self.state.0.lock().map(|state| state.asked.clone()).unwrap_or_default()
+    }
+
+    fn dialling(dial: impl Fn(&Mutex<State>, &mut TcpStream) -> io::Result<TcpStream> + Send + 'static) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
         let state = Arc::new((Mutex::new(State::default()), Condvar::new()));
         let shared = Arc::clone(&state);
         std::thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
+            for mut client in listener.incoming().map_while(Result::ok) {
                 if wait_while_cut(&shared) {
                     return;
                 }
-                let Ok(server) = TcpStream::connect(target) else { continue };
+                let Ok(server) = dial(&shared.0, &mut client) else { continue };
                 // a connection that fails here is the same as one that is closed at once
                 let _ = forward(&shared, client, server);
             }
@@ -68,6 +85,30 @@ impl Drop for Proxy {
         // wakes the listener's thread, which then ends
         let _ = TcpStream::connect(self.address);
     }
+}
+
+/// Where a client asks to be connected to; it is told that it is.
+fn dial(state: &Mutex<State>, client: &mut TcpStream) -> io::Result<TcpStream> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        client.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    let text = String::from_utf8_lossy(&head);
+    let line = text.lines().next().unwrap_or_default();
+    let target = line.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next());
+    if let Ok(mut state) = state.lock() {
+        state.asked.push(target.unwrap_or(line).to_owned());
+    }
+    let port = target.and_then(|target| target.rsplit_once(':')?.1.parse().ok());
+    let Some(port) = port else {
+        client.write_all(b"HTTP/1.1 405 CONNECT only\r\nContent-Length: 0\r\n\r\n")?;
+        return Err(io::ErrorKind::Unsupported.into());
+    };
+    let server = TcpStream::connect((Ipv4Addr::LOCALHOST, port));
+    client.write_all(if server.is_ok() { b"HTTP/1.1 200 OK\r\n\r\n" } else { b"HTTP/1.1 502 no way there\r\n\r\n" })?;
+    server
 }
 
 fn forward(shared: &Arc<(Mutex<State>, Condvar)>, client: TcpStream, server: TcpStream) -> io::Result<()> {

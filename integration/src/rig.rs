@@ -230,6 +230,23 @@ impl Rig {
         self.parts.broker()
     }
 
+    /// The address under which the parts reach this process: where a [`crate::Backend`] of theirs listens.
+    pub fn host(&self) -> std::net::IpAddr {
+        self.parts.host().unwrap_or_else(|error| panic!("the address of this process: {error:#}"))
+    }
+
+    /// What the time is for the bridge, from now on: see [`Setup::clock`].
+    pub fn set_clock(&self, time: &str) {
+        std::fs::write(self.dir().join(crate::setup::CLOCK), time).expect("the rig's folder takes files");
+    }
+
+    /// A folder as the bridge sees it, while it runs: its disk may be one of its own.
+    pub fn bridge_dir(&self, name: &str) -> PathBuf {
+        let dir = self.dir().join(name);
+        let dir = dir.strip_prefix("/").unwrap_or(&dir);
+        Path::new("/proc").join(self.pid(Part::Bridge).to_string()).join("root").join(dir)
+    }
+
     /// Sees every signal on the bus from now on.
     pub fn watch(&self) -> Watch {
         Watch::connect(&self.bus_address()).expect("the bus takes the test's monitor")

@@ -4,6 +4,9 @@ use std::{fmt::Write as _, path::Path};
 
 use crate::PORTAL;
 
+/// The file of a rig that says what time it is, where a scenario has asked for it.
+pub const CLOCK: &str = "clock";
+
 /// How the parts of a rig are set up. The default: a broker open to all, the bridge switched on with the real keep-alive interval.
 #[derive(Clone)]
 pub struct Setup {
@@ -15,6 +18,10 @@ pub struct Setup {
     files: Vec<(String, Vec<u8>)>,
     /// lines of a second listener that the bridge uses instead (TLS, authentication)
     listener: Vec<String>,
+    http: Vec<String>,
+    env: Vec<(String, String)>,
+    /// the size of the bridge's own disk for what it keeps, in KiB; it is the machine's otherwise
+    pub disk: Option<u32>,
     pub host: String,
     /// the bridge reaches the broker through a proxy that can be cut off
     pub proxied: bool,
@@ -38,6 +45,9 @@ impl Default for Setup {
             broker: Vec::new(),
             files: Vec::new(),
             listener: Vec::new(),
+            http: Vec::new(),
+            env: Vec::new(),
+            disk: None,
             host: "127.0.0.1".into(),
             proxied: false,
             prefix: String::new(),
@@ -81,6 +91,35 @@ impl Setup {
     /// A line of `[devices]`; `{dir}` is the rig's folder.
     pub fn device(mut self, line: &str) -> Self {
         put(&mut self.devices, line);
+        self
+    }
+
+    /// An `[[http]]` section with these lines; `{dir}` is the rig's folder.
+    pub fn http(mut self, lines: &str) -> Self {
+        self.http.push(lines.into());
+        self
+    }
+
+    /// A variable of the bridge's environment; `{dir}` is the rig's folder.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// The bridge's clock is what the file [`CLOCK`] says, as `faketime` reads it; its timers are left alone.
+    pub fn clock(self, time: &str) -> Self {
+        let library = libfaketime().expect("libfaketime: integration/test installs it");
+        self.file(CLOCK, time)
+            .env("LD_PRELOAD", &library)
+            .env("FAKETIME_TIMESTAMP_FILE", &format!("{{dir}}/{CLOCK}"))
+            .env("FAKETIME_NO_CACHE", "1")
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+            .env("FAKETIME_DISABLE_SHM", "1")
+    }
+
+    /// What the bridge keeps is on a disk of its own, of so many KiB, which is new at every start.
+    pub fn disk(mut self, kib: u32) -> Self {
+        self.disk = Some(kib);
         self
     }
 
@@ -136,6 +175,11 @@ impl Setup {
         self
     }
 
+    /// The variables of the bridge's environment.
+    pub fn environment(&self, dir: &Path) -> impl Iterator<Item = (&str, String)> {
+        self.env.iter().map(|(name, value)| (name.as_str(), value.replace("{dir}", &dir.display().to_string())))
+    }
+
     pub fn has_listener(&self) -> bool {
         !self.listener.is_empty()
     }
@@ -189,8 +233,18 @@ impl Setup {
         for line in &self.devices {
             let _ = writeln!(text, "{}", line.replace("{dir}", &dir.display().to_string()));
         }
+        for lines in &self.http {
+            let _ = writeln!(text, "[[http]]\n{}", lines.replace("{dir}", &dir.display().to_string()));
+        }
         text
     }
+}
+
+/// Where Debian keeps the library of `faketime`, a folder for each architecture.
+fn libfaketime() -> Option<String> {
+    let folders = std::fs::read_dir("/usr/lib").ok()?.flatten();
+    let library = folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1")).find(|path| path.is_file());
+    library.map(|path| path.display().to_string())
 }
 
 /// How the fake localsettings is started.

@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
     process::Command,
     time::{Duration, Instant},
@@ -78,6 +78,9 @@ impl Containers {
 impl Parts for Containers {
     fn configure(&mut self, setup: &Setup) -> Result<()> {
         let dir = self.dir.path();
+        if setup.environment(dir).next().is_some() || setup.disk.is_some() {
+            bail!("scenarios with an environment or a disk of their own run as processes only");
+        }
         std::fs::write(dir.join("mosquitto.conf"), setup.mosquitto_conf(dir, "0.0.0.0", 1883, None))?;
         std::fs::write(dir.join("venus-mqtt.toml"), setup.bridge_toml(dir, "broker", 1883))?;
         Ok(())
@@ -128,6 +131,12 @@ impl Parts for Containers {
 
     fn reconnect(&mut self) -> Result<()> {
         docker(&["network", "connect", "--alias", Part::Bridge.name(), &self.network(), self.id(Part::Bridge)?]).map(drop)
+    }
+
+    fn host(&self) -> Result<IpAddr> {
+        // of the rig's own network, which the machine is a part of
+        let gateway = docker(&["network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", &self.network()])?;
+        gateway.parse().with_context(|| format!("docker says {gateway:?}"))
     }
 
     fn broker(&self) -> SocketAddr {

@@ -3,7 +3,12 @@
 mod containers;
 mod processes;
 
-use std::{fmt, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::Result;
 pub use containers::Containers;
@@ -65,6 +70,8 @@ pub trait Parts: Send {
     /// Between the bridge and the broker nothing passes, and nobody is told.
     fn cut_off(&mut self) -> Result<()>;
     fn reconnect(&mut self) -> Result<()>;
+    /// The address under which the parts reach this process.
+    fn host(&self) -> Result<IpAddr>;
     /// Where the scenario's own client finds the broker.
     fn broker(&self) -> SocketAddr;
     /// The process ID of a part, as the host sees it.

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     ops::Range,
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
@@ -36,6 +36,10 @@ pub struct Processes {
     port: u16,
     second: Option<u16>,
     proxy: Option<Proxy>,
+    /// the bridge's
+    env: Vec<(String, String)>,
+    /// see [`Setup::disk`]
+    disk: Option<u32>,
 }
 
 impl Processes {
@@ -45,7 +49,7 @@ impl Processes {
         let port = free_port()?;
         let second = if setup.has_listener() { Some(free_port()?) } else { None };
         let proxy = if setup.proxied { Some(Proxy::start(loopback(second.unwrap_or(port)))?) } else { None };
-        let mut parts = Self { dir, children: BTreeMap::new(), port, second, proxy };
+        let mut parts = Self { dir, children: BTreeMap::new(), port, second, proxy, env: Vec::new(), disk: None };
         parts.configure(setup)?;
         Ok(parts)
     }
@@ -66,8 +70,18 @@ impl Processes {
         };
         // so that nothing is left even when the test itself is killed: the kernel ends the part with the thread that started it
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(arguments);
+        command.args(["--pdeathsig", "KILL", "--"]);
         command.env_remove("JOURNAL_STREAM").env_remove("DBUS_SESSION_BUS_ADDRESS").stdin(Stdio::null());
+        if part == Part::Bridge {
+            for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"] {
+                command.env_remove(name).env_remove(name.to_lowercase());
+            }
+            command.envs(self.env.iter().map(|(name, value)| (name, value)));
+            if let Some(kib) = self.disk {
+                command.args(own_disk(&dir.join("state"), kib)?);
+            }
+        }
+        command.arg(program).args(arguments);
         Ok(command)
     }
 
@@ -84,6 +98,8 @@ impl Parts for Processes {
     fn configure(&mut self, setup: &Setup) -> Result<()> {
         let dir = self.dir.path();
         std::fs::write(dir.join("mosquitto.conf"), setup.mosquitto_conf(dir, "127.0.0.1", self.port, self.second))?;
+        self.env = setup.environment(dir).map(|(name, value)| (name.to_owned(), value)).collect();
+        self.disk = setup.disk;
         let port = self.proxy.as_ref().map_or(self.second.unwrap_or(self.port), |proxy| proxy.address().port());
         std::fs::write(dir.join("venus-mqtt.toml"), setup.bridge_toml(dir, &setup.host, port))?;
         Ok(())
@@ -143,6 +159,10 @@ impl Parts for Processes {
         Ok(())
     }
 
+    fn host(&self) -> Result<IpAddr> {
+        Ok(Ipv4Addr::LOCALHOST.into())
+    }
+
     fn broker(&self) -> SocketAddr {
         loopback(self.port)
     }
@@ -168,6 +188,20 @@ impl Drop for Processes {
             let _ = child.wait();
         }
     }
+}
+
+/// What runs a program with a small disk of its own at `dir`, which goes with it: a mount that nobody else sees, for which nobody
+/// has to be root where the system lets users have name spaces.
+fn own_disk(dir: &Path, kib: u32) -> Result<Vec<String>> {
+    std::fs::create_dir_all(dir)?;
+    let mut words = vec!["unshare", "--mount"];
+    if !nix::unistd::geteuid().is_root() {
+        words.extend(["--user", "--map-current-user", "--keep-caps"]);
+    }
+    words.extend(["sh", "-c", r#"mount -t tmpfs -o "size=$1k" tmpfs "$0" && shift && exec "$@""#]);
+    let mut words: Vec<String> = words.into_iter().map(ToOwned::to_owned).collect();
+    words.extend([dir.display().to_string(), kib.to_string()]);
+    Ok(words)
 }
 
 /// A program of this workspace: from the environment, else beside the test's own folder in the build directory.
