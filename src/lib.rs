@@ -3,8 +3,8 @@
 //! The house, from the door inwards; an arrow means "uses", and none points the other way:
 //!
 //! ```text
-//! main -> cli -> daemon -> { bus, mqtt, portal, signals, store, control, catalogue_files, watch } -> device -> bridge -> text
-//!           \-> config, log
+//! main -> cli -> daemon -> { bus, mqtt, http, portal, signals, store, control, catalogue_files, watch } -> device, measure -> bridge -> text
+//!           \-> config, tls, log
 //! ```
 //!
 //! | room | what it promises |
@@ -14,9 +14,11 @@
 //! | [`daemon`] | the loop: the only one who knows everyone; nothing in a turn of it waits |
 //! | [`bridge`] | PURE: all state, and what follows from each event. No clock, no socket, no library of the edges |
 //! | [`device`] | PURE: devices that register themselves: who is there, what is wanted, and the next step towards it |
+//! | [`measure`] | PURE: measurements for HTTP backends: when one is taken, what waits, when it is posted, what an answer means |
 //! | [`bus`] | the watcher's connection: every signal and reply in the bus's own order, calls that are never waited for; a connection for each service of a device |
 //! | [`mqtt`] | the connection to the broker, with credit |
 //! | [`tls`] | what secures connections: certificates and keys that work, or which file does not |
+//! | [`http`] | measurements on their way: for each target a queue on disk and a client, neither of which the loop waits for |
 //! | [`portal`] | who this device is |
 //! | [`control`] | the socket by which `venus-mqtt devices` talks to the daemon that runs |
 //! | [`catalogue_files`] | the user's own types of devices, read; what is wrong with them costs nothing else |
@@ -29,11 +31,14 @@
 //! Inside the bridge: `topic`, `name`, `filter`, `value` are the words it speaks; `items` is what is known of the bus, `presence` how it
 //! comes and goes, `scan` how it is found; `keepalive` is who is awake; `outbox` and `publish` are what goes out; `request` is reads
 //! and writes, `calls` what is asked of the bus, `outgoing` how much of it at once; `session` is the connection, other bridges and what a former life left behind;
-//! `access`, `limits` and `notes` are the rules, the caps and the log lines.
+//! `access`, `limits` and `notes` are the rules, the caps and the log lines; `view` is what other rooms may read.
 //!
 //! Inside the devices: `id`, `status` and `proxy` are what devices say; `catalogue` and `format` what types of services there are, as data;
 //! `model` is what is known of a device; `registration` who is there, `steps` how a service comes and goes, `settings` and `dialogue`
 //! what localsettings keeps; `service` what a service answers; `registry` what is remembered from one life of the daemon to the next.
+//!
+//! Inside the measurements: `sample` makes one out of items, `stamp` is the time of day; `target` is one backend with its `queue`, and
+//! `answer` what that one said. On the edge, `spool` is the file of a queue and `poster` the client.
 #![forbid(unsafe_code)]
 
 pub mod bridge;

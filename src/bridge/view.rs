@@ -1,6 +1,6 @@
 //! What is known of the bus, for other rooms to read.
 
-use super::items::{Item, Service};
+use super::items::Service;
 use super::time::Time;
 use super::value::Value;
 use super::{Bridge, access};
@@ -54,8 +54,7 @@ impl<'a> ServiceView<'a> {
     /// Every item that may be shown to others, `None` for those whose value may not.
     pub fn shown(self) -> impl Iterator<Item = (&'a str, Option<&'a Value>)> {
         let service_type = self.service_type();
-        let each = |(path, item): (&'a Box<str>, &'a Item)| (&**path, &item.value);
-        let open = self.service.items.iter().map(each).filter(move |(path, _)| !access::is_blocked(service_type, path));
-        open.map(move |(path, value)| (path, (!access::is_masked(service_type, path)).then_some(value)))
+        let open = self.service.items.iter().filter(move |(path, _)| !access::is_blocked(service_type, path));
+        open.map(move |(path, item)| (&**path, (!access::is_masked(service_type, path)).then_some(&item.value)))
     }
 }
