@@ -161,6 +161,8 @@ max_devices = 64
 max_services = 8
 state_dir = "state"
 catalogue_dir = "/data/conf/venus-mqtt.d"
+
+# there is no [[http]]: no measurements are posted
 "##
     );
 }

@@ -10,8 +10,10 @@ use crate::bridge::filter::Filter;
 use crate::bridge::name::PortalId;
 use crate::bridge::options::{Access, AlwaysOn, Enabled};
 use crate::device::options::Proxy;
+use crate::measure::options::Format;
 
 use super::BusAddress;
+use super::url::Url;
 
 /// Where something was said.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -74,9 +76,34 @@ pub struct Given {
     pub max_services: Option<At<usize>>,
     pub state_dir: Option<At<PathBuf>>,
     pub catalogue_dir: Option<At<PathBuf>>,
+    /// Only from a file.
+    pub http: Vec<GivenTarget>,
 }
 
-/// Names every field once, so that none is forgotten where all are walked.
+/// One `[[http]]` part.
+#[derive(Clone, Debug)]
+pub struct GivenTarget {
+    /// Where it begins.
+    pub place: Place,
+    pub name: Option<At<String>>,
+    pub url: Option<At<Url>>,
+    /// Still without its filters.
+    pub format: Option<At<Format>>,
+    pub filters: Option<At<Vec<Filter>>>,
+    pub api_key_file: Option<At<PathBuf>>,
+    pub api_key_header: Option<At<String>>,
+    pub timeout: Option<At<Duration>>,
+    pub connect_timeout: Option<At<Duration>>,
+    pub update_interval: Option<At<Duration>>,
+    pub cerbo_serial: Option<At<String>>,
+    pub ca_file: Option<At<PathBuf>>,
+    pub gzip: Option<At<bool>>,
+    pub catch_up_rate: Option<At<f64>>,
+    pub queue_records: Option<At<usize>>,
+    pub queue_bytes: Option<At<u64>>,
+}
+
+/// Names every field that can be a flag once, so that none is forgotten where all are walked.
 macro_rules! every_option {
     ($each:ident) => {
         $each!(
@@ -120,8 +147,9 @@ impl Given {
     pub fn override_with(&mut self, stronger: Self) {
         macro_rules! replace {
             ($($field:ident),*) => {
-                let Self { $($field),* } = stronger;
+                let Self { $($field,)* http } = stronger;
                 $(if $field.is_some() { self.$field = $field; })*
+                if !http.is_empty() { self.http = http; }
             };
         }
         every_option!(replace);
@@ -132,7 +160,7 @@ impl Given {
         let mut flags = Vec::new();
         macro_rules! collect {
             ($($field:ident),*) => {
-                let Self { $($field),* } = self;
+                let Self { $($field,)* http: _ } = self;
                 $(if let Some(At { place: Place::Flag(flag), .. }) = $field { flags.push(*flag); })*
             };
         }

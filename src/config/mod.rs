@@ -10,6 +10,7 @@ mod parse;
 mod read;
 mod resolve;
 mod show;
+mod url;
 
 use std::fmt;
 use std::fs::File;
@@ -24,7 +25,7 @@ use crate::bridge::options::Options;
 use crate::device::options::Options as DeviceOptions;
 use crate::measure::options::Options as HttpOptions;
 
-pub use given::{At, Given, Place};
+pub use given::{At, Given, GivenTarget, Place};
 pub use parse::{bus_address, client_id, enabled, host, keepalive_interval, log_level, portal_id, user};
 
 /// Where the configuration is looked for, in this order, when no file is named.
@@ -33,8 +34,8 @@ pub const DEFAULT_PATHS: [&str; 2] = ["/data/conf/venus-mqtt.toml", "/etc/venus-
 /// Largest configuration file taken, in bytes: what is larger is some other file.
 const FILE_MAX: u64 = 1 << 20;
 
-/// Largest password file taken, in bytes.
-const PASSWORD_MAX: u64 = 4096;
+/// Largest file of a password or an API key taken, in bytes.
+const SECRET_MAX: u64 = 4096;
 
 /// Everything that can be chosen.
 #[derive(Clone, PartialEq, Debug)]
@@ -99,7 +100,7 @@ pub struct Devices {
 }
 
 /// One `[[http]]` part: a backend.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq)]
 pub struct HttpTarget {
     pub options: HttpOptions,
     /// Where measurements are posted to, whole: `http` or `https`, no user, no fragment.
@@ -117,6 +118,23 @@ pub struct HttpTarget {
     pub gzip: bool,
 }
 
+/// The query of a URL may hold a secret.
+impl fmt::Debug for HttpTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { options, url, api_key, api_key_header, connect_timeout, timeout, ca_file, gzip } = self;
+        f.debug_struct("HttpTarget")
+            .field("options", options)
+            .field("url", &url.split('?').next())
+            .field("api_key", api_key)
+            .field("api_key_header", api_key_header)
+            .field("connect_timeout", connect_timeout)
+            .field("timeout", timeout)
+            .field("ca_file", ca_file)
+            .field("gzip", gzip)
+            .finish()
+    }
+}
+
 /// TLS is on; the host name is always checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Tls {
@@ -132,7 +150,7 @@ pub struct ClientCertificate {
     pub key_file: PathBuf,
 }
 
-/// A password and the file it is from. Only [`Secret::reveal`] shows it.
+/// A password or an API key, and the file it is from. Only [`Secret::reveal`] shows it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret {
     text: String,

@@ -1,9 +1,11 @@
 //! One value at a time: text to what it must be, the same for the file and the flags. The errors read after the key's name.
 
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
 use log::LevelFilter;
+use ureq::http::HeaderName;
 
 use crate::bridge::filter::Filter;
 use crate::bridge::name::PortalId;
@@ -12,8 +14,17 @@ use crate::text::escape;
 
 use super::BusAddress;
 
-/// Longest client ID, user name, host name and prefix, in bytes: brokers and topics take more, nobody writes more by hand.
+/// Longest client ID, user name, host name, prefix and the like, in bytes: brokers and topics take more, nobody writes more by hand.
 const TEXT_MAX: usize = 255;
+
+/// Longest name of a target, in bytes: it is a part of a folder's name, and of many log lines.
+const TARGET_MAX: usize = 32;
+
+/// Headers that say how a message is carried, which is not the user's to say.
+const CARRIERS: [&str; 6] = ["Host", "Content-Length", "Content-Type", "Content-Encoding", "Transfer-Encoding", "Connection"];
+
+/// What `keepalive_interval` may be, in seconds.
+pub(super) const KEEPALIVE_INTERVAL: RangeInclusive<f64> = 0.1..=86_400.0;
 
 pub fn portal_id(text: &str) -> Result<PortalId, String> {
     PortalId::parse(text).map_err(|error| format!("{error}, not \"{}\"", escape(text)))
@@ -103,14 +114,39 @@ pub fn enabled(text: &str) -> Result<Enabled, String> {
 }
 
 pub fn keepalive_interval(text: &str) -> Result<Duration, String> {
-    text.parse().ok().and_then(interval).ok_or_else(|| format!("{INTERVAL_RANGE}, not \"{}\"", escape(text)))
+    seconds(text.parse().ok(), KEEPALIVE_INTERVAL).map_err(|must_be| format!("{must_be}, not \"{}\"", escape(text)))
 }
 
-/// What [`interval`] takes.
-pub(super) const INTERVAL_RANGE: &str = "must be a number of seconds from 0.1 to 86400";
+/// A span of time in `range`; the error says what it must be.
+pub(super) fn seconds(seconds: Option<f64>, range: RangeInclusive<f64>) -> Result<Duration, String> {
+    let inside = seconds.filter(|seconds| range.contains(seconds)).map(Duration::from_secs_f64);
+    inside.ok_or_else(|| format!("must be a number of seconds from {} to {}", range.start(), range.end()))
+}
 
-pub(super) fn interval(seconds: f64) -> Option<Duration> {
-    (0.1..=86_400.0).contains(&seconds).then(|| Duration::from_secs_f64(seconds))
+/// The name of a target.
+pub(super) fn target(text: &str) -> Result<String, String> {
+    let good = |b: u8| b.is_ascii_alphanumeric() || b"-_".contains(&b);
+    if !(1..=TARGET_MAX).contains(&text.len()) || !text.bytes().all(good) {
+        return Err(format!("must be 1 to {TARGET_MAX} letters, digits, `-` or `_`, not \"{}\"", escape(text)));
+    }
+    Ok(text.into())
+}
+
+/// The name of a header. What is none is not shown: it may be the secret itself.
+pub(super) fn header(text: &str) -> Result<String, String> {
+    if text.len() > TEXT_MAX || HeaderName::from_bytes(text.as_bytes()).is_err() {
+        return Err("must be the name of a header alone, such as \"X-API-Key\" or \"Authorization\"; its value is in `api_key_file`".into());
+    }
+    if let Some(carrier) = CARRIERS.iter().find(|carrier| text.eq_ignore_ascii_case(carrier)) {
+        return Err(format!(
+            "must not be {carrier}, which says how the measurement is carried: name the header the backend wants the key in"
+        ));
+    }
+    Ok(text.into())
+}
+
+pub(super) fn cerbo_serial(text: &str) -> Result<String, String> {
+    plain("a serial number", text)
 }
 
 pub(super) fn filter(text: &str) -> Result<Filter, String> {

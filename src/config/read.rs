@@ -1,5 +1,8 @@
 //! The TOML file to [`Given`]. Walks the table by hand: every mistake is found, not only the first, each with its line.
 
+mod http;
+
+use std::borrow::Cow;
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,7 +18,7 @@ use crate::text::{escape, escape_to};
 use super::{At, Given, Place, Remark, parse};
 
 /// Every key, by section; the first section is the file's own level.
-const SECTIONS: [(&str, &[&str]); 5] = [
+const SECTIONS: [(&str, &[&str]); 6] = [
     ("", &["portal_id", "log_level"]),
     ("dbus", &["address"]),
     ("mqtt", &["host", "port", "client_id", "user", "password_file", "keep_alive", "prefix", "tls", "ca_file", "cert_file", "key_file"]),
@@ -35,6 +38,7 @@ const SECTIONS: [(&str, &[&str]); 5] = [
             "catalogue_dir",
         ],
     ),
+    (http::SECTION, &http::KEYS),
 ];
 
 /// Most filters in one list: each is tried on every write.
@@ -116,7 +120,7 @@ impl Reader<'_> {
             key_file: self.field(mqtt, "key_file", path),
             enabled: self.field(bridge, "enabled", enabled),
             retain: self.field(bridge, "retain", boolean),
-            keepalive_interval: self.field(bridge, "keepalive_interval", interval),
+            keepalive_interval: self.field(bridge, "keepalive_interval", |v| seconds(v, parse::KEEPALIVE_INTERVAL)),
             always_on: self.field(bridge, "always_on", always_on),
             access: self.field(bridge, "access", access),
             allow: self.field(bridge, "allow", |v| filters(v, "a list of filters")),
@@ -131,6 +135,7 @@ impl Reader<'_> {
             max_services: self.field(devices, "max_services", |v| count(v, SERVICES)),
             state_dir: self.field(devices, "state_dir", |v| folder(v, base)),
             catalogue_dir: self.field(devices, "catalogue_dir", |v| folder(v, base)),
+            http: root.map_or_else(Vec::new, |root| self.targets(root, base)),
         }
     }
 
@@ -148,23 +153,27 @@ impl Reader<'_> {
     fn unknown_keys(&mut self, root: &DeTable<'_>) {
         for (key, value) in root.iter() {
             let name = key.get_ref().as_ref();
-            match (keys_of(name).filter(|_| !name.is_empty()), value.get_ref()) {
-                (Some(_), DeValue::Table(table)) => self.unknown_in(name, table),
-                (Some(_), _) => {
-                    let text = format!("`{name}` is a section: write [{name}] on a line of its own, and its keys below");
+            let tables = tables(value).filter(|_| name == http::SECTION || keys_of(name).is_none() || value.get_ref().is_table());
+            match (keys_of(name).filter(|_| !name.is_empty()), tables) {
+                (Some(_), Some(tables)) => tables.iter().for_each(|(_, table)| self.unknown_in(name, table)),
+                (Some(_), None) => {
+                    let text = format!("`{name}` is a section: write {} on a line of its own, and its keys below", title(name));
                     self.refuse(key.span(), text);
                 }
-                (None, DeValue::Table(_)) => {
-                    let sections = || SECTIONS.iter().map(|(section, _)| *section).filter(|section| !section.is_empty());
-                    let text = match nearest(name, sections()) {
-                        Some(near) => format!("unknown section [{}]; did you mean [{near}]?", escape(name)),
-                        None => format!("unknown section [{}]; there are [dbus], [mqtt], [bridge] and [devices]", escape(name)),
-                    };
-                    self.refuse(key.span(), text);
-                }
+                (None, Some(tables)) if value.get_ref().is_table() || !tables.is_empty() => self.unknown_section(key),
                 (None, _) => self.unknown_key("", key),
             }
         }
+    }
+
+    fn unknown_section(&mut self, key: &Spanned<Cow<'_, str>>) {
+        let name = key.get_ref().as_ref();
+        let sections = SECTIONS.iter().map(|(section, _)| *section).filter(|section| !section.is_empty());
+        let text = match nearest(name, sections) {
+            Some(near) => format!("unknown section [{}]; did you mean {}?", escape(name), title(near)),
+            None => format!("unknown section [{}]; there are [dbus], [mqtt], [bridge], [devices] and [[http]]", escape(name)),
+        };
+        self.refuse(key.span(), text);
     }
 
     fn unknown_in(&mut self, section: &str, table: &DeTable<'_>) {
@@ -173,20 +182,22 @@ impl Reader<'_> {
         }
     }
 
-    fn unknown_key(&mut self, section: &str, key: &Spanned<std::borrow::Cow<'_, str>>) {
+    fn unknown_key(&mut self, section: &str, key: &Spanned<Cow<'_, str>>) {
         let name = key.get_ref().as_ref();
         let keys = keys_of(section).unwrap_or_default();
         if keys.contains(&name) {
             return;
         }
         let place = |section: &str| {
-            if section.is_empty() { "at the top of the file, before any section".to_owned() } else { format!("in [{section}]") }
+            if section.is_empty() { "at the top of the file, before any section".to_owned() } else { format!("in {}", title(section)) }
         };
         let homes: Vec<_> = SECTIONS.iter().filter(|(_, keys)| keys.contains(&name)).map(|(home, _)| place(home)).collect();
         let text = if !homes.is_empty() {
             format!("`{name}` belongs {}", homes.join(" or "))
         } else if section == "mqtt" && name == "password" {
             "a password does not belong here: write it into a file of its own and name that as `password_file`".into()
+        } else if section == http::SECTION && http::SECRETS.contains(&name) {
+            "a secret does not belong here: write it into a file of its own and name that as `api_key_file`".into()
         } else if let Some(near) = nearest(name, keys.iter().copied()) {
             format!("unknown key `{}` {}; did you mean `{near}`?", escape(name), place(section))
         } else {
@@ -208,6 +219,20 @@ impl Reader<'_> {
 
 fn keys_of(section: &str) -> Option<&'static [&'static str]> {
     SECTIONS.iter().find(|(name, _)| *name == section).map(|(_, keys)| *keys)
+}
+
+/// A section as its heading is written.
+fn title(section: &str) -> String {
+    if section == http::SECTION { format!("[[{section}]]") } else { format!("[{section}]") }
+}
+
+/// The table or the tables that `value` is, each with where it begins; `None`: it is something else.
+fn tables<'a, 'b>(value: &'a Spanned<DeValue<'b>>) -> Option<Vec<(Range<usize>, &'a DeTable<'b>)>> {
+    let table = |value: &'a Spanned<DeValue<'b>>| Some((value.span(), value.get_ref().as_table()?));
+    match value.get_ref() {
+        DeValue::Array(items) => items.iter().map(table).collect(),
+        _ => Some(vec![table(value)?]),
+    }
 }
 
 /// The word that was probably meant.
@@ -251,12 +276,8 @@ fn keep_alive(value: &DeValue<'_>) -> Parsed<Duration> {
         .ok_or_else(|| must_be("a whole number of seconds from 1 to 65535", value))
 }
 
-fn interval(value: &DeValue<'_>) -> Parsed<Duration> {
-    let seconds = match value {
-        DeValue::Float(float) => float.as_str().parse().ok(),
-        _ => integer(value).map(|seconds| seconds as f64),
-    };
-    seconds.and_then(parse::interval).ok_or_else(|| format!("{}, not {}", parse::INTERVAL_RANGE, shown(value)).into())
+fn seconds(value: &DeValue<'_>, range: RangeInclusive<f64>) -> Parsed<Duration> {
+    parse::seconds(number(value), range).map_err(|must_be| format!("{must_be}, not {}", shown(value)).into())
 }
 
 fn boolean(value: &DeValue<'_>) -> Parsed<bool> {
@@ -334,6 +355,13 @@ fn filters(value: &DeValue<'_>, what: &str) -> Parsed<Vec<Filter>> {
 fn checked<T>(value: &DeValue<'_>, what: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Parsed<T> {
     let text = value.as_str().ok_or_else(|| must_be(what, value))?;
     Ok(parse(text)?)
+}
+
+fn number(value: &DeValue<'_>) -> Option<f64> {
+    match value {
+        DeValue::Float(float) => float.as_str().parse().ok(),
+        _ => integer(value).map(|integer| integer as f64),
+    }
 }
 
 fn integer(value: &DeValue<'_>) -> Option<i64> {

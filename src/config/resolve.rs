@@ -1,10 +1,11 @@
 //! [`Given`] to [`Config`]: defaults, what options mean for each other, and the files they name.
 
+mod http;
+
 use std::fs::{self, File};
 use std::io;
-use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use log::LevelFilter;
@@ -13,7 +14,8 @@ use crate::bridge::filter::Filter;
 use crate::bridge::options::{Access, Options};
 use crate::device::options::Options as DeviceOptions;
 
-use super::{At, BusAddress, ClientCertificate, Config, Devices, Given, Mqtt, PASSWORD_MAX, Place, Remark, Secret, Tls, read_bounded, why};
+use super::url::is_loopback;
+use super::{At, BusAddress, ClientCertificate, Config, Devices, Given, Mqtt, Place, Remark, SECRET_MAX, Secret, Tls, read_bounded, why};
 
 /// The broker's port without and with TLS, as IANA has them.
 const PORT: u16 = 1883;
@@ -34,6 +36,7 @@ pub(super) fn resolve(given: Given) -> Result<(Config, Vec<Remark>), Vec<Remark>
     notes.exposed_password(&given, tls.is_some());
     notes.plain_on_tls_port(&given, tls.is_some());
     notes.useless_allow(&given);
+    let http = notes.targets(&given.http);
     if !notes.mistakes.is_empty() {
         return Err(notes.mistakes);
     }
@@ -76,7 +79,7 @@ pub(super) fn resolve(given: Given) -> Result<(Config, Vec<Remark>), Vec<Remark>
             state_dir: value(given.state_dir).unwrap_or_else(|| STATE_DIR.into()),
             catalogue_dir: value(given.catalogue_dir).unwrap_or_else(|| CATALOGUE_DIR.into()),
         },
-        http: Vec::new(),
+        http,
     };
     Ok((config, notes.warnings))
 }
@@ -106,13 +109,13 @@ impl Notes {
                 && !matches!(place, Place::Flag(_))
             {
                 self.mistake(off, format!("`tls = false` contradicts `{key}`: remove one of them"));
-            } else if let Err(error) = openable(file) {
-                self.mistake(place, format!("cannot read {what} {}: {}; correct the path", file.display(), why(&error)));
+            } else {
+                self.unreadable(what, file, place);
             }
         }
         let client = match (&given.cert_file, &given.key_file) {
             (Some(cert), Some(key)) => {
-                self.readable_by_all(key);
+                self.readable_by_all(&key.value, &key.place);
                 Some(ClientCertificate { cert_file: cert.value.clone(), key_file: key.value.clone() })
             }
             (Some(cert), None) => {
@@ -134,9 +137,14 @@ impl Notes {
         if given.user.is_none() {
             self.mistake(place, "`password_file` needs `user`: MQTT has no password without a user name".into());
         }
-        match password(file) {
+        self.secret("password", file, place)
+    }
+
+    /// The first line of `file`, without its end.
+    fn secret(&mut self, what: &str, file: &Path, place: &Place) -> Option<Secret> {
+        match secret(what, file) {
             Ok(secret) => {
-                self.readable_by_all(&At { value: file.clone(), place: place.clone() });
+                self.readable_by_all(file, place);
                 Some(secret)
             }
             Err(text) => {
@@ -146,11 +154,17 @@ impl Notes {
         }
     }
 
-    fn readable_by_all(&mut self, file: &At<PathBuf>) {
-        let secret = fs::metadata(&file.value).is_ok_and(|meta| meta.is_file() && meta.mode() & 0o004 != 0);
-        if secret {
-            let name = file.value.display();
-            self.warning(&file.place, format!("everyone on this machine can read {name}: chmod 600 {name}"));
+    fn unreadable(&mut self, what: &str, file: &Path, place: &Place) {
+        if let Err(error) = openable(file) {
+            self.mistake(place, format!("cannot read {what} {}: {}; correct the path", file.display(), why(&error)));
+        }
+    }
+
+    fn readable_by_all(&mut self, file: &Path, place: &Place) {
+        let open = fs::metadata(file).is_ok_and(|meta| meta.is_file() && meta.mode() & 0o004 != 0);
+        if open {
+            let name = file.display();
+            self.warning(place, format!("everyone on this machine can read {name}: chmod 600 {name}"));
         }
     }
 
@@ -212,21 +226,16 @@ fn openable(file: &Path) -> io::Result<()> {
     File::open(file).map(drop)
 }
 
-/// The first line of `file`, without its end.
-fn password(file: &Path) -> Result<Secret, String> {
+fn secret(what: &str, file: &Path) -> Result<Secret, String> {
     let name = file.display();
-    let bytes = read_bounded(file, PASSWORD_MAX)
-        .map_err(|error| format!("cannot read the password file {name}: {}; correct the path, or make it readable", why(&error)))?;
-    let text = String::from_utf8(bytes).map_err(|_| format!("the password file {name} is not UTF-8 text"))?;
+    let bytes = read_bounded(file, SECRET_MAX)
+        .map_err(|error| format!("cannot read the {what} file {name}: {}; correct the path, or make it readable", why(&error)))?;
+    let text = String::from_utf8(bytes).map_err(|_| format!("the {what} file {name} is not UTF-8 text"))?;
     match text.lines().next() {
-        Some(line) if line.contains('\0') => Err(format!("the password in {name} contains a NUL")),
+        Some(line) if line.contains('\0') => Err(format!("the {what} in {name} contains a NUL")),
         Some(line) if !line.is_empty() => Ok(Secret { text: line.into(), file: file.into() }),
-        _ => Err(format!("the password file {name} has no password: its first line is empty")),
+        _ => Err(format!("the {what} file {name} has no {what}: its first line is empty")),
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Whether everything `narrow` takes is taken by `wide`.

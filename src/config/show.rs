@@ -7,8 +7,9 @@ use std::time::Duration;
 use crate::bridge::filter::Filter;
 use crate::bridge::options::{Access, AlwaysOn, Enabled};
 use crate::device::options::Proxy;
+use crate::measure::options::Format;
 
-use super::{BusAddress, DEFAULT_PATHS, Devices, Loaded, Mqtt};
+use super::{BusAddress, DEFAULT_PATHS, Devices, HttpTarget, Loaded, Mqtt};
 
 pub(super) fn show(loaded: &Loaded) -> String {
     let mut out = String::new();
@@ -35,7 +36,11 @@ fn write(out: &mut String, loaded: &Loaded) -> fmt::Result {
     }
     mqtt(out, &config.mqtt)?;
     bridge(out, loaded)?;
-    devices(out, &config.devices)
+    devices(out, &config.devices)?;
+    if config.http.is_empty() {
+        writeln!(out, "\n# there is no [[http]]: no measurements are posted")?;
+    }
+    config.http.iter().try_for_each(|target| http(out, target))
 }
 
 fn origin(out: &mut String, loaded: &Loaded) -> fmt::Result {
@@ -133,6 +138,44 @@ fn devices(out: &mut String, devices: &Devices) -> fmt::Result {
     writeln!(out, "max_services = {}", options.max_services)?;
     writeln!(out, "state_dir = {}", quoted_path(&devices.state_dir))?;
     writeln!(out, "catalogue_dir = {}", quoted_path(&devices.catalogue_dir))
+}
+
+fn http(out: &mut String, target: &HttpTarget) -> fmt::Result {
+    let options = &target.options;
+    writeln!(out, "\n[[http]]")?;
+    writeln!(out, "name = {}", quoted(&options.name))?;
+    match target.url.split_once('?') {
+        // as a comment: the address alone would be taken, and be the wrong one
+        Some((address, _)) => writeln!(out, "# url = {}  # what follows `?` is hidden: write the whole URL", quoted(address))?,
+        None => writeln!(out, "url = {}", quoted(&target.url))?,
+    }
+    writeln!(out, "format = \"{}\"", options.format.name())?;
+    if let Format::JsonLines(filters) = &options.format {
+        writeln!(out, "filters = {}", list(filters))?;
+    }
+    match &target.api_key {
+        Some(key) => {
+            writeln!(out, "api_key_file = {}  # the API key: {key}", quoted_path(key.file()))?;
+            writeln!(out, "api_key_header = {}", quoted(&target.api_key_header))?;
+        }
+        None => writeln!(out, "# api_key_file is not set: no key is sent")?,
+    }
+    writeln!(out, "timeout = {}", seconds(target.timeout))?;
+    writeln!(out, "connect_timeout = {}", seconds(target.connect_timeout))?;
+    writeln!(out, "update_interval = {}", seconds(options.update_interval))?;
+    match &options.cerbo_serial {
+        Some(serial) => writeln!(out, "cerbo_serial = {}", quoted(serial))?,
+        None => writeln!(out, "# cerbo_serial is not set: it is the portal ID")?,
+    }
+    match &target.ca_file {
+        Some(file) => writeln!(out, "ca_file = {}", quoted_path(file))?,
+        None if target.url.starts_with("https:") => writeln!(out, "# ca_file is not set: the system's roots are trusted")?,
+        None => {}
+    }
+    writeln!(out, "gzip = {}", target.gzip)?;
+    writeln!(out, "catch_up_rate = {}", options.catch_up_rate)?;
+    writeln!(out, "queue_records = {}", options.queue_records)?;
+    writeln!(out, "queue_bytes = {}", options.queue_bytes)
 }
 
 fn seconds(duration: Duration) -> String {

@@ -11,6 +11,8 @@ use crate::bridge::options::{Access, AlwaysOn, Enabled};
 use crate::device::options::Proxy;
 use crate::scratch::Scratch;
 
+mod http;
+
 fn source(file: PathBuf) -> Source {
     Source::new(Some(file), Given::default())
 }
@@ -223,7 +225,7 @@ fn refused_in_the_file() {
         ("[bridge]\nport = 1", "c.toml:2: `port` belongs in [mqtt]"),
         ("[mqtt]\nlog_level = \"info\"", "c.toml:2: `log_level` belongs at the top of the file, before any section"),
         ("[mqqt]\nhost = \"x\"", "c.toml:1: unknown section [mqqt]; did you mean [mqtt]?"),
-        ("\n[http]", "c.toml:2: unknown section [http]; there are [dbus], [mqtt], [bridge] and [devices]"),
+        ("\n[store]", "c.toml:2: unknown section [store]; there are [dbus], [mqtt], [bridge], [devices] and [[http]]"),
         ("[device]\nproxy = \"own\"", "c.toml:1: unknown section [device]; did you mean [devices]?"),
         ("enabled = true", "c.toml:1: `enabled` belongs in [bridge] or in [devices]"),
         ("[devices]\nretain = true", "c.toml:2: `retain` belongs in [bridge]"),
