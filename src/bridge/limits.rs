@@ -106,8 +106,9 @@ pub const SYNC: Duration = Duration::from_secs(60);
 /// After a post that failed the next waits so long, doubling; with a wrong key it always waits the longest (the contract's).
 pub const POST_RETRY_FIRST: Duration = Duration::from_secs(5);
 pub const POST_RETRY_LAST: Duration = Duration::from_secs(900);
-/// Longest wait that a backend can ask for (the contract's).
+/// Longest wait that a backend can ask for (the contract's), and the shortest.
 pub const RETRY_AFTER: Duration = Duration::from_secs(3600);
+pub const RETRY_AFTER_LEAST: Duration = Duration::from_secs(1);
 /// The status of a target is published when it has been the same for so long, and no more often than so.
 pub const STATUS_SETTLE: Duration = Duration::from_secs(1);
 pub const STATUS_EVERY: Duration = Duration::from_secs(5);

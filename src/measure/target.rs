@@ -35,6 +35,8 @@ pub struct Target {
     condition: Condition,
     since: Time,
     clock_unset: bool,
+    /// The last time there was nothing to measure.
+    idle: bool,
     overflowing: bool,
     status: StatusClock,
     counts: Counts,
@@ -106,6 +108,7 @@ impl Target {
             condition: Condition::Unknown,
             since: Time::default(),
             clock_unset: false,
+            idle: false,
             overflowing: false,
             status: StatusClock::default(),
             counts: Counts::default(),
@@ -179,10 +182,9 @@ impl Target {
         let dropped: usize = entries.into_iter().map(|entry| self.queue.push(entry)).sum();
         self.next_seq = next_seq;
         self.step = Step::Ready;
-        if found > 0 {
-            let (what, host) = (self.what(), self.options.host.clone());
-            notes.add(Level::Info, || format!("{what}: {found} measurements of an earlier time wait for {host}"));
-        }
+        let (what, host, interval) = (self.what(), &self.options.host, span(self.options.update_interval));
+        let waiting = if found > 0 { format!("; {found} of an earlier time wait") } else { String::new() };
+        notes.add(Level::Info, || format!("{what}: a measurement every {interval} for {host}{waiting}"));
         self.count_dropped(dropped, notes);
         self.next_sample = Some(at.now + at.wall.until_grid(self.options.update_interval)).filter(|_| !self.stopping);
         self.tell_soon(at.now);
@@ -212,8 +214,12 @@ impl Target {
             return;
         }
         let Some(sample) = self.sampler.sample(&self.options, portal, at, bridge) else {
-            return notes.add_caused(at.now, Level::Debug, Kind::Measurement, || format!("{what}: there is nothing to measure"));
+            if !std::mem::replace(&mut self.idle, true) {
+                notes.add_caused(at.now, Level::Info, Kind::Measurement, || format!("{what}: {}", self.options.format.nothing()));
+            }
+            return;
         };
+        self.idle = false;
         let len = match u32::try_from(sample.body.len()) {
             Ok(len) if sample.body.len() <= limits::MEASUREMENT => len,
             _ => {
@@ -340,17 +346,18 @@ impl Target {
         match wait {
             Wait::BackOff => self.jitter(doubled),
             Wait::Longest => limits::POST_RETRY_LAST,
-            Wait::Told(told) => told,
+            // one that wants us back at once would have us hammer it
+            Wait::Told(told) => told.max(limits::RETRY_AFTER_LEAST),
         }
     }
 
-    /// From four to six fifths: a fleet that lost the same backend does not come back in one moment.
+    /// Up to a fifth less: a fleet that lost the same backend does not come back in one moment.
     fn jitter(&mut self, span: Duration) -> Duration {
         // xorshift: nothing depends on how random this is
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
-        let thousandths = 800 + u32::try_from(self.random % 401).unwrap_or(200);
+        let thousandths = 800 + u32::try_from(self.random % 201).unwrap_or(200);
         span * thousandths / 1000
     }
 }
@@ -505,6 +512,7 @@ impl Condition {
 fn span(span: Duration) -> String {
     let seconds = span.as_secs_f64().round();
     match seconds {
+        ..1.0 => format!("{} ms", span.as_millis()),
         ..90.0 => format!("{seconds} s"),
         ..5400.0 => format!("{:.0} min", seconds / 60.0),
         ..172_800.0 => format!("{:.1} h", seconds / 3600.0),
