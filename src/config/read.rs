@@ -38,7 +38,7 @@ const SECTIONS: [(&str, &[&str]); 6] = [
             "catalogue_dir",
         ],
     ),
-    (http::SECTION, &http::KEYS),
+    (http::SECTION, http::KEYS),
 ];
 
 /// Most filters in one list: each is tried on every write.
@@ -153,8 +153,10 @@ impl Reader<'_> {
     fn unknown_keys(&mut self, root: &DeTable<'_>) {
         for (key, value) in root.iter() {
             let name = key.get_ref().as_ref();
-            let tables = tables(value).filter(|_| name == http::SECTION || keys_of(name).is_none() || value.get_ref().is_table());
-            match (keys_of(name).filter(|_| !name.is_empty()), tables) {
+            let known = keys_of(name).filter(|_| !name.is_empty());
+            // only one kind of section may be there many times
+            let tables = tables(value).filter(|_| name == http::SECTION || known.is_none() || value.get_ref().is_table());
+            match (known, tables) {
                 (Some(_), Some(tables)) => tables.iter().for_each(|(_, table)| self.unknown_in(name, table)),
                 (Some(_), None) => {
                     let text = format!("`{name}` is a section: write {} on a line of its own, and its keys below", title(name));

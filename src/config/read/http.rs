@@ -8,13 +8,13 @@ use toml::de::{DeTable, DeValue};
 use crate::bridge::filter::Filter;
 use crate::measure::options::Format;
 
-use super::super::given::GivenTarget;
+use super::super::given::{GivenTarget, Place};
 use super::super::url::Url;
 use super::{Parsed, Reader, boolean, checked, count, filters, must_be, number, parse, path, seconds, shown, tables};
 
 pub(super) const SECTION: &str = "http";
 
-pub(super) const KEYS: [&str; 15] = [
+pub(super) const KEYS: &[&str] = &[
     "name",
     "url",
     "format",
@@ -66,7 +66,7 @@ impl Reader<'_> {
             .collect()
     }
 
-    fn target(&mut self, place: super::Place, table: &DeTable<'_>, base: &Path) -> GivenTarget {
+    fn target(&mut self, place: Place, table: &DeTable<'_>, base: &Path) -> GivenTarget {
         let table = Some(table);
         let timeout = |value: &DeValue<'_>| seconds(value, TIMEOUT);
         let path = |value: &DeValue<'_>| path(value, base);
