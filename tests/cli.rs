@@ -183,6 +183,75 @@ fn what_check_prints_can_be_fed_back() {
 }
 
 #[test]
+fn check_says_where_measurements_go() {
+    let folder = Folder::new();
+    let ca = fixture("ca.pem");
+    folder.file("api-key", "hunter2\n");
+    let text = format!(
+        "[[http]]\nurl = \"https://backend.example/\"\napi_key_file = \"api-key\"\nca_file = \"{ca}\"\n\
+         [[http]]\nname = \"lines\"\nurl = \"http://192.168.1.2:8086/write\"\nformat = \"json-lines\"\nfilters = [\"battery/+/Soc\"]\n\
+         api_key_file = \"api-key\"\napi_key_header = \"Authorization\"\nupdate_interval = 0.5\n"
+    );
+    folder.file("c.toml", &text);
+    let (code, out, err) = run(&folder, &["check", "--config", "c.toml"]);
+    let exposed = "warn: c.toml:10: the API key crosses the network to 192.168.1.2 readable by anyone: use https\n";
+    assert_eq!((code, err.as_str()), (0, exposed));
+    let (_, targets) = out.split_once("\n[[http]]").unwrap();
+    let expected = r##"
+name = "1"
+url = "https://backend.example/api/victron/measurements"
+format = "victron-measurements"
+api_key_file = "api-key"  # the API key: ***
+api_key_header = "X-API-Key"
+timeout = 10
+connect_timeout = 5
+update_interval = 30
+# cerbo_serial is not set: it is the portal ID
+ca_file = "{ca}"
+gzip = false
+catch_up_rate = 5
+queue_records = 21000
+queue_bytes = 33554432
+
+[[http]]
+name = "lines"
+url = "http://192.168.1.2:8086/write"
+format = "json-lines"
+filters = ["battery/+/Soc"]
+api_key_file = "api-key"  # the API key: ***
+api_key_header = "Authorization"
+timeout = 10
+connect_timeout = 5
+update_interval = 0.5
+# cerbo_serial is not set: it is the portal ID
+gzip = false
+catch_up_rate = 5
+queue_records = 21000
+queue_bytes = 33554432
+"##;
+    assert_eq!(targets, expected.replace("{ca}", &ca));
+
+    folder.file("c2.toml", &out);
+    let (code, again, _) = run(&folder, &["check", "--config", "c2.toml"]);
+    assert_eq!((code, again), (0, out.replace("# from c.toml", "# from c2.toml")));
+}
+
+#[test]
+fn a_query_is_not_shown_and_not_fed_back_without() {
+    let folder = Folder::new();
+    let url = "url = \"https://backend.example/write?token=hunter2\"";
+    folder.file("c.toml", &format!("[http]\n{url}\nformat = \"json-lines\"\nfilters = [\"#\"]\n"));
+    let (code, out, err) = run(&folder, &["check", "--config", "c.toml"]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    let shown = "\n# url = \"https://backend.example/write\"  # what follows `?` is hidden: write the whole URL\n";
+    assert!(out.contains(shown) && !out.contains("hunter2"), "{out}");
+    folder.file("c2.toml", &out);
+    let (code, _, err) = run(&folder, &["check", "--config", "c2.toml"]);
+    assert_eq!((code, err.lines().count()), (78, 1), "{err}");
+    assert!(err.contains(": `url` is missing: "), "{err}");
+}
+
+#[test]
 fn check_warns() {
     let folder = Folder::new();
     let password = folder.file("password", "hunter2\n");
@@ -205,6 +274,16 @@ fn bad_configurations() {
     folder.file("empty.pem", "");
     let key = fixture("other.key");
     let cert = fixture("client.pem");
+    folder.file(
+        "http.toml",
+        "[[http]]\nurl = \"backend.example\"\n[[http]]\nupdate_intervall = 5\nurl = \"https://boat:hunter2@backend.example\"\n",
+    );
+    let http = [
+        "error: http.toml:2: `url`: has no scheme: write \"https://backend.example/…\"\n",
+        "error: http.toml:4: unknown key `update_intervall` in [[http]]; did you mean `update_interval`?\n",
+        "error: http.toml:5: `url`: must not contain a user or a password: write what the backend wants to see into a file of its own and \
+         name that as `api_key_file`\n",
+    ];
     folder.file("key.toml", &format!("[mqtt]\ncert_file = \"{cert}\"\nkey_file = \"{key}\"\n"));
     let both = [
         "error: bad.toml:2: unknown key `hots` in [mqtt]; did you mean `host`?\n",
@@ -213,6 +292,7 @@ fn bad_configurations() {
     let wrong_key = format!("error: {key}: the key does not belong to the certificate in {cert}; name the key it was made with\n");
     let table = [
         (&["--config", "bad.toml"][..], both.concat()),
+        (&["--config", "http.toml"], http.concat()),
         (
             &["--config", "none.toml"],
             "error: none.toml: cannot read the configuration: no such file; correct the path after --config\n".into(),

@@ -32,7 +32,7 @@ fn defaults() {
         gzip: false,
     };
     for head in ["[http]\n", "[[http]]\n", "http."] {
-        assert_eq!(targets(&format!("{head}url = \"https://backend.example\"")), [expected.clone()], "{head}");
+        assert_eq!(targets(&format!("{head}url = \"https://backend.example\"")), std::slice::from_ref(&expected), "{head}");
     }
     assert_eq!(targets("http = []"), []);
 }
