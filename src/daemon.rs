@@ -3,6 +3,8 @@
 //! Each turn takes what has happened on the bus (at most [`BUS_BUDGET`] messages, so that keep-alives and writes are never
 //! starved), at the broker and on the clock, gives it to the core, and carries out what the core wants. Nothing in a turn waits.
 
+mod once;
+
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::task::Poll;
@@ -12,7 +14,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::bridge::name::PortalId;
 use crate::bridge::topic::Address;
-use crate::bridge::{Bridge, Mode, Setup, Time};
+use crate::bridge::{Bridge, Mode, Publish, Setup, Time};
 use crate::bus::Watcher;
 use crate::bus::services::{ServiceEvent, Services, read_call};
 use crate::catalogue_files;
@@ -20,6 +22,8 @@ use crate::config::{BusAddress, Config};
 use crate::control::{self, Command, Control};
 use crate::device::catalogue::Catalogue;
 use crate::device::{self, BusEvent, Devices, registry};
+use crate::http::Http;
+use crate::measure::{self, Measures, Moment, Wall};
 use crate::mqtt::link::{Broker, Link, LinkEvent};
 use crate::portal;
 use crate::signals::{Signal, Signals};
@@ -27,6 +31,8 @@ use crate::store::Store;
 use crate::text::escape;
 use crate::tls;
 use crate::watch::Timer;
+
+pub use once::sample_once;
 
 /// Messages of the bus in one turn.
 const BUS_BUDGET: usize = 64;
@@ -39,6 +45,9 @@ const GOODBYE: Duration = Duration::from_millis(1700);
 
 /// The registry on disk is given this long at the end.
 const REMEMBER: Duration = Duration::from_millis(250);
+
+/// An answer that is under way is waited for so long at the end: what it is for would be posted twice.
+const LAST_ANSWER: Duration = Duration::from_millis(1000);
 
 /// Why the daemon ended.
 #[derive(Debug)]
@@ -87,6 +96,7 @@ async fn set_up(config: &Config) -> Result<Daemon, Ended> {
     let found = sources.find(async || watcher.system_serial().await).await.map_err(|error| Ended::Unready(error.to_string()))?;
     log::info!("the portal ID is {} (from {})", found.id, found.from);
     let broker = broker(config, &found.id).map_err(Ended::Unusable)?;
+    let http = Http::start(&config.http, &config.devices.state_dir).map_err(|error| Ended::Unusable(error.to_string()))?;
     let setup = Setup {
         portal: found.id.clone(),
         prefix: config.mqtt.prefix.clone(),
@@ -95,12 +105,21 @@ async fn set_up(config: &Config) -> Result<Daemon, Ended> {
         nonce: nonce(),
         verbosity: config.log_level.to_level().unwrap_or(log::Level::Error),
     };
+    let measures = Measures::new(measure::Setup {
+        portal: found.id.clone(),
+        prefix: config.mqtt.prefix.clone(),
+        targets: config.http.iter().map(|target| target.options.clone()).collect(),
+        seed: nonce(),
+        verbosity: setup.verbosity,
+    });
     allow_descriptors(config);
     let (store, control, devices) = set_up_devices(config, found.id, setup.verbosity);
     let timer = Timer::new().map_err(|error| Ended::Unready(format!("no timer: {error}")))?;
     Ok(Daemon {
         bridge: Bridge::new(setup),
         devices,
+        measures,
+        http,
         own_name: watcher.unique_name(),
         services: Services::new(&address),
         watcher,
@@ -156,6 +175,9 @@ fn set_up_devices(config: &Config, portal: PortalId, verbosity: log::Level) -> (
 struct Daemon {
     bridge: Bridge,
     devices: Devices,
+    measures: Measures,
+    /// What keeps and posts measurements.
+    http: Http,
     watcher: Watcher,
     /// The watcher's name on the bus.
     own_name: String,
@@ -178,6 +200,7 @@ enum Wake {
     Service(ServiceEvent),
     Link(LinkEvent),
     Order(control::Request),
+    Http(usize, measure::Event),
     Time,
 }
 
@@ -198,7 +221,8 @@ impl Daemon {
             let ended = match self.turn(signals).await {
                 Ok(None) => continue,
                 Ok(Some(Signal::Summary)) => {
-                    let lines = self.bridge.summary(self.now()).into_iter().chain(self.devices.summary());
+                    let now = self.now();
+                    let lines = self.bridge.summary(now).into_iter().chain(self.devices.summary()).chain(self.measures.summary(now));
                     lines.for_each(|line| log::info!("{line}"));
                     continue;
                 }
@@ -227,8 +251,8 @@ impl Daemon {
     /// Waits until something happens, and gives it to the core with everything else that has happened by then.
     async fn turn(&mut self, signals: &mut Signals) -> zbus::Result<Option<Signal>> {
         let (watcher, services, link, timer) = (&mut self.watcher, &mut self.services, &mut self.link, &mut self.timer);
-        let control = &mut self.control;
-        let due = [self.bridge.poll_timeout(), self.devices.poll_timeout()].into_iter().flatten().min();
+        let (control, http) = (&mut self.control, &mut self.http);
+        let due = [self.bridge.poll_timeout(), self.devices.poll_timeout(), self.measures.poll_timeout()].into_iter().flatten().min();
         let due = due.map(|time| self.began + time.after(Time::default()));
         let wake = tokio::select! {
             biased;
@@ -237,6 +261,7 @@ impl Daemon {
             event = services.next() => Wake::Service(event),
             event = link.next() => Wake::Link(event),
             order = next_order(control) => Wake::Order(order),
+            (target, event) = http.next() => Wake::Http(target, event),
             _ = timer.wait_until(due) => Wake::Time,
         };
         let now = self.now();
@@ -246,6 +271,7 @@ impl Daemon {
             Wake::Service(event) => self.serve(now, event),
             Wake::Order(order) => self.obey(now, order),
             Wake::Link(event) => self.take(now, event),
+            Wake::Http(target, event) => self.measures.event(Moment { now, wall: wall() }, target, event),
             Wake::Time => {}
         }
         self.take_bus(now).await?;
@@ -266,6 +292,9 @@ impl Daemon {
         }
         if self.devices.poll_timeout().is_some_and(|time| time <= now) {
             self.devices.handle_timeout(now);
+        }
+        if self.measures.poll_timeout().is_some_and(|time| time <= now) {
+            self.measures.handle_timeout(Moment { now, wall: wall() }, &self.bridge);
         }
         Ok(None)
     }
@@ -318,6 +347,7 @@ impl Daemon {
             LinkEvent::Up => {
                 self.bridge.link_up(now);
                 self.devices.link_up(now);
+                self.measures.link_up(now);
             }
             LinkEvent::Message { topic, payload, retained } => {
                 if !self.devices.message(now, &topic, &payload, retained) {
@@ -334,6 +364,7 @@ impl Daemon {
             LinkEvent::Down => {
                 self.bridge.link_down();
                 self.devices.link_down();
+                self.measures.link_down();
             }
             LinkEvent::Room => {}
         }
@@ -366,22 +397,37 @@ impl Daemon {
         while let Some(note) = self.devices.poll_note() {
             log::log!(target: "venus_mqtt::device", note.level, "{}", note.text);
         }
+        while let Some(note) = self.measures.poll_note() {
+            log::log!(target: "venus_mqtt::measure", note.level, "{}", note.text);
+        }
+        while let Some((target, command)) = self.measures.poll_command() {
+            self.http.command(target, command);
+        }
         while let Some(call) = self.bridge.poll_call().or_else(|| self.devices.poll_call()) {
             self.watcher.call(&call);
         }
         while let Some(command) = self.bridge.poll_link().or_else(|| self.devices.poll_link()) {
             self.link.command(command);
         }
-        if self.bridge.is_drained() && self.devices.is_drained() {
+        if self.is_drained(now) {
             return;
         }
         let unix = unix();
         while self.link.has_room()
-            && let Some(publish) = self.devices.poll_publish().or_else(|| self.bridge.poll_publish(now, unix))
+            && let Some(publish) = self.poll_publish(now, unix)
         {
             self.link.publish(&publish);
         }
         self.link.flush();
+    }
+
+    fn is_drained(&self, now: Time) -> bool {
+        self.bridge.is_drained() && self.devices.is_drained() && self.measures.is_drained(now)
+    }
+
+    fn poll_publish(&mut self, now: Time, unix: u64) -> Option<Publish> {
+        let beside = self.devices.poll_publish().or_else(|| self.measures.poll_publish(now));
+        beside.or_else(|| self.bridge.poll_publish(now, unix))
     }
 
     /// What proxies write to services of others.
@@ -413,20 +459,25 @@ impl Daemon {
         let now = self.now();
         self.bridge.shut_down(now);
         self.devices.shut_down();
+        self.measures.shut_down(now);
         let deadline = Instant::now() + GOODBYE;
+        let last_answer = Instant::now() + LAST_ANSWER;
         let (mut said, mut linked) = (false, true);
         loop {
             self.carry_out();
-            if self.bridge.is_drained() && !said {
+            let answering = self.measures.is_posting() && Instant::now() < last_answer;
+            if self.bridge.is_drained() && self.measures.is_drained(self.now()) && !said {
                 said = self.link.disconnect();
                 linked = said;
             }
             // whoever comes next, and be it ourselves, finds the names free
-            if !linked && self.services.is_empty() {
+            if !linked && self.services.is_empty() && !answering {
                 return;
             }
-            let turn = tokio::time::timeout_at(deadline.into(), self.turn(signals)).await;
+            let until = if answering { last_answer } else { deadline };
+            let turn = tokio::time::timeout_at(until.into(), self.turn(signals)).await;
             match turn {
+                Err(_) if answering => {}
                 // a second wish to stop is a wish for haste
                 Ok(Ok(Some(Signal::Stop)) | Err(_)) => return,
                 Err(_) => return log::warn!("the broker takes nothing: leaving without a good-bye"),
@@ -439,6 +490,7 @@ impl Daemon {
     /// The last word of the registry, with when each device was last heard.
     async fn remember(mut self) {
         let now = self.now();
+        let _ = tokio::time::timeout(REMEMBER, self.http.finish()).await;
         if let Some(mut store) = self.store.take() {
             store.save(registry::print(&self.devices.list(now, unix())));
             let _ = tokio::time::timeout(REMEMBER, store.finish()).await;
@@ -481,6 +533,12 @@ fn broker(config: &Config, portal: &PortalId) -> Result<Broker, String> {
 /// Seconds since 1970, as far as the clock knows.
 fn unix() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+/// The time of day, as far as the clock knows.
+fn wall() -> Wall {
+    let micros = SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|time| i64::try_from(time.as_micros()).ok());
+    Wall::from_micros(micros.unwrap_or(0))
 }
 
 /// A number that no other process has.
