@@ -96,7 +96,7 @@ impl Poster {
         Ok(Self {
             agent: config.new_agent(),
             uri,
-            key: key(target)?,
+            key: target.api_key.as_ref().map(|key| secret_header(&target.api_key_header, key.reveal())).transpose()?,
             gzip: target.gzip,
             own_roots: target.ca_file.is_some(),
             timeout: target.timeout,
@@ -285,12 +285,11 @@ impl fmt::Display for PosterError {
     }
 }
 
-fn key(target: &HttpTarget) -> Result<Option<(HeaderName, HeaderValue)>, PosterError> {
-    let Some(key) = &target.api_key else { return Ok(None) };
-    let name = target.api_key_header.parse().map_err(|_| PosterError::Key)?;
-    let mut value = HeaderValue::from_str(key.reveal()).map_err(|_| PosterError::Key)?;
+fn secret_header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), PosterError> {
+    let name = name.parse().map_err(|_| PosterError::Key)?;
+    let mut value = HeaderValue::from_str(value).map_err(|_| PosterError::Key)?;
     value.set_sensitive(true);
-    Ok(Some((name, value)))
+    Ok((name, value))
 }
 
 fn gzip(body: &[u8]) -> Vec<u8> {
@@ -339,3 +338,6 @@ fn day(time: UnixTime) -> String {
     let time = i64::try_from(time.as_secs()).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
     time.map_or_else(|| "?".into(), |time| time.strftime("%F").to_string())
 }
+
+#[cfg(test)]
+mod tests;
