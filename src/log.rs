@@ -3,7 +3,7 @@
 //! Promises: what peers say can neither forge a line (control characters are escaped) nor flood one (cut at 1,000
 //! characters); a closed stderr ends nothing; a stderr that nobody reads costs a tenth of a second once, then lines are
 //! dropped and counted until it is read again. Libraries are heard from `warn` on, unless the level is `debug` or `trace`,
-//! and named. Installed by `cli`; everyone else uses the macros of the crate `log`.
+//! and named; those that tell secrets there are not. Installed by `cli`; everyone else uses the macros of the crate `log`.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
@@ -26,6 +26,9 @@ const PATIENCE_MS: u16 = 100;
 
 /// Our own records have targets that begin so.
 const OWN_TARGET: &str = env!("CARGO_CRATE_NAME");
+
+/// They log whole requests, keys included: heard from `warn` on, whatever the level.
+const TALKATIVE: [&str; 2] = ["ureq", "ureq_proto"];
 
 /// Installs the logger; call it once, at the start. Panics are logged too, as one line.
 pub fn install(level: LevelFilter) {
@@ -94,11 +97,17 @@ impl Log for Logger {
 
 /// Whether a record is logged at all.
 fn passes(target: &str, level: Level, max: LevelFilter) -> bool {
-    if is_own(target) || max >= LevelFilter::Debug { level <= max } else { level <= max && level <= Level::Warn }
+    let all = is_own(target) || (max >= LevelFilter::Debug && !TALKATIVE.iter().any(|name| is_of(target, name)));
+    level <= max && (all || level <= Level::Warn)
 }
 
 fn is_own(target: &str) -> bool {
-    target.strip_prefix(OWN_TARGET).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    is_of(target, OWN_TARGET)
+}
+
+/// Whether a record is from the library of that name.
+fn is_of(target: &str, name: &str) -> bool {
+    target.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
 /// Stderr, or what stands for it in a test.
@@ -194,7 +203,7 @@ mod tests {
 
     #[test]
     fn who_is_heard() {
-        use Level::{Debug, Error, Info, Warn};
+        use Level::{Debug, Error, Info, Trace, Warn};
         let table = [
             ("venus_mqtt::daemon", Info, LevelFilter::Info, true),
             ("venus_mqtt", Error, LevelFilter::Error, true),
@@ -205,6 +214,11 @@ mod tests {
             ("rumqttc_v4_next::state", Warn, LevelFilter::Error, false),
             ("rumqttc_v4_next::state", Debug, LevelFilter::Debug, true),
             ("rustls::client", Debug, LevelFilter::Trace, true),
+            ("ureq::run", Debug, LevelFilter::Trace, false),
+            ("ureq_proto::util", Trace, LevelFilter::Trace, false),
+            ("ureq", Info, LevelFilter::Trace, false),
+            ("ureq::pool", Warn, LevelFilter::Trace, true),
+            ("ureq_other", Trace, LevelFilter::Trace, true),
         ];
         for (target, level, max, expected) in table {
             assert_eq!(passes(target, level, max), expected, "{target} {level} {max}");
