@@ -47,6 +47,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use localsettings::LocalSettings;
+use transcripts::expect;
 use venus_mqtt::bridge::filter::Filter;
 use venus_mqtt::bridge::name::PortalId;
 use venus_mqtt::bridge::options::{Access, Options as BridgeOptions};
@@ -559,28 +560,6 @@ fn devices(chosen: &Chosen, disk: Option<&str>) -> Devices {
 
 fn error(name: &str) -> Reply {
     Reply::Error { name: format!("org.freedesktop.DBus.Error.{name}"), text: "no".into() }
-}
-
-fn expect(queue: &mut VecDeque<String>, expected: &str) -> Result<(), String> {
-    match queue.pop_front() {
-        Some(came) if is_like(&came, expected) => Ok(()),
-        Some(came) => Err(format!("came instead: {came}\n    then: {queue:#?}")),
-        None => Err("nothing came".into()),
-    }
-}
-
-/// Whether a text is what is expected, where a `…` stands for anything.
-fn is_like(text: &str, expected: &str) -> bool {
-    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let mut parts: Vec<&str> = expected.split('…').map(str::trim).collect();
-    let last = parts.pop().unwrap();
-    let Some((first, middle)) = parts.split_first() else { return text == expected };
-    let Some(mut rest) = text.strip_prefix(first) else { return false };
-    for part in middle {
-        let Some(at) = rest.find(part) else { return false };
-        rest = &rest[at + part.len()..];
-    }
-    rest.ends_with(last)
 }
 
 fn json(value: &Value) -> String {

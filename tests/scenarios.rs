@@ -24,16 +24,20 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "transcripts/items.rs"]
+mod items;
 mod transcripts;
 
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
+use items::{read_item, read_items, read_value};
+use transcripts::expect;
 use venus_mqtt::bridge::filter::Filter;
 use venus_mqtt::bridge::limits;
 use venus_mqtt::bridge::name::PortalId;
 use venus_mqtt::bridge::options::{Access, AlwaysOn, Enabled, Options};
-use venus_mqtt::bridge::value::{Value, parse_payload};
+use venus_mqtt::bridge::value::Value;
 use venus_mqtt::bridge::{Bridge, BusCall, Change, LinkCommand, Method, Publish, Reply, Setup, Time};
 
 const PORTAL: &str = "c0619ab1c2d3";
@@ -273,47 +277,6 @@ impl Stage {
         let left: Vec<_> = self.published.iter().chain(&self.calls).chain(&self.link).collect();
         if left.is_empty() { Ok(()) } else { Err(format!("before that, this was not expected: {left:#?}")) }
     }
-}
-
-fn expect(queue: &mut VecDeque<String>, expected: &str) -> Result<(), String> {
-    match queue.pop_front() {
-        Some(came) if came == expected => Ok(()),
-        Some(came) => Err(format!("came instead: {came}\n    then: {queue:#?}")),
-        None => Err("nothing came".into()),
-    }
-}
-
-fn read_items(items: &[&str]) -> Result<Vec<(String, Change)>, String> {
-    items.iter().map(|item| read_item(item)).collect()
-}
-
-/// `/Path=1;min=0;max=5`, or `/Path;min=0` without a value.
-fn read_item(text: &str) -> Result<(String, Change), String> {
-    let mut parts = text.split(';');
-    let first = parts.next().unwrap_or_default();
-    let mut change = Change::default();
-    let path = match first.split_once('=') {
-        Some((path, value)) => {
-            change.value = Some(read_value(value)?);
-            path
-        }
-        None => first,
-    };
-    for part in parts {
-        let (key, value) = part.split_once('=').ok_or("key=value")?;
-        let value = Some(read_value(value)?);
-        match key {
-            "min" => change.min = value,
-            "max" => change.max = value,
-            "default" => change.default = value,
-            _ => return Err(format!("no such limit: {key}")),
-        }
-    }
-    Ok((path.to_owned(), change))
-}
-
-fn read_value(json: &str) -> Result<Value, String> {
-    parse_payload(format!("{{\"value\":{json}}}").as_bytes()).map_err(|error| error.to_string())
 }
 
 fn print(value: &Value) -> String {

@@ -1,5 +1,6 @@
-//! What the players of transcripts share: finding them, telling which line failed, and the words for time.
+//! What the players of transcripts share: finding them, telling which line failed, what is expected, and the words for time.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
@@ -21,13 +22,39 @@ pub fn play_all(folder: &str, play: impl Fn(&str) -> Result<(), String>) {
     assert!(failed.is_empty(), "\n{failed}");
 }
 
-/// `61s`, `200ms`
+/// Takes what came first, which must be what is expected.
+pub fn expect(queue: &mut VecDeque<String>, expected: &str) -> Result<(), String> {
+    match queue.pop_front() {
+        Some(came) if is_like(&came, expected) => Ok(()),
+        Some(came) => Err(format!("came instead: {came}\n    then: {queue:#?}")),
+        None => Err("nothing came".into()),
+    }
+}
+
+/// Whether a text is what is expected, where a `…` stands for anything.
+pub fn is_like(text: &str, expected: &str) -> bool {
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut parts: Vec<&str> = expected.split('…').map(str::trim).collect();
+    let last = parts.pop().unwrap();
+    let Some((first, middle)) = parts.split_first() else { return text == expected };
+    let Some(mut rest) = text.strip_prefix(first) else { return false };
+    for part in middle {
+        let Some(at) = rest.find(part) else { return false };
+        rest = &rest[at + part.len()..];
+    }
+    rest.ends_with(last)
+}
+
+/// `61s`, `200ms`, `58us`, `15min`, `1h`
 pub fn span(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(text.find(|c: char| c.is_alphabetic()).ok_or("a unit is missing")?);
     let number: u64 = number.parse().map_err(|_| "no number")?;
     match unit {
+        "h" => Ok(Duration::from_secs(number * 3600)),
+        "min" => Ok(Duration::from_secs(number * 60)),
         "s" => Ok(Duration::from_secs(number)),
         "ms" => Ok(Duration::from_millis(number)),
+        "us" => Ok(Duration::from_micros(number)),
         _ => Err(format!("no unit: {unit}")),
     }
 }

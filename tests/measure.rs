@@ -1,0 +1,532 @@
+//! Plays the transcripts of `tests/measure` against the core of measurements, in virtual time.
+//!
+//! A transcript starts on 30 October 2025 at 15:27:00, with one portal ID, `c0619ab1c2d3`, a connected broker, an empty bus, an empty
+//! disk, and one target: `1`, at https://solar.example. Each line is something that happens, or something that must come of it:
+//!
+//! ```text
+//! setup   key=value …                  options, in the first lines only: prefix, link=down, clock=DATETIME; and of the target: name,
+//!                                      format, filters, interval, serial, catch_up_rate, queue_records, queue_bytes; `target=another`: from here
+//!                                      on of one more, which is named by its number
+//! bus     + NAME OWNER                 a name gets an owner            bus - NAME OWNER   and loses it
+//! bus     < items OWNER /Path=JSON …   the answer to its GetItems      bus < changed OWNER /Path=JSON …   ItemsChanged
+//! time    + 61s                        time passes on both clocks, timer by timer
+//! time      late 3s                    time passes in which nothing is served; timers are with the next `time + …`
+//! time      early                      what timers serve is asked for before its time
+//! clock   = 2025-10-30T15:00:00        somebody sets the clock         clock + 1h, clock - 10s   forth and back
+//! http    > TARGET 15:27:30            a post that must come next: what was measured then
+//! http    > TARGET BODY                or what it says
+//! http    < [TARGET] ANSWER            the backend answers: `201`, `429 retry-after=7s`, `302 location=https://…`, `200 type=text/html`, each
+//!                                      with a body behind it if there is one; or `failed WHY`, when no answer has come
+//! http      always ANSWER              every target's posts are answered so, at once, from here on; http by hand: no longer
+//! disk      hangs                      what it is to do waits          disk takes   it is done, and the rest at once again
+//! disk      spoils 15:27:30            what was measured then cannot be read any more
+//! disk    = 15:27:30 15:28:00          what is kept, oldest first; `disk = nothing`, `disk = 64 measurements`
+//! disk    > sync                       a power cut is to take nothing from here on
+//! disk    > keep|forget 15:27:30       with `show disk`
+//! mqtt      up, mqtt down              the connection to the broker
+//! mqtt    > TOPIC PAYLOAD retained     with `show status`: a message that must come next; (empty) is a payload of nothing
+//! log     > LEVEL text                 the next line above debug, or a line at debug that must have been written since the last event
+//! daemon    ends                       it is told to end
+//! daemon    starts [key=value …]       another one starts with what is on disk and, if so, with other options
+//! daemon    dies                       and another one starts; `daemon loses power`: and what was not brought to the flash
+//! daemon    reports                    the lines that it writes on request: at info
+//! show      status|disk                these are expected line by line from here on; otherwise they are not looked at
+//! hide      posts                      these are not looked at from here on; otherwise they are expected
+//! ```
+//!
+//! A `…` stands for any text. Everything that comes out and is not named by a line is a mistake: every log line above debug, too.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+#[path = "transcripts/items.rs"]
+mod items;
+mod transcripts;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::time::Duration;
+
+use items::read_items;
+use transcripts::{expect, is_like, span};
+use venus_mqtt::bridge::filter::Filter;
+use venus_mqtt::bridge::name::PortalId;
+use venus_mqtt::bridge::options::{Enabled, Options as BridgeOptions};
+use venus_mqtt::bridge::{Bridge, BusCall, Change, Method, Publish, Reply, Setup as BridgeSetup, Time};
+use venus_mqtt::measure::options::{Format, Options};
+use venus_mqtt::measure::{Answer, Command, Entry, Event, Measures, Moment, Outcome, Setup, Wall};
+
+const PORTAL: &str = "c0619ab1c2d3";
+const START: &str = "2025-10-30T15:27:00";
+
+#[test]
+fn transcripts() {
+    transcripts::play_all("measure", play);
+}
+
+fn play(text: &str) -> Result<(), String> {
+    let mut stage = None;
+    let mut chosen = Chosen::default();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let at = |error: String| format!("line {}: {line}\n    {error}", number + 1);
+        if let Some(settings) = line.strip_prefix("setup ") {
+            settings.split_whitespace().try_for_each(|setting| chosen.set(setting)).map_err(at)?;
+            continue;
+        }
+        stage.get_or_insert_with(|| Stage::new(chosen.clone())).line(line).map_err(at)?;
+    }
+    stage.ok_or("nothing happens")?.nothing_left()
+}
+
+/// What a transcript chooses.
+#[derive(Clone)]
+struct Chosen {
+    prefix: String,
+    is_linked: bool,
+    clock: i64,
+    targets: Vec<Options>,
+}
+
+impl Default for Chosen {
+    fn default() -> Self {
+        Self { prefix: String::new(), is_linked: true, clock: micros(START).unwrap(), targets: vec![target(1)] }
+    }
+}
+
+fn target(number: usize) -> Options {
+    Options {
+        name: number.to_string().into(),
+        host: "https://solar.example".into(),
+        format: Format::VictronMeasurements,
+        update_interval: Duration::from_secs(30),
+        cerbo_serial: None,
+        catch_up_rate: 5.0,
+        queue_records: 21_000,
+        queue_bytes: 32 * 1024 * 1024,
+    }
+}
+
+impl Chosen {
+    fn set(&mut self, setting: &str) -> Result<(), String> {
+        let (key, value) = setting.split_once('=').ok_or("key=value")?;
+        let number = || value.parse::<usize>().map_err(|e| e.to_string());
+        let filters = || value.split(',').map(|text| Filter::parse(text).map_err(|e| e.to_string())).collect::<Result<Vec<_>, _>>();
+        let next = self.targets.len() + 1;
+        let target = self.targets.last_mut().unwrap();
+        match (key, value) {
+            ("prefix", _) => self.prefix = format!("{value}/"),
+            ("link", "down") => self.is_linked = false,
+            ("clock", _) => self.clock = micros(value)?,
+            ("target", "another") => self.targets.push(self::target(next)),
+            ("name", _) => target.name = value.into(),
+            ("format", "json-lines") => target.format = Format::JsonLines(Vec::new()),
+            ("filters", _) => target.format = Format::JsonLines(filters()?),
+            ("interval", _) => target.update_interval = span(value)?,
+            ("serial", _) => target.cerbo_serial = Some(value.into()),
+            ("catch_up_rate", _) => target.catch_up_rate = value.parse().map_err(|_| "no number")?,
+            ("queue_records", _) => target.queue_records = number()?,
+            ("queue_bytes", _) => target.queue_bytes = number()? as u64,
+            _ => return Err(format!("no such setting: {setting}")),
+        }
+        Ok(())
+    }
+}
+
+/// The disk of one target: it does what it is told in that order, and at once unless it hangs.
+#[derive(Default)]
+struct Disk {
+    kept: BTreeMap<u64, Vec<u8>>,
+    next_seq: u64,
+    /// All before is on the flash.
+    synced: u64,
+    spoiled: BTreeSet<u64>,
+    hangs: bool,
+    waiting: VecDeque<Command>,
+}
+
+struct Stage {
+    chosen: Chosen,
+    bridge: Bridge,
+    measures: Measures,
+    elapsed: Duration,
+    /// What the clock shows more than has elapsed, in microseconds.
+    clock: i64,
+    disks: Vec<Disk>,
+    /// What the backends are dealing with.
+    posting: Vec<Option<u64>>,
+    always: Option<Outcome>,
+    /// GetItems that have not been answered: owner and serial.
+    open: Vec<(String, u32)>,
+    /// The target, what was measured when, and what it says.
+    posts: VecDeque<(String, String, String)>,
+    done: VecDeque<String>,
+    published: VecDeque<String>,
+    logged: VecDeque<String>,
+    debug: Vec<String>,
+    shown: HashSet<String>,
+}
+
+impl Stage {
+    fn new(chosen: Chosen) -> Self {
+        let portal = PortalId::parse(PORTAL).unwrap();
+        let options = BridgeOptions { enabled: Enabled::Yes, ..BridgeOptions::default() };
+        let bridge =
+            Bridge::new(BridgeSetup { portal, prefix: String::new(), options, beside: false, nonce: 1, verbosity: log::Level::Debug });
+        let mut stage = Self {
+            bridge,
+            measures: measures(&chosen),
+            elapsed: Duration::ZERO,
+            clock: chosen.clock,
+            disks: chosen.targets.iter().map(|_| Disk::default()).collect(),
+            posting: vec![None; chosen.targets.len()],
+            chosen,
+            always: None,
+            open: Vec::new(),
+            posts: VecDeque::new(),
+            done: VecDeque::new(),
+            published: VecDeque::new(),
+            logged: VecDeque::new(),
+            debug: Vec::new(),
+            shown: HashSet::from(["posts".into()]),
+        };
+        stage.bridge.bus_up(stage.now());
+        let names = stage.bridge.poll_call().unwrap().id;
+        stage.bridge.reply(stage.now(), names, Reply::Names(vec!["org.freedesktop.DBus".into()]));
+        stage.start();
+        stage
+    }
+
+    fn start(&mut self) {
+        self.measures = measures(&self.chosen);
+        if self.chosen.is_linked {
+            self.measures.link_up(self.now());
+        }
+        for n in 0..self.disks.len() {
+            self.posting[n] = None;
+            let disk = &mut self.disks[n];
+            disk.waiting.clear();
+            let entries = disk.kept.iter().map(|(seq, body)| Entry { seq: *seq, len: u32::try_from(body.len()).unwrap() }).collect();
+            let event = Event::Opened { entries, next_seq: disk.next_seq };
+            self.measures.event(self.moment(), n, event);
+        }
+        self.pump();
+    }
+
+    fn now(&self) -> Time {
+        Time::since_start(self.elapsed)
+    }
+
+    fn moment(&self) -> Moment {
+        let elapsed = i64::try_from(self.elapsed.as_micros()).unwrap();
+        Moment { now: self.now(), wall: Wall::from_micros(self.clock + elapsed) }
+    }
+
+    fn line(&mut self, line: &str) -> Result<(), String> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let is_expectation = matches!(words[..], ["http" | "disk" | "mqtt" | "log", ">", ..] | ["disk", "=", ..]);
+        if !is_expectation {
+            self.nothing_left()?;
+            self.debug.clear();
+        }
+        match &words[..] {
+            ["bus", words @ ..] => self.bus(words)?,
+            ["http", words @ ..] => self.http(words)?,
+            ["disk", words @ ..] => self.disk(words)?,
+            ["daemon", words @ ..] => self.daemon(words)?,
+            ["time", "+", amount] => self.pass(span(amount)?)?,
+            ["time", "late", amount] => self.elapsed += span(amount)?,
+            ["time", "early"] => self.measures.handle_timeout(self.moment(), &self.bridge),
+            ["clock", "=", time] => self.clock = micros(time)? - i64::try_from(self.elapsed.as_micros()).unwrap(),
+            ["clock", "+", amount] => self.clock += i64::try_from(span(amount)?.as_micros()).unwrap(),
+            ["clock", "-", amount] => self.clock -= i64::try_from(span(amount)?.as_micros()).unwrap(),
+            ["mqtt", "up"] => self.measures.link_up(self.now()),
+            ["mqtt", "down"] => self.measures.link_down(),
+            ["mqtt", ">", rest @ ..] => expect(&mut self.published, &rest.join(" "))?,
+            ["log", ">", "debug", text @ ..] => {
+                if !self.debug.iter().any(|line| is_like(line, &text.join(" "))) {
+                    return Err(format!("not in the log: {:#?}", self.debug));
+                }
+            }
+            ["log", ">", rest @ ..] => expect(&mut self.logged, &rest.join(" "))?,
+            ["show", what] => drop(self.shown.insert((*what).to_owned())),
+            ["hide", what] => drop(self.shown.remove(*what)),
+            _ => return Err("not understood".into()),
+        }
+        self.pump();
+        Ok(())
+    }
+
+    fn bus(&mut self, words: &[&str]) -> Result<(), String> {
+        let now = self.now();
+        match words {
+            ["+", name, owner] => self.bridge.name_owner_changed(now, name, "", owner),
+            ["-", name, owner] => self.bridge.name_owner_changed(now, name, owner, ""),
+            ["<", "items", owner, items @ ..] => {
+                let asked = self.open.iter().position(|(to, _)| to == owner).ok_or("nobody has asked")?;
+                let (_, serial) = self.open.remove(asked);
+                self.bridge.reply(now, serial, Reply::Items(read_whole_items(items)?));
+            }
+            ["<", "changed", owner, items @ ..] => {
+                let mut changes = self.bridge.changes(now, owner).ok_or("nobody knows it")?;
+                for (path, change) in read_whole_items(items)? {
+                    changes.item(&path, change);
+                }
+            }
+            _ => return Err("not understood".into()),
+        }
+        Ok(())
+    }
+
+    fn http(&mut self, words: &[&str]) -> Result<(), String> {
+        match words {
+            [">", target, expected @ ..] => {
+                let expected = expected.join(" ");
+                let (of, time, body) = self.posts.pop_front().ok_or("nothing came")?;
+                let has_come = of == *target && (time == expected || is_like(&body, &expected));
+                if !has_come {
+                    return Err(format!("came instead: {of} {time} {body}\n    then: {:#?}", self.posts));
+                }
+            }
+            ["<", answer @ ..] => {
+                let (n, answer) = match self.chosen.targets.iter().position(|target| *target.name == *answer[0]) {
+                    Some(n) => (n, &answer[1..]),
+                    None => (0, answer),
+                };
+                self.posting[n].take().ok_or("nothing was posted")?;
+                self.measures.event(self.moment(), n, Event::Posted(outcome(answer)?));
+            }
+            ["always", answer @ ..] => {
+                self.always = Some(outcome(answer)?);
+                for n in 0..self.posting.len() {
+                    if self.posting[n].take().is_some() {
+                        self.measures.event(self.moment(), n, Event::Posted(outcome(answer)?));
+                    }
+                }
+            }
+            ["by", "hand"] => self.always = None,
+            _ => return Err("not understood".into()),
+        }
+        Ok(())
+    }
+
+    /// There is one disk in these transcripts: that of the first target.
+    fn disk(&mut self, words: &[&str]) -> Result<(), String> {
+        let disk = &mut self.disks[0];
+        match words {
+            ["hangs"] => disk.hangs = true,
+            ["takes"] => {
+                disk.hangs = false;
+                for command in std::mem::take(&mut disk.waiting) {
+                    self.carry_out(0, command);
+                }
+            }
+            ["spoils", time] => {
+                let (seq, _) = disk.kept.iter().find(|(_, body)| time_of(body) == *time).ok_or("it is not kept")?;
+                disk.spoiled.insert(*seq);
+            }
+            [">", rest @ ..] => expect(&mut self.done, &rest.join(" "))?,
+            ["=", expected @ ..] => {
+                let kept: Vec<String> = disk.kept.values().map(|body| time_of(body)).collect();
+                let is_so = match expected {
+                    ["nothing"] => kept.is_empty(),
+                    [count, "measurements"] => *count == kept.len().to_string(),
+                    times => kept == times,
+                };
+                if !is_so {
+                    return Err(format!("there are {}: {kept:?}", kept.len()));
+                }
+            }
+            _ => return Err("not understood".into()),
+        }
+        Ok(())
+    }
+
+    fn daemon(&mut self, words: &[&str]) -> Result<(), String> {
+        match words {
+            ["ends"] => self.measures.shut_down(self.now()),
+            ["starts", settings @ ..] => {
+                settings.iter().try_for_each(|setting| self.chosen.set(setting))?;
+                self.start();
+            }
+            ["dies"] => self.start(),
+            ["loses", "power"] => {
+                for disk in &mut self.disks {
+                    disk.kept.split_off(&disk.synced);
+                }
+                self.start();
+            }
+            ["reports"] => self.logged.extend(self.measures.summary(self.now()).map(|line| format!("info {line}"))),
+            _ => return Err("not understood".into()),
+        }
+        Ok(())
+    }
+
+    fn pass(&mut self, amount: Duration) -> Result<(), String> {
+        let end = self.elapsed + amount;
+        let mut turns = 0;
+        while let Some(due) = self.bridge.poll_timeout().into_iter().chain(self.measures.poll_timeout()).min()
+            && due <= Time::since_start(end)
+        {
+            self.elapsed = self.elapsed.max(due.after(Time::default()));
+            let is_due = |due: Option<Time>| due.is_some_and(|due| due <= Time::since_start(self.elapsed));
+            if is_due(self.bridge.poll_timeout()) {
+                self.bridge.handle_timeout(self.now());
+            }
+            if is_due(self.measures.poll_timeout()) {
+                self.measures.handle_timeout(self.moment(), &self.bridge);
+            }
+            self.pump();
+            if self.measures.poll_timeout().is_some_and(|due| due <= self.now()) {
+                return Err("it never comes to rest".into());
+            }
+            turns += 1;
+            assert!(turns < 1_000_000, "it never comes to rest");
+        }
+        self.elapsed = end;
+        Ok(())
+    }
+
+    fn pump(&mut self) {
+        self.pump_bridge();
+        let mut turns = 0;
+        while let Some((n, command)) = self.measures.poll_command() {
+            turns += 1;
+            assert!(turns < 10_000, "it never comes to rest");
+            if self.disks[n].hangs {
+                self.disks[n].waiting.push_back(command);
+            } else {
+                self.carry_out(n, command);
+            }
+        }
+        while let Some(note) = self.measures.poll_note() {
+            match note.level {
+                log::Level::Debug => self.debug.push(note.text),
+                level => self.logged.push_back(format!("{} {}", level.as_str().to_lowercase(), note.text)),
+            }
+        }
+        while let Some(Publish { topic, payload, retain }) = self.measures.poll_publish(self.now()) {
+            let payload = if payload.is_empty() { "(empty)".into() } else { String::from_utf8(payload).unwrap() };
+            if self.shown.contains("status") {
+                self.published.push_back(format!("{topic} {payload}{}", if retain { " retained" } else { "" }));
+            }
+        }
+    }
+
+    /// The other tests look at what the bridge says.
+    fn pump_bridge(&mut self) {
+        while let Some(BusCall { id, destination, method, .. }) = self.bridge.poll_call() {
+            if matches!(method, Method::GetItems) {
+                self.open.push((destination.into(), id));
+            }
+        }
+        while self.bridge.poll_note().is_some() {}
+        while self.bridge.poll_link().is_some() {}
+        while self.bridge.poll_publish(self.now(), 0).is_some() {}
+    }
+
+    fn carry_out(&mut self, n: usize, command: Command) {
+        let disk = &mut self.disks[n];
+        let is_shown = self.shown.contains("disk") && n == 0;
+        let (done, event) = match command {
+            Command::Append { seq, body } => {
+                assert!(seq >= disk.next_seq, "number {seq} has been given away");
+                let done = format!("keep {}", time_of(&body));
+                disk.next_seq = seq + 1;
+                disk.kept.insert(seq, body);
+                (Some(done).filter(|_| is_shown), Some(Event::Stored(seq)))
+            }
+            Command::Forget { through } => {
+                let needed = disk.kept.split_off(&(through + 1));
+                let forgotten = std::mem::replace(&mut disk.kept, needed);
+                let (_, last) = forgotten.last_key_value().expect("there is something to forget");
+                (Some(format!("forget {}", time_of(last))).filter(|_| is_shown), None)
+            }
+            Command::Sync => {
+                disk.synced = disk.next_seq;
+                (Some("sync".into()).filter(|_| n == 0), None)
+            }
+            Command::Post(seq) => {
+                let event = if disk.spoiled.contains(&seq) { Some(Event::Lost(seq)) } else { self.post(n, seq) };
+                (None, event)
+            }
+        };
+        self.done.extend(done);
+        if let Some(event) = event {
+            self.measures.event(self.moment(), n, event);
+        }
+    }
+
+    fn post(&mut self, n: usize, seq: u64) -> Option<Event> {
+        let Options { name, format, .. } = &self.chosen.targets[n];
+        let body = self.disks[n].kept.get(&seq).expect("only what is kept is posted");
+        assert_eq!(body.ends_with(b"\n"), matches!(format, Format::JsonLines(_)), "one line, or none");
+        if self.shown.contains("posts") {
+            self.posts.push_back((name.to_string(), time_of(body), String::from_utf8(body.clone()).unwrap()));
+        }
+        if let Some(outcome) = &self.always {
+            return Some(Event::Posted(outcome.clone()));
+        }
+        let before = self.posting[n].replace(seq);
+        assert!(before.is_none(), "one at a time");
+        None
+    }
+
+    fn nothing_left(&self) -> Result<(), String> {
+        let queues = [&self.done, &self.published, &self.logged];
+        let posts = self.posts.iter().map(|(target, time, body)| format!("http > {target} {time}: {body}"));
+        let left: Vec<_> = queues.into_iter().flatten().cloned().chain(posts).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("before that, this was not expected: {left:#?}")) }
+    }
+}
+
+fn measures(chosen: &Chosen) -> Measures {
+    Measures::new(Setup {
+        portal: PortalId::parse(PORTAL).unwrap(),
+        prefix: chosen.prefix.clone(),
+        targets: chosen.targets.clone(),
+        seed: 1,
+        verbosity: log::Level::Debug,
+    })
+}
+
+/// Texts of items may have spaces.
+fn read_whole_items(words: &[&str]) -> Result<Vec<(String, Change)>, String> {
+    let text = words.join(" ");
+    let items: Vec<String> = text.split(" /").enumerate().map(|(n, item)| if n == 0 { item.into() } else { format!("/{item}") }).collect();
+    read_items(&items.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+fn outcome(words: &[&str]) -> Result<Outcome, String> {
+    if let ["failed", why @ ..] = words {
+        return Ok(Outcome::Failed(why.join(" ")));
+    }
+    let [status, rest @ ..] = words else { return Err("an answer is missing".into()) };
+    let mut answer = Answer { status: status.parse().map_err(|_| "no status")?, ..Answer::default() };
+    for (n, word) in rest.iter().enumerate() {
+        match word.split_once('=') {
+            Some(("retry-after", after)) => answer.retry_after = Some(span(after)?),
+            Some(("type", kind)) => answer.content_type = kind.into(),
+            Some(("location", place)) => answer.location = Some(place.into()),
+            _ => {
+                answer.body = rest[n..].join(" ").into();
+                break;
+            }
+        }
+    }
+    Ok(Outcome::Answer(answer))
+}
+
+/// `2025-10-30T15:27:33.058551`
+fn micros(time: &str) -> Result<i64, String> {
+    let time: jiff::Timestamp = format!("{time}Z").parse().map_err(|_| "no time")?;
+    Ok(time.as_microsecond())
+}
+
+/// When it was measured: `15:27:30`, with a fraction where there is one.
+fn time_of(body: &[u8]) -> String {
+    let body: serde_json::Value = serde_json::from_slice(body).unwrap();
+    let stamp = body["timestamp"].as_str().unwrap();
+    stamp[11..26].trim_end_matches(".000000").into()
+}
