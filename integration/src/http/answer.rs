@@ -25,8 +25,10 @@ pub enum Answer {
     Reset,
     /// The connection is reset before anything of the request is read.
     ResetUnread,
-    /// An answer that never ends, a byte at a time.
+    /// An answer whose head never ends, a byte at a time.
     Drip(Duration),
+    /// 201, with a body that never ends, a byte at a time.
+    DripBody(Duration),
     /// A header that never ends.
     EndlessHeaders,
     /// 201, with 10 MiB that nobody wants.

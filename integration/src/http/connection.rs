@@ -61,7 +61,10 @@ pub fn serve(shared: &Shared, tcp: TcpStream, number: usize) -> Result<()> {
             Answer::Hang => return Ok(swallow(&mut *stream)?),
             Answer::Close => return Ok(()),
             Answer::Garbage => return Ok(stream.write_all(b"\x15\x03\x01 this is no HTTP\r\n\r\n")?),
-            Answer::Drip(every) => return drip(&mut *stream, every),
+            Answer::Drip(every) => return drip(&mut *stream, "HTTP/1.1 201 Created\r\nX-More: ", every),
+            Answer::DripBody(every) => {
+                return drip(&mut *stream, "HTTP/1.1 201 Created\r\nContent-Length: 1000000\r\n\r\n", every);
+            }
             Answer::EndlessHeaders => return endless_headers(&mut *stream),
             Answer::HugeBody => reply(shared, &mut *stream, index, 201, &[], &"x".repeat(10 << 20))?,
             Answer::Api => reply_as_api(shared, &mut *stream, index)?,
@@ -99,8 +102,13 @@ fn note(shared: &Shared, request: Request) -> (Answer, usize) {
 /// The next request; `None` when the connection has ended between two.
 fn read(stream: &mut dyn Stream, unread: &mut Vec<u8>, connection: usize) -> Result<Option<Request>> {
     let (mut request, length, start) = loop {
-        if let Some(head) = head(unread, connection)? {
-            break head;
+        match head(unread, connection) {
+            Ok(Some(head)) => break head,
+            Ok(None) => {}
+            Err(error) => {
+                stream.write_all(b"HTTP/1.1 400 No HTTP\r\nConnection: close\r\n\r\n")?;
+                return Err(error);
+            }
         }
         if !more(stream, unread)? {
             return Ok(None);
@@ -171,13 +179,14 @@ fn reply(shared: &Shared, stream: &mut dyn Stream, index: usize, status: u16, he
     for (name, value) in headers {
         write!(head, "{name}: {value}\r\n")?;
     }
-    // before it is sent: who waits for the answer must see it noted
+    stream.write_all(format!("{head}\r\n{body}").as_bytes())?;
+    stream.flush()?;
+    // only what has been sent was answered
     if let Some(request) = shared.state().requests.get_mut(index) {
         request.status = Some(status);
     }
     shared.changed.notify_all();
-    stream.write_all(format!("{head}\r\n{body}").as_bytes())?;
-    Ok(stream.flush()?)
+    Ok(())
 }
 
 fn reset(shared: &Shared, stream: Box<dyn Stream>, raw: TcpStream, number: usize) -> Result<()> {
@@ -195,10 +204,10 @@ fn swallow(stream: &mut dyn Stream) -> io::Result<()> {
     Ok(())
 }
 
-fn drip(stream: &mut dyn Stream, every: Duration) -> Result<()> {
-    stream.write_all(b"HTTP/1.1 201 Created\r\nContent-Length: 1000000\r\n\r\n")?;
+fn drip(stream: &mut dyn Stream, start: &str, every: Duration) -> Result<()> {
+    stream.write_all(start.as_bytes())?;
     loop {
-        stream.write_all(b" ")?;
+        stream.write_all(b"x")?;
         stream.flush()?;
         sleep(every);
     }

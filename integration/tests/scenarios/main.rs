@@ -38,6 +38,7 @@ mod devices;
 mod discovery;
 mod flashmq;
 mod harness;
+mod http;
 mod keepalive;
 mod link;
 mod localsettings;

@@ -1,0 +1,98 @@
+//! The other shape: one JSON object with the items that the filters take.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use venus_mqtt_integration::{Answer, Backend, PORTAL, Rig, Setup, invalid, item, items};
+
+use super::FAST;
+use crate::{BATTERY, TANK, battery, tank};
+
+fn section(backend: &Backend, filters: &str) -> String {
+    format!("url = \"{}/in\"\nformat = \"json-lines\"\nfilters = {filters}\n{FAST}", backend.url())
+}
+
+fn keys(json: &Value) -> BTreeSet<String> {
+    json["values"].as_object().expect("an object").keys().cloned().collect()
+}
+
+both! {
+    fn what_the_filters_take(rig in Setup::default()) {
+        rig.fake().add(BATTERY, battery());
+        rig.fake().add(TANK, tank());
+        let backend = Backend::on(rig.host());
+        rig.configure(rig.setup().clone().http(&section(&backend, r#"["battery/+/Soc", "battery/512/Dc/#"]"#)));
+        rig.start_bridge();
+        let request = backend.await_delivered(1).remove(0);
+        assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", "/in"));
+        assert_eq!(request.header("content-type"), Some("application/json"));
+        assert_eq!(request.body.iter().filter(|&&byte| byte == b'\n').count(), 1);
+        assert_eq!(request.body.last(), Some(&b'\n'));
+        let mut json = request.json();
+        assert!(json["timestamp"].take().as_str().is_some_and(|stamp| stamp.ends_with("+00:00") && stamp.len() == 32));
+        assert_eq!(
+            json,
+            json!({"timestamp": null, "portal_id": PORTAL,
+                "values": {"battery/512/Soc": 87.0, "battery/512/Dc/0/Voltage": 26.4, "battery/512/Dc/0/Current": -3.5}})
+        );
+        rig.fake().items_changed(BATTERY, items([("/Soc", item(50))]));
+        backend.await_request("the change", |request| request.json()["values"]["battery/512/Soc"] == 50);
+    }
+}
+
+/// What is never published is never posted either; secrets are masked, and what has no value is `null`.
+#[test]
+fn what_never_leaves() {
+    let backend = Backend::start();
+    let mut rig = Rig::new(Setup::default().bridge("deny = [\"battery/512/Dc/#\"]").http(&section(&backend, "[\"#\"]")));
+    let mut all = battery();
+    all.extend(items([("/Empty", invalid())]));
+    rig.fake().add(BATTERY, all);
+    rig.fake().add("com.victronenergy.vebus.ttyO1", items([("/DeviceInstance", item(257)), ("/Interfaces/Mk2/Tunnel", item("geheim"))]));
+    rig.fake().add(
+        "com.victronenergy.settings",
+        items([("/Settings/Services/AccessPointPassword", item("geheim")), ("/Settings/Ble/Service/Pincode", item("geheim"))]),
+    );
+    rig.fake().add("com.victronenergy.paygo", items([("/LVD/Threshold", item("geheim"))]));
+    rig.start_bridge();
+    let request = backend.await_request("everything", |request| keys(&request.json()).contains("vebus/257/DeviceInstance"));
+    let (json, text) = (request.json(), String::from_utf8_lossy(&request.body).into_owned());
+    assert!(!text.contains("geheim"), "{text}");
+    assert!(!text.contains("paygo"), "{text}");
+    assert!(keys(&json).iter().all(|key| !key.starts_with("battery/512/Dc/")), "{text}");
+    assert!(json["values"].get("vebus/257/Interfaces/Mk2/Tunnel").is_none(), "{text}");
+    assert_eq!(json["values"]["battery/512/Soc"], 87.0);
+    assert_eq!(json["values"]["battery/512/Empty"], Value::Null);
+}
+
+/// 404 means what it says: only the Solar Backend API answers so when it knows none of the devices.
+#[test]
+fn a_404_is_an_address_that_is_wrong() {
+    let backend = Backend::start();
+    backend.next([Answer::text(404, r#"{"results": []}"#)]);
+    let mut rig = Rig::new(Setup::default().http(&section(&backend, "[\"battery/#\"]")));
+    rig.fake().add(BATTERY, battery());
+    rig.start_bridge();
+    let requests = backend.wait("another attempt", super::RETRIED, |requests| (requests.len() >= 2).then(|| requests.to_vec()));
+    assert_eq!(requests[0].stamp(), requests[1].stamp());
+}
+
+/// Text that is not as others: what goes out is JSON all the same.
+#[test]
+fn odd_values() {
+    let backend = Backend::start();
+    let mut rig = Rig::new(Setup::default().http(&section(&backend, "[\"battery/#\"]")));
+    let mut all = battery();
+    all.extend(items([
+        ("/Text", item("\"quoted\" \\ \n ünïcode \u{1}")),
+        ("/Inf", item(f64::INFINITY)),
+        ("/Big", item(u64::MAX)),
+        ("/Yes", item(true)),
+    ]));
+    rig.fake().add(BATTERY, all);
+    rig.start_bridge();
+    let json = backend.await_delivered(1)[0].json();
+    let of = |path: &str| json["values"][format!("battery/512/{path}")].clone();
+    assert_eq!(of("Text"), "\"quoted\" \\ \n ünïcode \u{1}");
+    assert_eq!((of("Inf"), of("Big")), (Value::Null, json!(u64::MAX)));
+}
