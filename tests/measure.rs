@@ -29,7 +29,7 @@
 //! daemon    ends                       it is told to end
 //! daemon    starts [key=value …]       another one starts with what is on disk and, if so, with other options
 //! daemon    dies                       and another one starts; `daemon loses power`: and what was not brought to the flash
-//! daemon    reports                    the lines that it writes on request: at info
+//! daemon    reports                    what it writes on SIGUSR1: at info
 //! show      status|disk                these are expected line by line from here on; otherwise they are not looked at
 //! hide      posts                      these are not looked at from here on; otherwise they are expected
 //! ```
@@ -195,6 +195,8 @@ impl Stage {
         let names = stage.bridge.poll_call().unwrap().id;
         stage.bridge.reply(stage.now(), names, Reply::Names(vec!["org.freedesktop.DBus".into()]));
         stage.start();
+        // which target there is, as every daemon says
+        stage.logged.clear();
         stage
     }
 
@@ -528,5 +530,5 @@ fn micros(time: &str) -> Result<i64, String> {
 fn time_of(body: &[u8]) -> String {
     let body: serde_json::Value = serde_json::from_slice(body).unwrap();
     let stamp = body["timestamp"].as_str().unwrap();
-    stamp[11..26].trim_end_matches(".000000").into()
+    stamp[11..26].trim_end_matches('0').trim_end_matches('.').into()
 }

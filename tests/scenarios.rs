@@ -38,7 +38,7 @@ use venus_mqtt::bridge::limits;
 use venus_mqtt::bridge::name::PortalId;
 use venus_mqtt::bridge::options::{Access, AlwaysOn, Enabled, Options};
 use venus_mqtt::bridge::value::Value;
-use venus_mqtt::bridge::{Bridge, BusCall, Change, LinkCommand, Method, Publish, Reply, Setup, Time};
+use venus_mqtt::bridge::{Bridge, BusCall, LinkCommand, Method, Publish, Reply, Setup, Time};
 
 const PORTAL: &str = "c0619ab1c2d3";
 
