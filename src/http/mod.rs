@@ -96,10 +96,7 @@ impl Worker {
             };
             let Some(command) = command else { return };
             // on a thread of its own: flash can take seconds
-            let Ok((returned, done)) = spawn_blocking(move || (carry_out(&mut spool, command), spool)).await.map(|(done, spool)| (spool, done))
-            else {
-                return;
-            };
+            let Ok((done, returned)) = spawn_blocking(move || (carry_out(&mut spool, command), spool)).await else { return };
             spool = returned;
             match done {
                 Done::Nothing => {}

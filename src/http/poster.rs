@@ -127,6 +127,7 @@ impl Poster {
                 self.warm.store(true, Ordering::Relaxed);
                 Outcome::Answer(self.answer(response))
             }
+            Err(error) if is_tls(&error) => Outcome::Untrusted(self.failure(&error)),
             Err(error) => Outcome::Failed(self.failure(&error)),
         }
     }
@@ -297,6 +298,15 @@ fn gzip(body: &[u8]) -> Vec<u8> {
     // a Vec takes everything
     let _ = encoder.write_all(body);
     encoder.finish().unwrap_or_default()
+}
+
+/// Whether TLS is at fault, and not the connection below it.
+fn is_tls(error: &Error) -> bool {
+    match error {
+        Error::Rustls(_) => true,
+        Error::Io(error) => error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()),
+        _ => false,
+    }
 }
 
 /// Whether the backend ended the connection instead of answering.

@@ -16,6 +16,8 @@ pub enum Outcome {
     Answer(Answer),
     /// There was no answer; the text says why, for a person, without secrets.
     Failed(String),
+    /// There was none because TLS failed: a certificate that is not trusted, say.
+    Untrusted(String),
 }
 
 /// The backend's answer.
@@ -38,7 +40,7 @@ pub enum Verdict {
     /// It is there; devices that the backend refused are named.
     Delivered { refused: Vec<Refused> },
     /// It will never be taken.
-    Rejected { why: String, refused: Vec<Refused> },
+    Rejected { status: u16, why: String, refused: Vec<Refused> },
     /// It waits.
     Kept { trouble: Trouble, wait: Wait, why: String },
 }
@@ -48,6 +50,8 @@ pub enum Verdict {
 pub enum Trouble {
     /// There is no connection, or no answer.
     Unreachable,
+    /// Who answers is not trusted, or speaks no TLS that we do.
+    Trust,
     /// The backend is at fault, or busy.
     Backend,
     Key,
@@ -94,6 +98,7 @@ impl Outcome {
     pub fn judge(&self, format: &Format) -> Verdict {
         match self {
             Self::Failed(why) => Verdict::Kept { trouble: Trouble::Unreachable, wait: Wait::BackOff, why: why.clone() },
+            Self::Untrusted(why) => Verdict::Kept { trouble: Trouble::Trust, wait: Wait::BackOff, why: why.clone() },
             Self::Answer(answer) => answer.judge(format),
         }
     }
@@ -152,7 +157,7 @@ impl Answer {
     }
 
     fn rejected(&self, why: String, refused: Vec<Refused>) -> Verdict {
-        Verdict::Rejected { why, refused }
+        Verdict::Rejected { status: self.status, why, refused }
     }
 
     fn kept(&self, trouble: Trouble, why: &str) -> Verdict {

@@ -69,7 +69,7 @@ enum Condition {
     },
     Rejected {
         refused: Vec<String>,
-        why: String,
+        status: u16,
     },
     Trouble(Trouble),
 }
@@ -320,10 +320,10 @@ impl Target {
                 self.last_error = (!refused.is_empty()).then(|| format!("refused: {}", names(&refused)));
                 self.delivered(at.now, &refused, notes);
             }
-            Verdict::Rejected { why, refused } => {
+            Verdict::Rejected { status, why, refused } => {
                 self.counts.rejected += 1;
                 self.take_success(at, seq);
-                self.rejected(at.now, why, &refused, notes);
+                self.rejected(at.now, status, &why, &refused, notes);
             }
             Verdict::Kept { trouble, wait, why } => {
                 let wait = self.wait_for(wait);
@@ -393,12 +393,12 @@ impl Target {
         });
     }
 
-    fn rejected(&mut self, now: Time, why: String, refused: &[Refused], notes: &mut Notes) {
+    fn rejected(&mut self, now: Time, status: u16, why: &str, refused: &[Refused], notes: &mut Notes) {
         let (what, host) = (self.what(), self.options.host.clone());
         let serials = refused.iter().map(|refused| refused.serial.clone()).collect();
         let devices = if refused.is_empty() { String::new() } else { format!(": {}", names(refused)) };
         let text = format!("{why}{devices}");
-        let level = if self.enter(now, Condition::Rejected { refused: serials, why }).is_some() { Level::Warn } else { Level::Debug };
+        let level = if self.enter(now, Condition::Rejected { refused: serials, status }).is_some() { Level::Warn } else { Level::Debug };
         notes.add_caused(now, level, Kind::Measurement, || format!("{what}: {host}: {text}; such measurements are dropped"));
         self.last_error = Some(text);
     }

@@ -165,13 +165,15 @@ fn post(target: &HttpTarget) -> Outcome {
 fn answer(outcome: Outcome) -> Answer {
     match outcome {
         Outcome::Answer(answer) => answer,
-        Outcome::Failed(text) => panic!("{text}"),
+        Outcome::Failed(text) | Outcome::Untrusted(text) => panic!("{text}"),
     }
 }
 
 fn failure(outcome: Outcome) -> String {
+    let untrusted = matches!(outcome, Outcome::Untrusted(_));
     match outcome {
-        Outcome::Failed(text) => {
+        Outcome::Failed(text) | Outcome::Untrusted(text) => {
+            assert_eq!(untrusted, text.contains("certificate") || text.contains("TLS"), "{text}");
             assert!(!text.contains("s3cret"), "{text}");
             text
         }
