@@ -1,13 +1,14 @@
 //! The demo looks at itself (`--once`): is everything on the bus a topic, do the values move, are R and W answered, has
-//! the device in the garden registered, are the topics retained, are they gone when their device or the bridge has ended? One line for each; the first that fails ends it.
+//! the device in the garden registered, do measurements arrive, are the topics retained, are they gone when their device or the bridge has ended? One line for each; the first that fails ends it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::PORTAL_ID;
+use crate::backend::Backend;
 use crate::client::Client;
 use crate::garden::Garden;
 use crate::house::House;
@@ -30,7 +31,13 @@ pub fn expected(house: &mut House) -> BTreeSet<String> {
 }
 
 /// While the bridge runs. How it went stands in what is printed and in the error.
-pub async fn running(port: u16, expected: &BTreeSet<String>, garden: Garden, deadline: Instant) -> anyhow::Result<()> {
+pub async fn running(
+    port: u16,
+    expected: &BTreeSet<String>,
+    garden: Garden,
+    backend: &mut Backend,
+    deadline: Instant,
+) -> anyhow::Result<()> {
     let mut client = Client::open(port, "demo-check", &["N/#"]).await?;
     let mut values = BTreeMap::new();
     everything(&mut client, expected, &mut values, deadline).await?;
@@ -106,7 +113,7 @@ pub async fn running(port: u16, expected: &BTreeSet<String>, garden: Garden, dea
         .await
         .with_context(|| format!("after the last will of the device in the garden there still is {left:?}"))?;
     println!("ok  its last will took it off the bus");
-    Ok(())
+    measurement(backend, expected, deadline).await
 }
 
 /// After the bridge has ended: nothing that it published is left, but for the two that stay.
@@ -118,6 +125,25 @@ pub async fn ended(port: u16) -> anyhow::Result<()> {
     }
     println!("ok  it left nothing retained but {}", STAY.join(" and "));
     Ok(())
+}
+
+/// One of all solar chargers has arrived, or does.
+async fn measurement(backend: &mut Backend, expected: &BTreeSet<String>, deadline: Instant) -> anyhow::Result<()> {
+    let prefix = format!("N/{PORTAL_ID}/solarcharger/");
+    let instance = |topic: &String| topic.strip_prefix(&prefix)?.split('/').next()?.parse().ok();
+    let chargers: BTreeSet<i64> = expected.iter().filter_map(instance).collect();
+    let mut last = None;
+    loop {
+        let Ok(Some(measurement)) = timeout_at(deadline, backend.measurements.recv()).await else {
+            let last = last.map_or_else(|| "none".into(), |last| format!("{last}"));
+            bail!("no measurement of the solar chargers {chargers:?} at the backend; the last that arrived: {last}");
+        };
+        if chargers.iter().all(|instance| measurement.has(*instance)) {
+            println!("ok  the backend has a measurement: {measurement}");
+            return Ok(());
+        }
+        last = Some(measurement);
+    }
 }
 
 async fn everything(

@@ -3,13 +3,14 @@
 //! Brings up a D-Bus bus ([`bus`]), an MQTT broker ([`broker`], which says why it is one of our own), a simulated house of 14
 //! `com.victronenergy.*` services on connections of their own ([`house`], [`devices`], [`items`], [`service`], [`settings`]) and the bridge:
 //! the whole program, as a child process of this same executable. A device of two more services registers itself over MQTT
-//! ([`garden`]). Then the demo does what a client does: subscribes, sends the keep-alives, and shows the topics as they change
+//! ([`garden`]), and what the solar chargers measure is posted to an HTTP backend ([`backend`]). Then the demo does what a client does: subscribes, sends the keep-alives, and shows the topics as they change
 //! ([`client`], [`screen`]). Everything listens on 127.0.0.1 or in a folder of its own, and
 //! ends with the demo ([`parts`]), which never outlives Ctrl-C by more than a few seconds. If the demo is killed, its bus dies
 //! with it, the bridge then ends by itself, and only its folder in the temporary folder stays.
 //!
 //! `--once SECONDS` is for tests: the demo looks at itself ([`check`]) and ends.
 
+mod backend;
 mod broker;
 mod bus;
 mod check;
@@ -34,12 +35,13 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use zbus::Connection;
 
+use crate::backend::Backend;
 use crate::broker::Broker;
 use crate::bus::Bus;
 use crate::client::Client;
 use crate::garden::Garden;
 use crate::house::House;
-use crate::parts::{CONFIG, Folder, Process, Signals};
+use crate::parts::{CONFIG, Folder, MEASURE_EVERY, Process, Signals};
 use crate::screen::{LINE_EVERY, Screen};
 
 const PORTAL_ID: &str = "c0619ab1c2d3";
@@ -64,7 +66,7 @@ struct Options {
     /// How long a day of the house takes
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(30..=86_400))]
     day: u64,
-    /// Do not show the topics
+    /// Do not show the topics and the measurements
     #[arg(long)]
     quiet: bool,
     /// Send no keep-alives: that is up to you, and without any the topics go after a minute
@@ -108,7 +110,8 @@ async fn demo(options: &Options) -> anyhow::Result<()> {
     let mut house = House::new(PORTAL_ID, Duration::from_secs(options.day));
     let expected = check::expected(&mut house);
     let house = move_in(house, &bus.address).await.context("the house did not come up on the bus")?;
-    let mut bridge = Process::bridge(&folder, &bus.address, port, PORTAL_ID)?;
+    let mut backend = Backend::start().await.context("cannot listen on 127.0.0.1")?;
+    let mut bridge = Process::bridge(&folder, PORTAL_ID, &bus.address, port, backend.port)?;
 
     let ran = tokio::select! {
         () = signals.next() => Ok(()),
@@ -116,9 +119,9 @@ async fn demo(options: &Options) -> anyhow::Result<()> {
         ran = async {
             let garden = Garden::register(port, Duration::from_secs(options.day)).await.context("the device in the garden did not register")?;
             match options.once {
-                Some(seconds) => check::running(port, &expected, garden, Instant::now() + Duration::from_secs(seconds)).await,
+                Some(seconds) => check::running(port, &expected, garden, &mut backend, Instant::now() + Duration::from_secs(seconds)).await,
                 None => tokio::select! {
-                    shown = show(options, port, expected.len(), &folder) => shown,
+                    shown = show(options, port, expected.len(), &folder, &mut backend) => shown,
                     ended = garden.live() => ended,
                 },
             }
@@ -207,14 +210,14 @@ async fn reply(house: &mut House, connections: &[Connection], number: usize, cal
 }
 
 /// Does what a client does, until it is stopped.
-async fn show(options: &Options, port: u16, items: usize, folder: &Folder) -> anyhow::Result<()> {
+async fn show(options: &Options, port: u16, items: usize, folder: &Folder, backend: &mut Backend) -> anyhow::Result<()> {
     let mut client = Client::open(port, "demo-client", &["N/#", "device/+/DBus", "device/+/Error"]).await?;
     let mut screen = Screen::default();
     if !options.no_keep_alive {
         first_keep_alives(&mut client, &mut screen, items).await?;
     }
     let mut out = io::stdout();
-    out.write_all(explain(options, port, screen.len(), &folder.join(CONFIG).display().to_string()).as_bytes())
+    out.write_all(explain(options, port, backend.port, screen.len(), &folder.join(CONFIG).display().to_string()).as_bytes())
         .and_then(|()| out.flush())
         .context("cannot write what is shown")?;
     screen.skip();
@@ -227,6 +230,9 @@ async fn show(options: &Options, port: u16, items: usize, folder: &Folder) -> an
             _ = keep_alive.tick(), if !options.no_keep_alive => {
                 client.publish(&format!("R/{PORTAL_ID}/keepalive"), r#"{"keepalive-options": ["suppress-republish"]}"#)?;
             }
+            Some(measurement) = backend.measurements.recv() => if !options.quiet {
+                writeln!(out, "backend | {measurement}").context("cannot write what is shown")?;
+            },
             _ = line.tick(), if !options.quiet => screen.write_next().context("cannot write what is shown")?,
         }
     }
@@ -252,7 +258,7 @@ async fn first_keep_alives(client: &mut Client, screen: &mut Screen, items: usiz
     Ok(())
 }
 
-fn explain(options: &Options, port: u16, topics: usize, config: &str) -> String {
+fn explain(options: &Options, port: u16, backend: u16, topics: usize, config: &str) -> String {
     let port = if port == 1883 { String::new() } else { format!(" -p {port}") };
     let keep_alive = if options.no_keep_alive {
         "Nothing keeps it alive: send a keep-alive (below), or there is nothing to see.".to_owned()
@@ -285,8 +291,19 @@ Two of the services are a device in the garden that registered itself over MQTT.
   all devices              cargo run -q -- devices --config {config}
   and its number is free   cargo run -q -- devices --config {config} forget fe001
 
+Every {every} seconds what the solar chargers measure is posted to an HTTP backend (in the demo too: `backend |`).
+
+  how that goes            mosquitto_sub{port} -v -t venus-mqtt/{PORTAL_ID}/http/1
+  one measurement by hand  cargo run -q -- http test --config {config}
+  the backend is down      curl -X POST http://127.0.0.1:{backend}/down
+  and up again             curl -X POST http://127.0.0.1:{backend}/up
+
+While it is down, `queued` grows. The bridge tries again after 5 s, then 10 s, 20 s and so on; once it is up, all that waits
+arrives, in order, each with the time at which it was measured.
+
 A day takes {} seconds here. Ctrl-C ends everything.
 {below}"#,
-        options.day
+        options.day,
+        every = MEASURE_EVERY.as_secs(),
     )
 }

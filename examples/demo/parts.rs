@@ -2,9 +2,9 @@
 //!
 //! Promises: whatever was started is ended by its process ID, also when the demo fails half-way; the folder is removed.
 
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -13,14 +13,19 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
+
+use crate::backend::KEY;
 
 /// The bridge ends within 2 s of being asked to; a Mosquitto is quicker.
 const END_WITHIN: Duration = Duration::from_secs(5);
 /// The bridge's configuration.
 pub const CONFIG: &str = "venus-mqtt.toml";
+/// Often enough that there is something to see.
+pub const MEASURE_EVERY: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 
 /// A folder of this run alone, which nobody else may look into.
@@ -58,18 +63,15 @@ impl Process {
     }
 
     /// The bridge itself, the whole program, in this executable; its log lines are shown as they come.
-    pub fn bridge(folder: &Folder, bus: &str, port: u16, portal_id: &str) -> anyhow::Result<Self> {
-        // a configuration of its own, so that what is installed on this machine does not reach into the demo
-        let config = folder.join(CONFIG);
-        std::fs::write(&config, "[devices]\nstate_dir = \"state\"\ncatalogue_dir = \"catalogue\"\n")
-            .with_context(|| format!("cannot write {}", config.display()))?;
+    pub fn bridge(folder: &Folder, portal_id: &str, bus: &str, broker: u16, backend: u16) -> anyhow::Result<Self> {
+        let config = configure(folder, portal_id, bus, broker, backend)?;
         let program = std::env::current_exe().context("cannot find the demo's own executable")?;
         let mut command = Command::new(program);
         command
             .args(["bridge", "run", "--config"])
-            .arg(&config)
-            .args(["--dbus", bus, "--host", "127.0.0.1", "--port", &port.to_string()])
-            .args(["--portal-id", portal_id, "--bridge", "true"])
+            .arg(config)
+            // nobody else's proxy leads to the backend
+            .env("NO_PROXY", "127.0.0.1")
             .stderr(Stdio::piped());
         let mut bridge = Self::start("the bridge", &mut command)?;
         if let Some(log) = bridge.child.stderr.take() {
@@ -152,6 +154,37 @@ impl Signals {
     pub async fn next(&mut self) {
         let _ = self.0.read_u8().await;
     }
+}
+
+/// Writes a configuration of the demo's own, so that what is installed on this machine does not reach into it; gives its path.
+fn configure(folder: &Folder, portal_id: &str, bus: &str, broker: u16, backend: u16) -> anyhow::Result<PathBuf> {
+    // a text in JSON is one in TOML too
+    let (portal_id, bus) = (json!(portal_id), json!(bus));
+    let every = MEASURE_EVERY.as_secs();
+    let text = format!(
+        r#"portal_id = {portal_id}
+[dbus]
+address = {bus}
+[mqtt]
+host = "127.0.0.1"
+port = {broker}
+[bridge]
+enabled = true
+[devices]
+state_dir = "state"
+catalogue_dir = "catalogue"
+[http]
+url = "http://127.0.0.1:{backend}"
+api_key_file = "backend.key"
+update_interval = {every}
+"#
+    );
+    let config = folder.join(CONFIG);
+    for (path, text) in [(&config, text.as_str()), (&folder.join("backend.key"), KEY)] {
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        file.and_then(|mut file| file.write_all(text.as_bytes())).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(config)
 }
 
 fn find(program: &str) -> Option<PathBuf> {
