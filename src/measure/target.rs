@@ -422,8 +422,13 @@ impl Target {
             return None;
         }
         self.tell_soon(now);
-        let before = std::mem::replace(&mut self.condition, condition);
-        Some((before, std::mem::replace(&mut self.since, now)))
+        // one trouble after the other is one outage
+        let goes_on = matches!((&self.condition, &condition), (Condition::Trouble(_), Condition::Trouble(_)));
+        let since = self.since;
+        if !goes_on {
+            self.since = now;
+        }
+        Some((std::mem::replace(&mut self.condition, condition), since))
     }
 
     /// One line for the log, on request.
@@ -510,10 +515,11 @@ impl Condition {
 
 /// A span as people say it.
 fn span(span: Duration) -> String {
-    let seconds = span.as_secs_f64().round();
+    let seconds = span.as_secs_f64();
     match seconds {
         ..1.0 => format!("{} ms", span.as_millis()),
-        ..90.0 => format!("{seconds} s"),
+        ..10.0 => format!("{} s", (seconds * 10.0).round() / 10.0),
+        ..90.0 => format!("{seconds:.0} s"),
         ..5400.0 => format!("{:.0} min", seconds / 60.0),
         ..172_800.0 => format!("{:.1} h", seconds / 3600.0),
         _ => format!("{:.1} days", seconds / 86_400.0),
