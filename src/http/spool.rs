@@ -557,6 +557,15 @@ impl Spool {
     }
 }
 
+impl Drop for Spool {
+    fn drop(&mut self) {
+        // a child that is just being started has the descriptor, too
+        if let Some(folder) = &self.folder {
+            let _ = folder.unlock();
+        }
+    }
+}
+
 impl Current {
     /// Adds to its end, or leaves it as it was.
     fn add(&mut self, bytes: &[u8]) -> io::Result<()> {
