@@ -3,6 +3,7 @@
 //! [`main`] is all of it, and blocks until the end; the binary only calls it.
 
 mod devices;
+mod http;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -16,6 +17,7 @@ use crate::bridge::options::Enabled;
 use crate::catalogue_files;
 use crate::config::{self, At, BusAddress, Config, ConfigError, Given, Loaded, Place, Source};
 use crate::daemon::{self, Ended};
+use crate::http::poster::{Poster, PosterError};
 use crate::log as logger;
 use crate::signals::Signals;
 use crate::text::escape_to;
@@ -23,7 +25,7 @@ use crate::tls::{self, TlsError};
 
 /// Ended politely, or did what it was asked.
 pub const OK: u8 = 0;
-/// The daemon was asked for something and refused it.
+/// What was asked for was refused: by the daemon, or by a backend.
 pub const REFUSED: u8 = 1;
 /// Wrong arguments (`EX_USAGE` of sysexits).
 pub const USAGE: u8 = 64;
@@ -55,6 +57,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> u8 {
             say("error", "--json belongs to the list: leave it out beside forget");
             USAGE
         }
+        Command::Http { command: HttpCommand::Test { name, show } } => http::test(&source, name.as_deref(), show),
     }
 }
 
@@ -117,6 +120,37 @@ The daemon must run: it is the one who frees them.
 
 {all-args}";
 
+const HTTP_TEMPLATE: &str = "\
+{about-with-newline}
+Where measurements are posted to stands in the configuration, one [[http]] for each
+backend. The daemon does it, every 30 seconds, and keeps what it cannot deliver.
+
+{usage-heading} {usage}
+
+{all-args}";
+
+const HTTP_TEST_TEMPLATE: &str = "\
+{about-with-newline}
+The bus is looked at once, and what is measured there is posted to every backend of the
+configuration. The daemon need not run, and its queue is left alone: the measurement is
+one more, and is not kept when it cannot be delivered.
+
+{usage-heading} {usage}
+
+{all-args}{after-help}";
+
+const HTTP_TEST_AFTER_HELP: &str = "\
+Examples:
+  venus-mqtt http test
+  venus-mqtt http test roof --show
+
+Exit codes:
+  0   every measurement was delivered
+  1   one was not, or there was nothing to measure
+  64  wrong arguments, or no backend of that name
+  75  the bus is not there, or the clock is not set
+  78  wrong configuration, or no [[http]] in it";
+
 const AFTER_HELP: &str = "\
 Configuration, the first that is there:
   the file after --config
@@ -130,12 +164,13 @@ Examples:
   venus-mqtt check > venus-mqtt.toml
   venus-mqtt --config ./venus-mqtt.toml
   venus-mqtt devices
+  venus-mqtt http test
   venus-mqtt --host broker.example --ca ca.pem --user boat --password-file password
   venus-mqtt --dbus unix:path=/tmp/bus --port 1884 --portal-id c0619ab1c2d3 --log-level debug
 
 Exit codes:
   0   ended politely, by SIGTERM or SIGINT
-  1   the daemon refused what `devices forget` asked
+  1   the daemon refused what `devices forget` asked, or a backend what `http test` posted
   64  wrong arguments
   75  the bus is gone, or not there yet: start me again
   78  wrong configuration
@@ -182,6 +217,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Measurements for HTTP backends: try whether they arrive
+    #[command(help_template = HTTP_TEMPLATE, disable_help_subcommand = true)]
+    Http {
+        #[command(subcommand)]
+        command: HttpCommand,
+    },
 }
 
 #[derive(Subcommand, Debug)]
@@ -192,6 +233,20 @@ enum DevicesCommand {
         /// Client ID of the device, as the list has it
         #[arg(value_name = "CLIENT ID")]
         id: String,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+enum HttpCommand {
+    /// Post one measurement now, and say what came back
+    #[command(help_template = HTTP_TEST_TEMPLATE, after_help = HTTP_TEST_AFTER_HELP)]
+    Test {
+        /// Name of the backend, else its number [default: all of them]
+        #[arg(value_name = "NAME")]
+        name: Option<String>,
+        /// Print what is posted, too
+        #[arg(long)]
+        show: bool,
     },
 }
 
@@ -276,6 +331,7 @@ fn absolute(path: Option<PathBuf>) -> Option<PathBuf> {
 enum LoadError {
     Config(ConfigError),
     Tls(TlsError),
+    Http(PosterError),
 }
 
 impl fmt::Display for LoadError {
@@ -283,15 +339,19 @@ impl fmt::Display for LoadError {
         match self {
             Self::Config(error) => error.fmt(f),
             Self::Tls(error) => error.fmt(f),
+            Self::Http(error) => error.fmt(f),
         }
     }
 }
 
-/// The configuration, with certificates and keys that work.
+/// The configuration, with certificates and keys that work, and backends that can be posted to.
 fn load(source: &Source) -> Result<Loaded, LoadError> {
     let loaded = source.load().map_err(LoadError::Config)?;
     if let Some(tls) = &loaded.config.mqtt.tls {
         tls::client_config(tls).map_err(LoadError::Tls)?;
+    }
+    for target in &loaded.config.http {
+        Poster::new(target).map_err(LoadError::Http)?;
     }
     Ok(loaded)
 }
@@ -429,6 +489,8 @@ mod tests {
             (&["--dbus", "nowhere"], "for '--dbus <ADDRESS>': must be \"auto\""),
             (&["--host"], "a value is required for '--host <HOST>'"),
             (&["--host", "a", "--host", "b"], "cannot be used multiple times"),
+            (&["http"], "Usage: venus-mqtt http [OPTIONS] <COMMAND>"),
+            (&["http", "test", "a", "b"], "unexpected argument 'b' found"),
         ] {
             let error = parse(args).unwrap_err();
             assert!(error.to_string().contains(expected), "{args:?}: {error}");

@@ -65,18 +65,18 @@ pub struct Poster {
 impl Poster {
     /// The client of `target`, through the proxy that the environment names.
     pub fn new(target: &HttpTarget) -> Result<Self, PosterError> {
-        Self::through(target, Proxy::try_from_env())
+        Self::through(target, Proxy::try_from_env()).map_err(|why| PosterError { target: target.options.name.clone(), why })
     }
 
-    fn through(target: &HttpTarget, proxy: Option<Proxy>) -> Result<Self, PosterError> {
-        let uri: Uri = target.url.parse().map_err(|_| PosterError::Url)?;
+    fn through(target: &HttpTarget, proxy: Option<Proxy>) -> Result<Self, Why> {
+        let uri: Uri = target.url.parse().map_err(|_| Why::Url)?;
         let proxy = proxy.filter(|proxy| !proxy.is_no_proxy(&uri));
         let proxied_with = proxy.as_ref().map(Proxy::protocol);
         if !matches!(proxied_with, None | Some(ProxyProtocol::Http | ProxyProtocol::Https)) {
-            return Err(PosterError::Proxy);
+            return Err(Why::Proxy);
         }
         let needs_roots = uri.scheme_str() == Some("https") || proxied_with == Some(ProxyProtocol::Https);
-        let trusted = if needs_roots { tls::trusted(target.ca_file.as_deref()).map_err(PosterError::Tls)? } else { Vec::new() };
+        let trusted = if needs_roots { tls::trusted(target.ca_file.as_deref()).map_err(Why::Tls)? } else { Vec::new() };
         let roots: RootCerts = trusted.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).into();
         let config = Agent::config_builder()
             .tls_config(TlsConfig::builder().root_certs(roots).unversioned_rustls_crypto_provider(tls::provider()).build())
@@ -130,6 +130,11 @@ impl Poster {
             Err(error) if is_tls(&error) => Outcome::Untrusted(self.failure(&error)),
             Err(error) => Outcome::Failed(self.failure(&error)),
         }
+    }
+
+    /// Host and port of the proxy in between, if there is one.
+    pub fn proxy(&self) -> Option<&str> {
+        self.proxy.as_deref()
     }
 
     /// One request and the head of its answer; within `limit`, unless the target's own holds.
@@ -264,18 +269,30 @@ impl Poster {
     }
 }
 
-/// Why there is no client.
+/// Whose client there is not, and why.
 #[derive(Debug)]
-pub enum PosterError {
+pub struct PosterError {
+    target: Box<str>,
+    why: Why,
+}
+
+impl std::error::Error for PosterError {}
+
+impl fmt::Display for PosterError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http {}: {}", self.target, self.why)
+    }
+}
+
+#[derive(Debug)]
+enum Why {
     Tls(TlsError),
     Url,
     Key,
     Proxy,
 }
 
-impl std::error::Error for PosterError {}
-
-impl fmt::Display for PosterError {
+impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tls(error) => error.fmt(f),
@@ -286,9 +303,9 @@ impl fmt::Display for PosterError {
     }
 }
 
-fn secret_header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), PosterError> {
-    let name = name.parse().map_err(|_| PosterError::Key)?;
-    let mut value = HeaderValue::from_str(value).map_err(|_| PosterError::Key)?;
+fn secret_header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), Why> {
+    let name = name.parse().map_err(|_| Why::Key)?;
+    let mut value = HeaderValue::from_str(value).map_err(|_| Why::Key)?;
     value.set_sensitive(true);
     Ok((name, value))
 }

@@ -485,7 +485,7 @@ fn proxies_that_refuse() {
     let text = failure(Poster::through(&backend, Some(nobody)).unwrap().post(b"{}"));
     assert_eq!(text, format!("proxy 127.0.0.1:{port}: connection refused"));
     let socks = Proxy::new("socks5://127.0.0.1:1").unwrap();
-    assert!(matches!(Poster::through(&backend, Some(socks)), Err(PosterError::Proxy)));
+    assert!(matches!(Poster::through(&backend, Some(socks)), Err(Why::Proxy)));
 }
 
 #[test]
