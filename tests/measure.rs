@@ -16,13 +16,13 @@
 //! http    > TARGET 15:27:30            a post that must come next: what was measured then
 //! http    > TARGET BODY                or what it says
 //! http    < [TARGET] ANSWER            the backend answers: `201`, `429 retry-after=7s`, `302 location=https://…`, `200 type=text/html`, each
-//!                                      with a body behind it if there is one; or `failed WHY`, when no answer has come
+//!                                      with a body behind it if there is one; or `failed WHY`, when no answer has come; or `untrusted WHY`
 //! http      always ANSWER              every target's posts are answered so, at once, from here on; http by hand: no longer
 //! disk      hangs                      what it is to do waits          disk takes   it is done, and the rest at once again
 //! disk      spoils 15:27:30            what was measured then cannot be read any more
 //! disk    = 15:27:30 15:28:00          what is kept, oldest first; `disk = nothing`, `disk = 64 measurements`
-//! disk    > sync                       a power cut is to take nothing from here on
-//! disk    > keep|forget 15:27:30       with `show disk`
+//! disk    > sync                       with `show sync`: a power cut is to take nothing of what is kept by now
+//! disk    > keep|forget 15:27:30       with `show disk`: what was measured then, and with forgetting all before
 //! mqtt      up, mqtt down              the connection to the broker
 //! mqtt    > TOPIC PAYLOAD retained     with `show status`: a message that must come next; (empty) is a payload of nothing
 //! log     > LEVEL text                 the next line above debug, or a line at debug that must have been written since the last event
@@ -30,7 +30,7 @@
 //! daemon    starts [key=value …]       another one starts with what is on disk and, if so, with other options
 //! daemon    dies                       and another one starts; `daemon loses power`: and what was not brought to the flash
 //! daemon    reports                    what it writes on SIGUSR1: at info
-//! show      status|disk                these are expected line by line from here on; otherwise they are not looked at
+//! show      status|disk|sync              these are expected line by line from here on; otherwise they are not looked at
 //! hide      posts                      these are not looked at from here on; otherwise they are expected
 //! ```
 //!
@@ -447,7 +447,7 @@ impl Stage {
             }
             Command::Sync => {
                 disk.synced = disk.next_seq;
-                (Some("sync".into()).filter(|_| n == 0), None)
+                (Some("sync".into()).filter(|_| self.shown.contains("sync") && n == 0), None)
             }
             Command::Post(seq) => {
                 let event = if disk.spoiled.contains(&seq) { Some(Event::Lost(seq)) } else { self.post(n, seq) };
@@ -501,8 +501,10 @@ fn read_whole_items(words: &[&str]) -> Result<Vec<(String, Change)>, String> {
 }
 
 fn outcome(words: &[&str]) -> Result<Outcome, String> {
-    if let ["failed", why @ ..] = words {
-        return Ok(Outcome::Failed(why.join(" ")));
+    match words {
+        ["failed", why @ ..] => return Ok(Outcome::Failed(why.join(" "))),
+        ["untrusted", why @ ..] => return Ok(Outcome::Untrusted(why.join(" "))),
+        _ => {}
     }
     let [status, rest @ ..] = words else { return Err("an answer is missing".into()) };
     let mut answer = Answer { status: status.parse().map_err(|_| "no status")?, ..Answer::default() };
