@@ -12,7 +12,7 @@ use crate::bridge::{Bridge, Time, limits};
 use super::answer::{Outcome, Refused, Trouble, Verdict, Wait, names};
 use super::options::Options;
 use super::queue::{Entry, Queue};
-use super::sample::{Moment, Sampler};
+use super::sample::{Moment, Sample, Sampler};
 use super::stamp::Wall;
 use super::{Command, Event};
 
@@ -34,9 +34,8 @@ pub struct Target {
     failures: u32,
     condition: Condition,
     since: Time,
-    clock_unset: bool,
-    /// The last time there was nothing to measure.
-    idle: bool,
+    /// Why there was no measurement the last time.
+    skipped: Option<Skipped>,
     overflowing: bool,
     status: StatusClock,
     counts: Counts,
@@ -57,6 +56,15 @@ enum Step {
     Waiting {
         until: Time,
     },
+}
+
+/// Why there is no measurement.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Skipped {
+    ClockUnset,
+    Nothing,
+    TooLarge,
+    DiskHangs,
 }
 
 /// What the log has said last: only a change is worth a line.
@@ -107,8 +115,7 @@ impl Target {
             failures: 0,
             condition: Condition::Unknown,
             since: Time::default(),
-            clock_unset: false,
-            idle: false,
+            skipped: None,
             overflowing: false,
             status: StatusClock::default(),
             counts: Counts::default(),
@@ -198,54 +205,49 @@ impl Target {
     }
 
     fn sample(&mut self, at: Moment, portal: &str, bridge: &Bridge, notes: &mut Notes) {
+        if at.wall.is_set() && !bridge.is_scanned() {
+            return;
+        }
+        let sample = self.take_sample(at, portal, bridge);
+        let before = std::mem::replace(&mut self.skipped, sample.as_ref().err().copied());
         let what = self.what();
-        if !at.wall.is_set() {
-            if !std::mem::replace(&mut self.clock_unset, true) {
-                notes.add(Level::Warn, || {
-                    format!("{what}: the clock is not set ({}): nothing is measured until it is, as nobody would know when it was", at.wall)
-                });
+        let Sample { body, .. } = match sample {
+            Ok(sample) => sample,
+            Err(why) => {
+                self.counts.dropped += u64::from(why == Skipped::DiskHangs);
+                if before != Some(why) {
+                    notes.add_caused(at.now, why.level(), Kind::Measurement, || format!("{what}: {}", why.text(&self.options, at.wall)));
+                }
+                return;
             }
-            return;
-        }
-        if std::mem::take(&mut self.clock_unset) {
+        };
+        if before == Some(Skipped::ClockUnset) {
             notes.add(Level::Info, || format!("{what}: the clock is set now: measuring"));
-        }
-        if !bridge.is_scanned() {
-            return;
-        }
-        let Some(sample) = self.sampler.sample(&self.options, portal, at, bridge) else {
-            if !std::mem::replace(&mut self.idle, true) {
-                notes.add_caused(at.now, Level::Info, Kind::Measurement, || format!("{what}: {}", self.options.format.nothing()));
-            }
-            return;
-        };
-        self.idle = false;
-        let len = match u32::try_from(sample.body.len()) {
-            Ok(len) if sample.body.len() <= limits::MEASUREMENT => len,
-            _ => {
-                return notes.add_caused(at.now, Level::Warn, Kind::Measurement, || {
-                    format!(
-                        "{what}: a measurement of more than {} KiB is left out: choose fewer items in `filters`",
-                        limits::MEASUREMENT / 1024
-                    )
-                });
-            }
-        };
-        if self.storing.len() >= limits::STORING {
-            self.counts.dropped += 1;
-            return notes.add_caused(at.now, Level::Warn, Kind::Measurement, || {
-                format!("{what}: the disk takes nothing, {} measurements wait for it: this one is dropped", limits::STORING)
-            });
         }
         self.counts.measured += 1;
         let seq = self.next_seq;
         self.next_seq += 1;
         self.storing.push_back((seq, at.wall));
-        self.commands.push_back(Command::Append { seq, body: sample.body });
+        let len = u32::try_from(body.len()).unwrap_or(u32::MAX);
+        self.commands.push_back(Command::Append { seq, body });
         let dropped = self.queue.push(Entry { seq, len });
         self.count_dropped(dropped, notes);
         self.sync = self.sync.or(Some(at.now + limits::SYNC));
         self.tell_later(at.now);
+    }
+
+    fn take_sample(&mut self, at: Moment, portal: &str, bridge: &Bridge) -> Result<Sample, Skipped> {
+        if !at.wall.is_set() {
+            return Err(Skipped::ClockUnset);
+        }
+        let sample = self.sampler.sample(&self.options, portal, at, bridge).ok_or(Skipped::Nothing)?;
+        if sample.body.len() > limits::MEASUREMENT {
+            return Err(Skipped::TooLarge);
+        }
+        if self.storing.len() >= limits::STORING {
+            return Err(Skipped::DiskHangs);
+        }
+        Ok(sample)
     }
 
     fn count_dropped(&mut self, dropped: usize, notes: &mut Notes) {
@@ -434,7 +436,11 @@ impl Target {
     /// One line for the log, on request.
     pub fn summary(&self, now: Time) -> String {
         let Counts { measured, delivered, rejected, dropped } = self.counts;
-        let success = self.last_success.map_or_else(|| "never".into(), |at| format!("{} ago", span(now.after(at.now))));
+        let ago = |at: Moment| match now.after(at.now) {
+            passed if passed < Duration::from_secs(1) => "just now".into(),
+            passed => format!("{} ago", span(passed)),
+        };
+        let success = self.last_success.map_or_else(|| "never".into(), ago);
         let error = self.last_error.as_ref().map(|error| format!("; last error: {error}")).unwrap_or_default();
         format!(
             "{}: {}, {}; {} wait ({} bytes); last success {success}; since the start: {measured} measured, {delivered} delivered, {rejected} rejected, {dropped} dropped{error}",
@@ -499,6 +505,28 @@ impl Target {
         };
         // numbers and texts always have a JSON form
         serde_json::to_vec(&status).unwrap_or_default()
+    }
+}
+
+impl Skipped {
+    fn level(self) -> Level {
+        if self == Self::Nothing { Level::Info } else { Level::Warn }
+    }
+
+    fn text(self, options: &Options, wall: Wall) -> String {
+        match self {
+            Self::ClockUnset => {
+                format!("the clock is not set ({wall}): nothing is measured until it is, as nobody would know when it was")
+            }
+            Self::Nothing => options.format.nothing().into(),
+            Self::TooLarge => {
+                let most = limits::MEASUREMENT / 1024;
+                format!("measurements of more than {most} KiB are left out: choose fewer items in `filters`")
+            }
+            Self::DiskHangs => {
+                format!("the disk takes nothing: {} measurements wait for it, and until it does each new one is dropped", limits::STORING)
+            }
+        }
     }
 }
 
