@@ -361,7 +361,13 @@ mod tests {
     #[test]
     fn it_misbehaves_as_told() {
         let backend = Backend::start();
-        backend.next([Answer::Close, Answer::Reset, Answer::ResetUnread, Answer::Garbage, Answer::redirect(307, "/y")]);
+        backend.next([
+            Answer::Close,
+            Answer::Reset,
+            Answer::ResetUnread,
+            Answer::Raw("this is no HTTP\r\n\r\n"),
+            Answer::redirect(307, "/y"),
+        ]);
         assert_eq!(answered(post(&backend, "")), "");
         assert_eq!(answered(post(&backend, "")), "connection reset");
         assert_eq!(answered(post(&backend, "")), "connection reset");

@@ -33,8 +33,8 @@ pub enum Answer {
     EndlessHeaders,
     /// 201, with 10 MiB that nobody wants.
     HugeBody,
-    /// Nothing like HTTP.
-    Garbage,
+    /// These bytes, and the end of the connection.
+    Raw(&'static str),
 }
 
 impl Answer {

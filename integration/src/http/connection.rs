@@ -60,7 +60,7 @@ pub fn serve(shared: &Shared, tcp: TcpStream, number: usize) -> Result<()> {
             Answer::Reset | Answer::ResetUnread => return reset(shared, stream, raw, number),
             Answer::Hang => return Ok(swallow(&mut *stream)?),
             Answer::Close => return Ok(()),
-            Answer::Garbage => return Ok(stream.write_all(b"\x15\x03\x01 this is no HTTP\r\n\r\n")?),
+            Answer::Raw(bytes) => return Ok(stream.write_all(bytes.as_bytes())?),
             Answer::Drip(every) => return drip(&mut *stream, "HTTP/1.1 201 Created\r\nX-More: ", every),
             Answer::DripBody(every) => {
                 return drip(&mut *stream, "HTTP/1.1 201 Created\r\nContent-Length: 1000000\r\n\r\n", every);

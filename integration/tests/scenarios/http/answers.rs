@@ -212,12 +212,35 @@ fn an_answer_that_never_ends() {
 
 #[test]
 fn no_http() {
-    kept(Answer::Garbage, "", "HTTP");
+    kept(Answer::Raw("\x15\x03\x01 SMTP speaking\r\n\r\n"), "", "HTTP");
 }
 
 #[test]
 fn headers_without_end() {
     kept(Answer::EndlessHeaders, "timeout = 2\n", "");
+}
+
+/// What else means that it was taken: other statuses, and the ways in which old and odd servers write an answer.
+#[test]
+fn taken_in_other_words() {
+    let backend = Backend::start();
+    let answers = [
+        Answer::status(200),
+        Answer::status(204),
+        Answer::text(202, "{}").with("Connection", "close"),
+        Answer::text(207, "no results"),
+        Answer::Raw("HTTP/1.0 201 Created\r\n\r\nuntil the end"),
+        Answer::Raw("HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"),
+        Answer::Raw("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"),
+        Answer::Raw("HTTP/1.1 201 Created\r\nContent-Length: 50\r\n\r\nthe rest is missing"),
+        Answer::Raw("HTTP/1.1 201 \r\nContent-Length: 0\r\n\r\n"),
+    ];
+    let count = answers.len();
+    backend.next(answers);
+    let rig = running(Setup::default().http(&backend.section(FAST)));
+    let requests = backend.wait("all of them", RETRIED, |requests| (requests.len() > count).then(|| requests.to_vec()));
+    assert_eq!(troubles(&rig), [""; 0]);
+    assert!(requests.windows(2).all(|pair| pair[0].stamp() < pair[1].stamp()), "one was not taken as done");
 }
 
 /// Nobody wants to read what follows, but the measurement was taken.

@@ -50,7 +50,7 @@ fn what_each_answer_means() {
         (Answer::redirect(301, "https://elsewhere.example/x?token=geheim"), "elsewhere.example"),
         (Answer::Hang, "1"),
         (Answer::Reset, "reset"),
-        (Answer::Garbage, "HTTP"),
+        (Answer::Raw("SMTP speaking\r\n\r\n"), "HTTP"),
     ] {
         backend.answer(answer.clone());
         let (code, text) = test(&rig, &[]);

@@ -123,6 +123,62 @@ fn a_full_disk() {
     assert_eq!(said(&rig, "dropped").len(), 0);
 }
 
+/// Somebody tidies up below it: one line at most for each change, and nothing that was measured is missing from then on.
+#[test]
+fn the_folder_goes() {
+    let backend = Backend::start();
+    backend.down();
+    let mut rig = running(Setup::default().http(&backend.section(FAST)));
+    await_measured(&rig, 5);
+    std::fs::remove_dir_all(rig.dir().join("state/http")).expect("removed");
+    let since = await_measured(&rig, 1).len();
+    await_measured(&rig, 10);
+    backend.up();
+    let wanted = measured(&rig, "1").split_off(since);
+    let taken = backend.wait("what was measured since", super::RETRIED, |requests| {
+        let taken = super::firsts(requests);
+        wanted.iter().all(|stamp| taken.contains(stamp)).then_some(taken)
+    });
+    assert_in_order(&taken);
+    assert!(said(&rig, "warn: ").len() <= 4, "{:#?}", said(&rig, "warn: "));
+    rig.stop(Part::Bridge);
+}
+
+/// Two that are to share a folder: the second one says so, and neither takes from the other.
+#[test]
+fn two_with_one_folder() {
+    let (first, second) = (Backend::start(), Backend::start());
+    first.down();
+    second.down();
+    let mut rig = running(Setup::default().http(&first.section(FAST)));
+    await_measured(&rig, 3);
+    let stamps = measured(&rig, "1");
+    let config = rig.dir().join("second.toml");
+    let text = std::fs::read_to_string(rig.config()).expect("the rig wrote it").replace(&first.url(), &second.url());
+    std::fs::write(&config, text).expect("written");
+    let log = rig.dir().join("second.log");
+    let program = venus_mqtt_integration::parts::binary("VENUS_MQTT_BIN", "venus-mqtt").expect("built");
+    let child = std::process::Command::new(program)
+        .arg("--config")
+        .arg(config)
+        .args(["--client-id", "second"])
+        .stderr(std::fs::File::create(&log).expect("a file"))
+        .spawn();
+    let mut child = child.expect("it runs");
+    let line = eventually("it says so", DEADLINE, || {
+        let log = std::fs::read_to_string(&log).unwrap_or_default();
+        log.lines().find(|line| line.starts_with("warn: http 1: ")).map(ToOwned::to_owned)
+    });
+    second.up();
+    second.await_delivered(3);
+    child.kill().and_then(|()| child.wait()).expect("ended");
+    assert!(line.contains("state_dir") || line.contains("another"), "{line}");
+    assert!(second.delivered().iter().all(|request| !stamps.contains(&request.stamp())), "it took what was not its own");
+    first.up();
+    assert_eq!(await_all(&rig, &first)[..stamps.len()], stamps[..]);
+    rig.stop(Part::Bridge);
+}
+
 /// No place at all: one line, and it works from memory.
 #[test]
 fn no_disk() {

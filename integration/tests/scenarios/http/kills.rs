@@ -85,8 +85,8 @@ fn nothing_is_lost_by_being_killed() {
     backend.answer(Answer::Api);
     backend.up();
     rig.start_bridge();
-    let arrived = await_all(&rig, &backend);
     let stamps = measured(&rig, "1");
+    let arrived = await_all(&rig, &backend);
     eprintln!("{lives} lives, {} measured, {} arrived", stamps.len(), arrived.len());
     assert!(stamps.len() > KILLS, "too little happened to show anything: {}", stamps.len());
     assert_in_order(&arrived);

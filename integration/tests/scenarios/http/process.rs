@@ -1,6 +1,8 @@
 //! Measurements and the rest of the process: the broker, the bus, signals, the clock.
 
-use venus_mqtt_integration::{Backend, DEADLINE, Ended, Part, Rig, Setup, eventually, parts::Signal};
+use std::time::Duration;
+
+use venus_mqtt_integration::{Answer, Backend, DEADLINE, Ended, Part, Rig, Setup, eventually, parts::Signal};
 
 use super::{CHARGER, FAST, assert_in_order, assert_once, await_all, await_measured, charger, measured, running, said};
 
@@ -89,6 +91,23 @@ fn sighup() {
         waiting.iter().all(|stamp| stamps.contains(stamp)).then_some(())
     });
     assert_once(&second.requests());
+}
+
+/// Told again and again to read its configuration: nothing is lost, and nothing comes twice.
+#[test]
+fn sighup_under_load() {
+    let backend = Backend::start();
+    backend.answer(Answer::Slow(Duration::from_millis(20)));
+    let mut rig = running(Setup::default().http(&backend.section("update_interval = 0.05\ncatch_up_rate = 1000")));
+    for _ in 0..10 {
+        await_measured(&rig, 4);
+        rig.signal(Part::Bridge, Signal::SIGHUP);
+    }
+    await_measured(&rig, 4);
+    assert_in_order(&await_all(&rig, &backend));
+    assert_once(&backend.requests());
+    let troubles: Vec<_> = said(&rig, "http 1: ").into_iter().filter(|line| line.starts_with("warn:")).collect();
+    assert_eq!(troubles, [""; 0]);
 }
 
 /// Nobody would know when it was: until the clock is set nothing is measured, and then everything is.

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 use venus_mqtt_integration::{Backend, PORTAL, Part, Rig, Setup, invalid, item, items};
 
-use super::{CHARGER, FAST, OTHER, OTHER_SERIAL, SERIAL, other, running, running_with, said};
+use super::{CHARGER, FAST, OTHER, OTHER_SERIAL, SERIAL, charger, other, running, running_with, said};
 use crate::{BATTERY, battery};
 
 fn unix() -> u64 {
@@ -168,6 +168,22 @@ both! {
         // a tracker less, and back under the same number
         assert_eq!(device(&back.json(), 280)["serial"], OTHER_SERIAL);
     }
+}
+
+/// Plugged into another socket, it has another name on the bus: it has not left.
+#[test]
+fn a_charger_changes_its_name() {
+    let backend = Backend::start();
+    let rig = running(Setup::default().http(&backend.section("update_interval = 0.5\ncatch_up_rate = 1000")));
+    backend.await_requests(2);
+    rig.fake().add(OTHER, charger());
+    rig.fake().remove(CHARGER);
+    rig.fake().items_changed(OTHER, items([("/Yield/Power", item(99.5))]));
+    backend.await_request("under the new name", |request| {
+        let json = request.json();
+        json["devices"].as_array().is_some_and(|all| all.len() == 1) && device(&json, 281)["yield_power_w"] == 99.5
+    });
+    assert!(backend.requests().iter().all(|request| device(&request.json(), 281)["reachable"] == true));
 }
 
 /// The bridge is off, as it is beside FlashMQ: measurements are made all the same.
