@@ -17,12 +17,12 @@ mod tests;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::config::why;
 
-use segment::{BODY_MAX, Found, SPAN};
+use segment::{BODY_MAX, Current, Found, SPAN};
 
 /// Size of a segment, in bytes: what is done in one with something that waits still costs so much at most.
 const SEGMENT: u64 = 512 * 1024;
@@ -94,18 +94,6 @@ struct Segment {
     synced: bool,
     /// A record of it could not be read, and that was said.
     damaged: bool,
-}
-
-struct Current {
-    first: u64,
-    file: File,
-    len: u64,
-    /// It holds a record, done or not.
-    used: bool,
-    /// It ends with a mark, which the next one may replace.
-    marked: bool,
-    /// What stands after `len` could not be cut off.
-    sealed: bool,
 }
 
 impl Spool {
@@ -563,29 +551,6 @@ impl Drop for Spool {
         if let Some(folder) = &self.folder {
             let _ = folder.unlock();
         }
-    }
-}
-
-impl Current {
-    /// Adds to its end, or leaves it as it was.
-    fn add(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if let Err(error) = self.file.write_all_at(bytes, self.len) {
-            // what came there of it must not stand before the next one
-            self.sealed = self.file.set_len(self.len).is_err();
-            return Err(error);
-        }
-        self.len += bytes.len() as u64;
-        Ok(())
-    }
-
-    fn mark(&mut self, through: u64) -> io::Result<()> {
-        let bytes = segment::mark(through);
-        if self.marked {
-            return self.file.write_all_at(&bytes, self.len - bytes.len() as u64);
-        }
-        self.add(&bytes)?;
-        self.marked = true;
-        Ok(())
     }
 }
 

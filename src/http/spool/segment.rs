@@ -44,9 +44,45 @@ pub struct Scan {
     pub error: Option<io::Error>,
 }
 
+/// The one that is written to.
+pub struct Current {
+    pub first: u64,
+    pub file: File,
+    pub len: u64,
+    /// It holds a record, done or not.
+    pub used: bool,
+    /// It ends with a mark, which the next one may replace.
+    pub marked: bool,
+    /// What stands after `len` could not be cut off.
+    pub sealed: bool,
+}
+
 impl Scan {
     pub fn is_whole(&self) -> bool {
         self.good == self.size
+    }
+}
+
+impl Current {
+    /// Adds to its end, or leaves it as it was.
+    pub fn add(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Err(error) = self.file.write_all_at(bytes, self.len) {
+            // what came there of it must not stand before the next one
+            self.sealed = self.file.set_len(self.len).is_err();
+            return Err(error);
+        }
+        self.len += bytes.len() as u64;
+        Ok(())
+    }
+
+    pub fn mark(&mut self, through: u64) -> io::Result<()> {
+        let bytes = mark(through);
+        if self.marked {
+            return self.file.write_all_at(&bytes, self.len - bytes.len() as u64);
+        }
+        self.add(&bytes)?;
+        self.marked = true;
+        Ok(())
     }
 }
 
@@ -133,10 +169,9 @@ pub fn scan(path: &Path, first: u64, found: &mut Vec<Found>) -> io::Result<Scan>
     let mut scan = Scan { good: 0, size: file.metadata()?.len(), done: 0, ends_marked: false, error: None };
     let mut reader = BufReader::with_capacity(BUFFER, file);
     let mut body = Vec::new();
-    let mut next = first;
     while scan.good < scan.size {
         match take(&mut reader, scan.size - scan.good, &mut body) {
-            Ok(Some(header)) if accept(&header, first, &mut next, &mut scan, found) => {}
+            Ok(Some(header)) if accept(&header, first, &mut scan, found) => {}
             Ok(_) => break,
             Err(error) => {
                 // shorter than it was a moment ago is as good as cut off
@@ -163,7 +198,7 @@ fn take(reader: &mut impl Read, left: u64, body: &mut Vec<u8>) -> io::Result<Opt
 }
 
 /// Takes a record in, unless it cannot be of this file.
-fn accept(header: &Header, first: u64, next: &mut u64, scan: &mut Scan, found: &mut Vec<Found>) -> bool {
+fn accept(header: &Header, first: u64, scan: &mut Scan, found: &mut Vec<Found>) -> bool {
     let (seq, end) = (header.seq, first.saturating_add(SPAN));
     let (Ok(offset), Some(len)) = (u32::try_from(scan.good), header.body_len()) else { return false };
     scan.ends_marked = header.len == MARK;
@@ -173,9 +208,8 @@ fn accept(header: &Header, first: u64, next: &mut u64, scan: &mut Scan, found: &
     if scan.ends_marked {
         scan.done = scan.done.max(seq);
     } else {
-        let Some(delta) = seq.checked_sub(first).filter(|_| seq >= *next).and_then(|delta| u32::try_from(delta).ok()) else { return false };
+        let Some(delta) = seq.checked_sub(first).and_then(|delta| u32::try_from(delta).ok()) else { return false };
         found.push(Found { seq, offset, delta, len: header.len });
-        *next = seq + 1;
     }
     scan.good += size(len) as u64;
     true
