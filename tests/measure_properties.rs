@@ -22,6 +22,8 @@ const UNSET: i64 = 86_400_000_000;
 const BATTERY: &str = "com.victronenergy.battery.a";
 const OWNER: &str = ":1.1";
 const MINUTE: Duration = Duration::from_secs(60);
+/// Timers that an answer waits for.
+const SOON: usize = 20;
 /// Measurements that the disk has not taken, at most: with a few more they would be dropped.
 const UNTAKEN: usize = 50;
 
@@ -50,14 +52,19 @@ enum Step {
     Size {
         bytes: usize,
     },
-    /// The disk does so much of what it is to do.
+    /// The disk does at once what it is to do, or hangs.
     Disk {
+        hangs: bool,
+    },
+    /// It hangs, but does so much of it.
+    Crawl {
         commands: usize,
     },
     /// It cannot read this one, counted from the oldest.
     Spoil {
         which: usize,
     },
+    /// The backend answers what is posted, or what will be, if that is soon.
     Answer(Kind),
     Link {
         up: bool,
@@ -84,7 +91,7 @@ enum Kind {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let kind = prop_oneof![
-        6 => Just(Kind::Taken),
+        4 => Just(Kind::Taken),
         1 => Just(Kind::TakenBut),
         2 => Just(Kind::Unreachable),
         1 => Just(Kind::Broken),
@@ -100,14 +107,15 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => proptest::bool::weighted(0.3).prop_map(|unset| Step::Unset { unset }),
         1 => proptest::bool::weighted(0.7).prop_map(|present| Step::Battery { present }),
         1 => (0..300_usize).prop_map(|bytes| Step::Size { bytes }),
-        8 => (1..8_usize).prop_map(|commands| Step::Disk { commands }),
+        2 => proptest::bool::weighted(0.4).prop_map(|hangs| Step::Disk { hangs }),
+        2 => (1..8_usize).prop_map(|commands| Step::Crawl { commands }),
         1 => (0..4_usize).prop_map(|which| Step::Spoil { which }),
-        8 => kind.prop_map(Step::Answer),
+        12 => kind.prop_map(Step::Answer),
         1 => any::<bool>().prop_map(|up| Step::Link { up }),
         1 => any::<bool>().prop_map(|says_goodbye| Step::Restart { says_goodbye }),
         1 => Just(Step::Settle),
     ];
-    proptest::collection::vec(step, 1..100)
+    proptest::collection::vec(step, 1..80)
 }
 
 fn options() -> impl Strategy<Value = Options> {
@@ -148,6 +156,7 @@ struct Disk {
     spoiled: BTreeSet<u64>,
     /// Not opened yet.
     opening: bool,
+    hangs: bool,
     waiting: VecDeque<Command>,
 }
 
@@ -248,9 +257,18 @@ impl World {
                     changes.item("/CustomName", Change { value: Some(value), ..Change::default() });
                 }
             }
-            Step::Disk { commands } => self.disk_does(commands)?,
+            Step::Disk { hangs } => self.disk.hangs = hangs,
+            Step::Crawl { commands } => self.disk_does(commands)?,
             Step::Spoil { which } => self.disk.spoiled.extend(self.disk.kept.keys().nth(which)),
-            Step::Answer(kind) => self.answer(kind)?,
+            Step::Answer(kind) => {
+                for _ in 0..SOON {
+                    if self.under_way.is_some() {
+                        break;
+                    }
+                    self.pass_to_next()?;
+                }
+                self.answer(kind)?;
+            }
             Step::Link { up } => {
                 self.linked = up;
                 if up { self.measures.link_up(self.now()) } else { self.measures.link_down() }
@@ -277,6 +295,11 @@ impl World {
         }
     }
 
+    fn pass_to_next(&mut self) -> Checked {
+        let due = self.measures.poll_timeout().map_or(Duration::ZERO, |due| due.after(self.now()));
+        self.pass(due)
+    }
+
     fn pass(&mut self, amount: Duration) -> Checked {
         let end = self.elapsed + amount;
         while let Some(due) = self.measures.poll_timeout()
@@ -299,15 +322,18 @@ impl World {
         if model.stopping || self.disk.opening {
             return Ok(());
         }
-        if let Some((front, _)) = model.queue.first_key_value()
-            && model.stored.is_some_and(|stored| *front <= stored)
-            && now >= model.wait.1
-            && model.last_post.is_none_or(|last| now >= last + self.pace())
-        {
-            prop_assert!(model.posting.is_some(), "{front} should have been posted");
+        let wakes_by = |time: Duration| due.is_some_and(|due| due <= Time::since_start(time));
+        let is_stored = |seq: &u64| model.stored.is_some_and(|stored| *seq <= stored);
+        if let Some((front, _)) = model.queue.first_key_value().filter(|(front, _)| is_stored(front) && model.posting.is_none()) {
+            let post = model.last_post.map_or(model.wait.1, |last| model.wait.1.max(last + self.pace()));
+            prop_assert!(now < post && wakes_by(post), "{front} is to be posted at {post:?}, it is {now:?}, and it sleeps until {due:?}");
         }
-        if let Some((seq, _)) = model.queue.iter().find(|(_, (measured, _))| now >= *measured + MINUTE) {
-            prop_assert!(model.synced.is_some_and(|synced| *seq <= synced), "a power cut takes {seq}, which is older than a minute");
+        if let Some((seq, (measured, _))) = model.queue.iter().find(|(seq, _)| model.synced.is_none_or(|synced| **seq > synced)) {
+            let sync = *measured + MINUTE;
+            prop_assert!(
+                now < sync && wakes_by(sync),
+                "a power cut takes {seq}, of {measured:?}: it is {now:?}, and it sleeps until {due:?}"
+            );
         }
         let is_ready = self.present && self.moment().wall.is_set();
         self.model.ready = if is_ready { self.model.ready.or(Some(now)) } else { None };
@@ -321,10 +347,18 @@ impl World {
     fn pump(&mut self) -> Checked {
         while self.bridge.poll_note().is_some() || self.bridge.poll_call().is_some() || self.bridge.poll_link().is_some() {}
         loop {
+            if !self.disk.hangs {
+                self.disk_does(usize::MAX)?;
+            }
+            let mut quiet = true;
             while let Some((target, command)) = self.measures.poll_command() {
                 prop_assert_eq!(target, 0);
                 self.check(&command)?;
                 self.disk.waiting.push_back(command);
+                quiet = false;
+            }
+            if !quiet && !self.disk.hangs {
+                continue;
             }
             if self.disk.waiting.iter().filter(|command| matches!(command, Command::Append { .. })).count() < UNTAKEN {
                 break;
@@ -493,15 +527,15 @@ impl World {
 
     fn settle(&mut self) -> Checked {
         self.battery(false);
+        self.disk.hangs = false;
         for _ in 0..1_000 {
-            self.disk_does(1_000)?;
+            self.serve()?;
             self.answer(Kind::Taken)?;
             self.serve()?;
             if self.model.queue.is_empty() && self.disk.waiting.is_empty() && !self.disk.opening {
                 break;
             }
-            let due = self.measures.poll_timeout().map_or(Duration::ZERO, |due| due.after(self.now()));
-            self.pass(due)?;
+            self.pass_to_next()?;
         }
         prop_assert!(self.model.queue.is_empty(), "still there: {:?}", self.model.queue);
         prop_assert!(self.disk.kept.is_empty(), "not forgotten: {:?}", self.disk.kept.keys());
