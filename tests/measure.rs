@@ -4,10 +4,12 @@
 //! disk, and one target: `1`, at https://solar.example. Each line is something that happens, or something that must come of it:
 //!
 //! ```text
-//! setup   key=value …                  options, in the first lines only: prefix, link=down, clock=DATETIME; and of the target: name,
+//! setup   key=value …                  options, in the first lines only: prefix, link=down, clock=DATETIME, there=NAME
+//!                                      (a service that was there before, as :1.1); and of the target: name,
 //!                                      format, filters, interval, serial, catch_up_rate, queue_records, queue_bytes; `target=another`: from here
 //!                                      on of one more, which is named by its number
 //! bus     + NAME OWNER                 a name gets an owner            bus - NAME OWNER   and loses it
+//! bus     < large OWNER /Path N        ItemsChanged with a text of so many KiB
 //! bus     < items OWNER /Path=JSON …   the answer to its GetItems      bus < changed OWNER /Path=JSON …   ItemsChanged
 //! time    + 61s                        time passes on both clocks, timer by timer
 //! time      late 3s                    time passes in which nothing is served; timers are with the next `time + …`
@@ -50,6 +52,7 @@ use transcripts::{expect, is_like, span};
 use venus_mqtt::bridge::filter::Filter;
 use venus_mqtt::bridge::name::PortalId;
 use venus_mqtt::bridge::options::{Enabled, Options as BridgeOptions};
+use venus_mqtt::bridge::value::Value;
 use venus_mqtt::bridge::{Bridge, BusCall, Change, Method, Publish, Reply, Setup as BridgeSetup, Time};
 use venus_mqtt::measure::options::{Format, Options};
 use venus_mqtt::measure::{Answer, Command, Entry, Event, Measures, Moment, Outcome, Setup, Wall};
@@ -86,12 +89,14 @@ struct Chosen {
     prefix: String,
     is_linked: bool,
     clock: i64,
+    /// On the bus before the daemon.
+    there: Vec<String>,
     targets: Vec<Options>,
 }
 
 impl Default for Chosen {
     fn default() -> Self {
-        Self { prefix: String::new(), is_linked: true, clock: micros(START).unwrap(), targets: vec![target(1)] }
+        Self { prefix: String::new(), is_linked: true, clock: micros(START).unwrap(), there: Vec::new(), targets: vec![target(1)] }
     }
 }
 
@@ -119,6 +124,7 @@ impl Chosen {
             ("prefix", _) => self.prefix = format!("{value}/"),
             ("link", "down") => self.is_linked = false,
             ("clock", _) => self.clock = micros(value)?,
+            ("there", _) => self.there.push(value.into()),
             ("target", "another") => self.targets.push(self::target(next)),
             ("name", _) => target.name = value.into(),
             ("format", "json-lines") => target.format = Format::JsonLines(Vec::new()),
@@ -193,7 +199,7 @@ impl Stage {
         };
         stage.bridge.bus_up(stage.now());
         let names = stage.bridge.poll_call().unwrap().id;
-        stage.bridge.reply(stage.now(), names, Reply::Names(vec!["org.freedesktop.DBus".into()]));
+        stage.bridge.reply(stage.now(), names, Reply::Names(stage.chosen.there.clone()));
         stage.start();
         // which target there is, as every daemon says
         stage.logged.clear();
@@ -275,6 +281,12 @@ impl Stage {
                 for (path, change) in read_whole_items(items)? {
                     changes.item(&path, change);
                 }
+            }
+            ["<", "large", owner, path, size] => {
+                let size: usize = size.parse().map_err(|_| "no number")?;
+                let value = Some(Value::Str("x".repeat(size * 1024).into()));
+                let mut changes = self.bridge.changes(now, owner).ok_or("nobody knows it")?;
+                changes.item(path, Change { value, ..Change::default() });
             }
             _ => return Err("not understood".into()),
         }
@@ -419,8 +431,10 @@ impl Stage {
     /// The other tests look at what the bridge says.
     fn pump_bridge(&mut self) {
         while let Some(BusCall { id, destination, method, .. }) = self.bridge.poll_call() {
-            if matches!(method, Method::GetItems) {
-                self.open.push((destination.into(), id));
+            match method {
+                Method::GetItems => self.open.push((destination.into(), id)),
+                Method::GetNameOwner(_) => self.bridge.reply(self.now(), id, Reply::Text(":1.1".into())),
+                _ => {}
             }
         }
         while self.bridge.poll_note().is_some() {}
