@@ -4,12 +4,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
 use crate::clock;
 use crate::devices;
 use crate::emission::{Emission, Emitted, Style, Until};
+use crate::http;
 use crate::measure::{Machine, cpu_seconds, resident_kb, thread_cpu_seconds};
 use crate::model;
 use crate::report::{Cpu, Figures, Load, Target, Unit};
@@ -28,10 +29,15 @@ pub struct Size {
     pub device_writes: usize,
     /// Times that a device registers and leaves.
     pub cycles: usize,
+    /// Measurements that are delivered, and that an outage lasts.
+    pub measurements: usize,
+    /// Measurements that an outage lasts in which memory and CPU time are counted.
+    pub unreachable: usize,
 }
 
-/// The measurement that another program than venus-mqtt is spared unless it is named. The last one: its bridge is not that of the others.
-pub const DEVICES: &str = "devices";
+/// The measurements that another program than venus-mqtt is spared unless they are named. The last ones: their bridges are not that of the
+/// others.
+pub const OWN: [&str; 2] = ["http", "devices"];
 
 type Case = fn(&mut Rig, &Size, &mut Figures) -> Result<()>;
 
@@ -51,7 +57,8 @@ pub const CASES: &[(&str, &str, Case)] = &[
     ("flat", "as fast as the bus takes it, signals of ten", flat_out),
     ("flood", "100,000/s: only intermediate values may be lost", flood),
     ("rss-end", "resident memory after all that", rss_end),
-    (DEVICES, "64 devices register 8 services each, with a bridge of their own", devices::devices),
+    ("http", "measurements over HTTP: delivered, kept while there is no backend, caught up", http::http),
+    ("devices", "64 devices register 8 services each, with a bridge of their own", devices::devices),
 ];
 
 pub const TEN: Style = Style::Items { batch: 10 };
@@ -306,7 +313,7 @@ impl Running {
             match self.emitting.recv_timeout(Duration::from_secs_f64(seconds)) {
                 Ok(emitted) => self.emitted = Some(emitted?),
                 Err(RecvTimeoutError::Timeout) => return Ok(false),
-                Err(RecvTimeoutError::Disconnected) => anyhow::bail!("the fake services are gone"),
+                Err(RecvTimeoutError::Disconnected) => bail!("the fake services are gone"),
             }
         }
         Ok(true)
@@ -410,6 +417,22 @@ fn wait_or_still(rig: &mut Rig, done: impl Fn(&Rig) -> bool) -> Result<()> {
         thread::sleep(Duration::from_millis(5));
     }
     Ok(())
+}
+
+/// Wakes a bridge that has just been started, until all is published.
+pub fn wake(rig: &mut Rig) -> Result<()> {
+    let started = clock::now();
+    rig.subscriber.reset();
+    // one that comes too early is not heard
+    while rig.subscriber.counts().completions == 0 {
+        rig.check()?;
+        if clock::now() - started > 10.0 {
+            bail!("no full_publish_completed within 10 s");
+        }
+        rig.subscriber.keep_alive("")?;
+        thread::sleep(Duration::from_millis(100));
+    }
+    quiet(rig, SETTLED)
 }
 
 /// Until no item has arrived for `seconds`.

@@ -84,18 +84,7 @@ fn exchange(rig: &mut Rig, bus: &mut Bus) -> Result<()> {
         bus.store_instance(&format!("bench_{}_{}", service.kind, service.instance), service.kind, service.instance)?;
     }
     rig.restart_bridge(&format!("--keepalive-interval {KEEP_ALIVE}"))?;
-    let started = clock::now();
-    rig.subscriber.reset();
-    // one that comes too early is not heard
-    while rig.subscriber.counts().completions == 0 {
-        rig.check()?;
-        if clock::now() - started > 10.0 {
-            bail!("no full_publish_completed within 10 s");
-        }
-        rig.subscriber.keep_alive("")?;
-        thread::sleep(Duration::from_millis(100));
-    }
-    quiet(rig, SETTLED)
+    cases::wake(rig)
 }
 
 /// All devices at once; the memory is that of the bridge when everything of theirs has been published.

@@ -12,6 +12,7 @@ mod devices;
 mod emission;
 mod fake;
 mod histogram;
+mod http;
 mod measure;
 mod model;
 mod packet;
@@ -28,7 +29,7 @@ use std::thread;
 use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
 
-use cases::{CASES, DEVICES, Size};
+use cases::{CASES, OWN, Size};
 use report::Figures;
 use rig::Rig;
 
@@ -38,15 +39,37 @@ usage: bench [--only NAME,NAME…] [--secs N] [--runs N] [--quick] [--bridge 'CO
   --only NAMES   only these measurements (the start runs always)
   --secs N       length of the longest load, the others take half of it (30)
   --runs N       runs, of which the table shows the medians (3)
-  --quick        one run of about a minute
-  --bridge CMD   measure another program; {port}, {bus}, {portal} and {dir} are filled in, words are split at
-                 blanks; the measurement \"devices\" only if it is named
+  --quick        one run of a few minutes
+  --bridge CMD   measure another program; {port}, {bus}, {portal}, {dir} and {level} (of the log) are filled in,
+                 words are split at blanks; the measurements \"http\" and \"devices\" only if they are named
 
 Without --bridge: the program in $VENUS_MQTT_BIN, else venus-mqtt of this checkout, built for release; localsettings likewise, from
 $VENUS_SETTINGS_BIN.
 
 measurements:
 ";
+
+const FULL: Size = Size {
+    seconds: 30.0,
+    flat_out: 300_000,
+    republishes: 5,
+    writes: 200,
+    device_writes: 2000,
+    cycles: 1000,
+    measurements: 1000,
+    unreachable: 10_000,
+};
+
+const QUICK: Size = Size {
+    seconds: 8.0,
+    flat_out: 100_000,
+    republishes: 2,
+    writes: 100,
+    device_writes: 300,
+    cycles: 100,
+    measurements: 200,
+    unreachable: 400,
+};
 
 struct Options {
     only: Vec<String>,
@@ -58,7 +81,7 @@ struct Options {
 impl Options {
     fn wants(&self, name: &str) -> bool {
         match self.only.as_slice() {
-            [] => name != DEVICES || self.bridge.is_none(),
+            [] => !OWN.contains(&name) || self.bridge.is_none(),
             only => only.iter().any(|only| only == name),
         }
     }
@@ -98,8 +121,7 @@ fn main() -> Result<()> {
 }
 
 fn options(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options>> {
-    let size = Size { seconds: 30.0, flat_out: 300_000, republishes: 5, writes: 200, device_writes: 2000, cycles: 1000 };
-    let mut options = Options { only: Vec::new(), runs: 3, size, bridge: None };
+    let mut options = Options { only: Vec::new(), runs: 3, size: FULL, bridge: None };
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} wants a value; see --help"));
         match argument.as_str() {
@@ -108,7 +130,7 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options
             "--runs" => options.runs = value()?.parse().context("--runs wants a number")?,
             "--quick" => {
                 options.runs = 1;
-                options.size = Size { seconds: 8.0, flat_out: 100_000, republishes: 2, writes: 100, device_writes: 300, cycles: 100 };
+                options.size = QUICK;
             }
             "--bridge" => options.bridge = Some(value()?),
             "--help" | "-h" => return Ok(None),
@@ -153,7 +175,7 @@ fn own_bridge() -> Result<String> {
     };
     let program = program.to_str().context("the path of venus-mqtt is not UTF-8")?;
     Ok(format!(
-        "{program} --dbus {{bus}} --host 127.0.0.1 --port {{port}} --portal-id {{portal}} --bridge true --state-dir {{dir}}/state --log-level warn"
+        "{program} --dbus {{bus}} --host 127.0.0.1 --port {{port}} --portal-id {{portal}} --bridge true --state-dir {{dir}}/state --log-level {{level}}"
     ))
 }
 
@@ -203,10 +225,12 @@ mod tests {
     }
 
     #[test]
-    fn devices_are_measured_with_another_program_only_when_named() {
+    fn what_is_our_own_is_measured_with_another_program_only_when_named() {
         let wants = |arguments: &[&str], name| parsed(arguments).unwrap().unwrap().wants(name);
-        assert!(wants(&[], DEVICES));
-        assert!(!wants(&["--bridge", "x"], DEVICES) && wants(&["--bridge", "x"], "steady"));
-        assert!(wants(&["--bridge", "x", "--only", DEVICES], DEVICES) && !wants(&["--only", DEVICES], "steady"));
+        assert!(!wants(&["--bridge", "x"], "http") && wants(&["--bridge", "x"], "steady"));
+        for own in OWN {
+            assert!(wants(&[], own) && !wants(&["--bridge", "x"], own) && wants(&["--bridge", "x", "--only", own], own));
+            assert!(!wants(&["--only", own], "steady") && CASES.iter().any(|(name, ..)| *name == own));
+        }
     }
 }

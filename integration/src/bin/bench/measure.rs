@@ -25,6 +25,28 @@ pub fn open_files(pid: i32) -> usize {
     family(pid).into_iter().filter_map(|pid| fs::read_dir(format!("/proc/{pid}/fd")).ok()).map(Iterator::count).sum()
 }
 
+/// What a process has written so far, in bytes.
+#[derive(Clone, Copy)]
+pub struct Written {
+    /// Handed to write(2) and its like; what goes out with send(2) is not in it.
+    pub handed: f64,
+    /// On its way to the disk, or there.
+    pub dirtied: f64,
+    /// Of that, what was cut off or removed before it got there.
+    pub cancelled: f64,
+}
+
+impl Written {
+    pub fn by(pid: i32) -> Self {
+        let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+        Self { handed: field(&io, "wchar:"), dirtied: field(&io, "write_bytes:"), cancelled: field(&io, "cancelled_write_bytes:") }
+    }
+
+    pub fn since(self, before: Self) -> Self {
+        Self { handed: self.handed - before.handed, dirtied: self.dirtied - before.dirtied, cancelled: self.cancelled - before.cancelled }
+    }
+}
+
 /// The process and its descendants.
 pub fn family(pid: i32) -> Vec<i32> {
     let mut all = vec![pid];

@@ -5,6 +5,7 @@ use std::fmt::Write;
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Unit {
     Millis,
+    Seconds,
     Kilobytes,
     Megabytes,
     Count,
@@ -167,6 +168,7 @@ fn show(value: f64, unit: Unit) -> String {
         Unit::Millis if value < 1.0 => format!("{value:.3} ms"),
         Unit::Millis if value < 10.0 => format!("{value:.2} ms"),
         Unit::Millis => format!("{value:.0} ms"),
+        Unit::Seconds => format!("{value:.2} s"),
         Unit::Kilobytes => format!("{value:.1} KB"),
         Unit::Megabytes => format!("{value:.1} MB"),
         Unit::Count => format!("{value:.0}"),

@@ -57,8 +57,10 @@ pub struct Rig {
     port: u16,
     socket: PathBuf,
     folder: TempDir,
-    /// What the bridge was started with.
+    /// What the first bridge was started with.
     command: String,
+    /// What the bridge's log shows.
+    pub log_level: &'static str,
 }
 
 impl Rig {
@@ -83,26 +85,51 @@ impl Rig {
         let mut broker = Part::start("mosquitto", command, folder.path(), &cpus)?;
         wait_until(PART_TIMEOUT, "mosquitto to listen", || Ok(broker.check()? && TcpStream::connect(("127.0.0.1", port)).is_ok()))?;
         let subscriber = cpus.measured_thread(|| Subscriber::start(port, PORTAL))?;
-        Ok(Self { bridge: None, settings: None, subscriber, broker, fake, bus, cpus, port, socket, folder, command: String::new() })
+        Ok(Self {
+            bridge: None,
+            settings: None,
+            subscriber,
+            broker,
+            fake,
+            bus,
+            cpus,
+            port,
+            socket,
+            folder,
+            command: String::new(),
+            log_level: "warn",
+        })
     }
 
-    /// Starts the bridge: `template` with `{port}`, `{bus}`, `{portal}` and `{dir}` filled in, split at blanks.
+    /// Starts the bridge: `template` with `{port}`, `{bus}`, `{portal}`, `{dir}` and `{level}` filled in, split at blanks.
     pub fn start_bridge(&mut self, template: &str) -> Result<()> {
         template.clone_into(&mut self.command);
+        self.launch(template)
+    }
+
+    /// Ends the bridge, and starts another one, with these arguments more than the first one had.
+    pub fn restart_bridge(&mut self, more: &str) -> Result<()> {
+        self.end_bridge();
+        self.launch(&format!("{} {more}", self.command))
+    }
+
+    pub fn end_bridge(&mut self) {
+        self.bridge = None;
+    }
+
+    fn launch(&mut self, template: &str) -> Result<()> {
         let (address, port, folder) = (bus_address(&self.socket), self.port.to_string(), self.folder.path().display().to_string());
-        let filled = template.replace("{port}", &port).replace("{bus}", &address).replace("{portal}", PORTAL).replace("{dir}", &folder);
+        let filled = template
+            .replace("{port}", &port)
+            .replace("{bus}", &address)
+            .replace("{portal}", PORTAL)
+            .replace("{dir}", &folder)
+            .replace("{level}", self.log_level);
         let mut words = filled.split_whitespace();
         let mut command = Command::new(words.next().context("the command of the bridge is empty")?);
         command.args(words).env("DBUS_SYSTEM_BUS_ADDRESS", &address).env("DBUS_SESSION_BUS_ADDRESS", &address);
         self.bridge = Some(Part::start("the bridge", command, self.folder.path(), &self.cpus)?);
         Ok(())
-    }
-
-    /// Ends the bridge, and starts another one with these arguments more.
-    pub fn restart_bridge(&mut self, more: &str) -> Result<()> {
-        self.bridge = None;
-        let template = format!("{} {more}", self.command);
-        self.start_bridge(&template)
     }
 
     /// Starts localsettings, which writes its file as late as the real one.
@@ -113,6 +140,11 @@ impl Rig {
             .arg(self.folder.path().join("settings.json"));
         self.settings = Some(Part::start("fake-localsettings", command, self.folder.path(), &self.cpus)?);
         Ok(())
+    }
+
+    /// Where `{dir}` is.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// A connection to the bus, for the measuring thread.
@@ -137,6 +169,18 @@ impl Rig {
             part.check()?;
         }
         Ok(())
+    }
+
+    /// What the bridge has counted so far, as it says when it is told to: the number before `word` in its log.
+    pub fn counted(&self, word: &str) -> Result<u64> {
+        let bridge = self.bridge.as_ref().context("there is no bridge")?;
+        let lines = || bridge.log().lines().filter(|line| line.contains(word)).count();
+        let before = lines();
+        bridge.signal(Signal::SIGUSR1)?;
+        wait_until(PART_TIMEOUT, "the summary of the bridge", || Ok(lines() > before))?;
+        let log = bridge.log();
+        let number = log.rsplit_once(&format!(" {word}")).and_then(|(head, _)| head.rsplit(' ').next()?.parse().ok());
+        number.with_context(|| format!("the bridge's summary does not say how many were {word}"))
     }
 
     /// What the bridge has to say about what went wrong.
@@ -198,9 +242,13 @@ impl Part {
         Err(anyhow!("{} ended ({status}): {}", self.name, self.last_words()))
     }
 
+    fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
     /// The end of its log.
     fn last_words(&self) -> String {
-        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let log = self.log();
         let from = log.len().saturating_sub(1500);
         log.get(from..).unwrap_or(&log).to_owned()
     }
