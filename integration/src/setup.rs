@@ -114,7 +114,6 @@ impl Setup {
             .env("FAKETIME_TIMESTAMP_FILE", &format!("{{dir}}/{CLOCK}"))
             .env("FAKETIME_NO_CACHE", "1")
             .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-            .env("FAKETIME_DISABLE_SHM", "1")
     }
 
     /// What the bridge keeps is on a disk of its own, of so many KiB, which is new at every start.

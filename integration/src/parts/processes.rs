@@ -186,6 +186,10 @@ impl Drop for Processes {
             // kills a stopped process as well; one that was waited for is left alone
             let _ = child.kill();
             let _ = child.wait();
+            // what `faketime` shares between processes outlives one that is killed
+            for name in ["faketime_shm_", "sem.faketime_sem_"] {
+                let _ = std::fs::remove_file(format!("/dev/shm/{name}{}", child.id()));
+            }
         }
     }
 }

@@ -84,10 +84,12 @@ fn crashed_between_taking_and_answering() {
 #[test]
 fn stopped_while_it_posts() {
     let backend = Backend::start();
-    backend.answer(Answer::Slow(Duration::from_millis(400)));
+    backend.answer(Answer::Slow(Duration::from_millis(700)));
     let mut rig = running(Setup::default().http(&backend.section(FAST)));
     backend.await_requests(2);
     assert_eq!(rig.stop(Part::Bridge), Ended::Code(0));
+    // whether or not anybody reads it
+    backend.wait("the last answer", RETRIED, |requests| requests.iter().all(|request| request.delivered()).then_some(()));
     backend.answer(Answer::Api);
     rig.start_bridge();
     await_all(&rig, &backend);
