@@ -23,7 +23,12 @@ there is no [[http]] in the configuration, and so nowhere to post to; one is wri
 
 /// Posts a measurement to every target, or to the one of that name; `show` prints what is posted.
 pub(super) fn test(source: &Source, name: Option<&str>, show: bool) -> u8 {
-    match run(source, name, show) {
+    let posted = prepared(source, name).and_then(|config| {
+        // what is told at `info` is of the daemon's life
+        logger::install(if config.log_level == log::LevelFilter::Info { log::LevelFilter::Warn } else { config.log_level });
+        run(&config, show)
+    });
+    match posted {
         Ok(true) => OK,
         Ok(false) => REFUSED,
         Err(failed) => {
@@ -56,20 +61,21 @@ impl From<Ended> for Failed {
     }
 }
 
-/// Whether every measurement was delivered.
-fn run(source: &Source, name: Option<&str>, show: bool) -> Result<bool, Failed> {
+fn prepared(source: &Source, name: Option<&str>) -> Result<Config, Failed> {
     let loaded = load(source)?;
     loaded.warnings.iter().for_each(|warning| say("warn", &warning.to_string()));
-    let config = chosen(loaded.config, name)?;
-    // what is told at `info` is of the daemon's life
-    logger::install(if config.log_level == log::LevelFilter::Info { log::LevelFilter::Warn } else { config.log_level });
+    chosen(loaded.config, name)
+}
+
+/// Whether every measurement was delivered.
+fn run(config: &Config, show: bool) -> Result<bool, Failed> {
     let posters = config.http.iter().map(Poster::new).collect::<Result<Vec<_>, _>>();
     let posters = posters.map_err(|error| Failed { code: CONFIG, text: error.to_string() })?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failed { code: GONE, text: format!("the runtime does not start: {error}") })?;
-    let samples = runtime.block_on(daemon::sample_once(&config))?;
+    let samples = runtime.block_on(daemon::sample_once(config))?;
     let mut all = true;
-    for ((target, poster), sample) in config.http.iter().zip(&posters).zip(samples) {
+    for ((target, mut poster), sample) in config.http.iter().zip(posters).zip(samples) {
         print(&heading(target, poster.proxy()));
         let Some(sample) = sample else {
             print(nothing(&target.options.format));
@@ -208,7 +214,7 @@ mod tests {
             (format!("{bus}{backend}"), None, GONE, "the bus unix:path="),
         ] {
             let source = Source::new(Some(scratch.file("c.toml", &text)), Given::default());
-            let failed = run(&source, name, false).unwrap_err();
+            let failed = prepared(&source, name).and_then(|config| run(&config, false)).unwrap_err();
             assert_eq!(failed.code, code, "{text}: {}", failed.text);
             assert!(failed.text.contains(expected), "{text}: {}", failed.text);
         }

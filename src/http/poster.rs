@@ -1,13 +1,12 @@
 //! The HTTP client of one target: a measurement in, what came of it out.
 //!
-//! Promises: an exchange ends by the target's `timeout`, whatever the backend does; what is kept of its answer is bounded; the text
+//! Promises: an exchange ends by the target's `timeout`, whatever the backend does (a proxy that drips can make it longer); what is kept of its answer is bounded; the text
 //! of a failure is for a person, and holds neither a secret nor more of the URL than the host. Redirects are not followed, nor is
 //! there a switch against the check of certificates. Refuses certificates that do not work. It blocks: the worker of the target
 //! and `venus-mqtt http test` call it where that costs nobody else anything.
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use flate2::Compression;
@@ -21,7 +20,7 @@ use ureq::http::{HeaderMap, HeaderName, HeaderValue, Response, Uri};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body, Error, Proxy, ProxyProtocol, Timeout};
 
-use crate::config::{HttpTarget, why};
+use crate::config::{HttpTarget, Secret, why};
 use crate::measure::{Answer, Outcome};
 use crate::text::{escape, escape_to};
 use crate::tls::{self, TlsError};
@@ -52,14 +51,16 @@ pub struct Poster {
     agent: Agent,
     uri: Uri,
     key: Option<(HeaderName, HeaderValue)>,
+    /// What no answer may bring into a log, should the backend repeat it.
+    secrets: Vec<Vec<u8>>,
     gzip: bool,
     own_roots: bool,
     timeout: Duration,
     connect_timeout: Duration,
     /// Host and port of the proxy in between.
     proxy: Option<String>,
-    /// The last exchange was answered: its connection may serve again.
-    warm: AtomicBool,
+    /// When an answer came last: its connection may serve again.
+    answered: Option<Instant>,
 }
 
 impl Poster {
@@ -97,17 +98,18 @@ impl Poster {
             agent: config.new_agent(),
             uri,
             key: target.api_key.as_ref().map(|key| secret_header(&target.api_key_header, key.reveal())).transpose()?,
+            secrets: secrets(target),
             gzip: target.gzip,
             own_roots: target.ca_file.is_some(),
             timeout: target.timeout,
             connect_timeout: target.connect_timeout,
             proxy: proxy.map(|proxy| format!("{}:{}", proxy.host(), proxy.port())),
-            warm: AtomicBool::new(false),
+            answered: None,
         })
     }
 
     /// Posts `body`, and waits for what comes of it.
-    pub fn post(&self, body: &[u8]) -> Outcome {
+    pub fn post(&mut self, body: &[u8]) -> Outcome {
         let compressed;
         let body = if self.gzip {
             compressed = gzip(body);
@@ -116,7 +118,7 @@ impl Poster {
             body
         };
         let start = Instant::now();
-        let was_warm = self.warm.swap(false, Ordering::Relaxed);
+        let was_warm = self.answered.take().is_some_and(|at| at.elapsed() < IDLE_MAX);
         let exchanged = match self.exchange(body, None) {
             // a kept connection that ended just now says nothing about the backend
             Err(error) if was_warm && was_closed(&error) => self.exchange(body, self.timeout.checked_sub(start.elapsed())),
@@ -124,8 +126,9 @@ impl Poster {
         };
         match exchanged {
             Ok(response) => {
-                self.warm.store(true, Ordering::Relaxed);
-                Outcome::Answer(self.answer(response))
+                let answer = self.answer(response);
+                self.answered = Some(Instant::now());
+                Outcome::Answer(answer)
             }
             Err(error) if is_tls(&error) => Outcome::Untrusted(self.failure(&error)),
             Err(error) => Outcome::Failed(self.failure(&error)),
@@ -161,15 +164,29 @@ impl Poster {
         Answer {
             status: head.status.as_u16(),
             retry_after: text_of(&head.headers, RETRY_AFTER).and_then(|text| retry_after(text, now)),
-            content_type: text_of(&head.headers, CONTENT_TYPE).map(content_type).unwrap_or_default(),
+            content_type: text_of(&head.headers, CONTENT_TYPE).map(|text| content_type(&self.hushed_text(text))).unwrap_or_default(),
             location: text_of(&head.headers, LOCATION).and_then(|text| self.origin_of(text)),
-            body: bytes,
+            body: self.hushed(bytes),
         }
+    }
+
+    fn hushed_text(&self, text: &str) -> String {
+        String::from_utf8_lossy(&self.hushed(text.into())).into_owned()
+    }
+
+    /// `text` without secrets.
+    fn hushed(&self, mut text: Vec<u8>) -> Vec<u8> {
+        for secret in &self.secrets {
+            while let Some(at) = text.windows(secret.len()).position(|part| part == secret.as_slice()) {
+                text.splice(at..at + secret.len(), *b"***");
+            }
+        }
+        text
     }
 
     /// Scheme and host that `location` points to; our own, when it names none.
     fn origin_of(&self, location: &str) -> Option<String> {
-        let uri: Uri = location.parse().ok()?;
+        let uri: Uri = self.hushed_text(location).parse().ok()?;
         let scheme = uri.scheme_str().or(self.uri.scheme_str())?;
         let authority = uri.authority().or(self.uri.authority())?;
         let port = authority.port().map(|port| format!(":{port}")).unwrap_or_default();
@@ -315,6 +332,15 @@ fn gzip(body: &[u8]) -> Vec<u8> {
     // a Vec takes everything
     let _ = encoder.write_all(body);
     encoder.finish().unwrap_or_default()
+}
+
+/// The key, also without `Bearer`, and the query of the URL; what is shorter than this is in every other word.
+fn secrets(target: &HttpTarget) -> Vec<Vec<u8>> {
+    const SHORTEST: usize = 6;
+    let key = target.api_key.as_ref().map(Secret::reveal);
+    let parts =
+        key.into_iter().chain(key.and_then(|key| key.split_whitespace().last())).chain(target.url.split_once('?').map(|(_, query)| query));
+    parts.filter(|part| part.len() >= SHORTEST).map(|part| part.as_bytes().to_vec()).collect()
 }
 
 /// Whether TLS is at fault, and not the connection below it.

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 
@@ -247,6 +248,26 @@ fn redirects_are_told_and_not_followed() {
 }
 
 #[test]
+fn secrets_that_come_back_go_no_further() {
+    let echo = "you sent x-api-key: Bearer s3cret-key to /x?token=s3cret-token&a=b, s3cret-key";
+    let server = Server::answering(format!(
+        "HTTP/1.1 400 Bad\r\nContent-Type: s3cret-key\r\nLocation: https://s3cret-key.test/\r\nContent-Length: {}\r\n\r\n{echo}",
+        echo.len()
+    ));
+    let key = Scratch::new();
+    let config = format!(
+        "[[http]]\nurl = \"{}?token=s3cret-token&a=b\"\nformat = \"json-lines\"\nfilters = [\"#\"]\napi_key_file = \"{}\"\n",
+        server.url(),
+        key.file("key", "Bearer s3cret-key").display()
+    );
+    let source = crate::config::Source::new(Some(key.file("c.toml", config)), crate::config::Given::default());
+    let target = source.load().unwrap().config.http.remove(0);
+    let answer = answer(post(&target));
+    assert_eq!(String::from_utf8_lossy(&answer.body), "you sent x-api-key: *** to /x?***, ***");
+    assert_eq!((answer.content_type.as_str(), answer.location.as_deref()), ("***", Some("https://***.test")));
+}
+
+#[test]
 fn a_large_body_is_cut() {
     let large = "x".repeat(1 << 20);
     let server = Server::answering(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{large}", large.len()));
@@ -355,7 +376,7 @@ fn a_connection_serves_again() {
             peer.send(&format!("HTTP/1.1 201 Created\r\nContent-Length: 1\r\n\r\n{}", peer.number))?;
         }
     });
-    let poster = Poster::through(&target(server.url()), None).unwrap();
+    let mut poster = Poster::through(&target(server.url()), None).unwrap();
     let bodies = [(); 5].map(|()| answer(poster.post(b"{}")).body);
     assert_eq!(bodies, [b"0"; 5]);
     // the server waits for this end of it
@@ -371,7 +392,7 @@ fn a_connection_that_has_ended_meanwhile_costs_nothing() {
             peer.send(&format!("HTTP/1.1 201 Created\r\nContent-Length: 1\r\n\r\n{}", peer.number))?;
             if late { peer.request() } else { None }
         });
-        let poster = Poster::through(&target(server.url()), None).unwrap();
+        let mut poster = Poster::through(&target(server.url()), None).unwrap();
         let bodies = [(); 3].map(|()| answer(poster.post(b"{}")).body);
         assert_eq!(bodies, [b"0", b"1", b"2"], "late: {late}");
         drop(poster);
@@ -381,7 +402,7 @@ fn a_connection_that_has_ended_meanwhile_costs_nothing() {
 #[test]
 fn a_backend_that_only_hangs_up_is_asked_once() {
     let server = Server::start(|peer| peer.request());
-    let poster = Poster::through(&target(server.url()), None).unwrap();
+    let mut poster = Poster::through(&target(server.url()), None).unwrap();
     for _ in 0..2 {
         assert_eq!(failure(poster.post(b"{}")), "the connection was closed before there was an answer");
     }
