@@ -9,16 +9,24 @@ pub mod spool;
 
 use std::future::pending;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{sleep, timeout_at};
 
 use crate::config::HttpTarget;
 use crate::measure::{Command, Entry, Event, Outcome};
 
 use poster::{Poster, PosterError};
 use spool::Spool;
+
+/// A queue that somebody uses is waited for so long, and looked at again after each pause.
+const OTHERS: Duration = Duration::from_secs(5);
+const OTHERS_PAUSE: Duration = Duration::from_millis(100);
+
+/// Not every step on the way through a proxy is bounded by the target's `timeout`: so much later a post is given up.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// The workers of all targets.
 pub struct Http {
@@ -34,7 +42,8 @@ impl Http {
         let (sender, events) = mpsc::unbounded_channel();
         let workers = targets.iter().zip(posters).enumerate().map(|(n, (target, poster))| {
             let (commands, receiver) = mpsc::unbounded_channel();
-            let worker = Worker { poster: Arc::new(poster), commands: receiver, events: sender.clone(), number: n };
+            let client = Client { poster: Some(poster), posting: None, patience: target.timeout + GRACE };
+            let worker = Worker { client, commands: receiver, events: sender.clone(), number: n };
             let dir = queue_dir(state_dir, target);
             (commands, tokio::spawn(worker.run(dir, format!("http {}", target.options.name))))
         });
@@ -72,23 +81,39 @@ fn queue_dir(state_dir: &Path, target: &HttpTarget) -> PathBuf {
 }
 
 struct Worker {
-    poster: Arc<Poster>,
+    client: Client,
     commands: mpsc::UnboundedReceiver<Command>,
     events: mpsc::UnboundedSender<(usize, Event)>,
     number: usize,
 }
 
+/// Posts, one after the other.
+struct Client {
+    /// While a post is under way, its thread has it.
+    poster: Option<Poster>,
+    posting: Option<Posting>,
+    /// How long a post takes at most.
+    patience: Duration,
+}
+
+/// A post that is under way.
+struct Posting {
+    thread: JoinHandle<(Poster, Outcome)>,
+    deadline: Instant,
+    /// It was given up; another one has to wait until it has come to its end all the same.
+    given_up: bool,
+}
+
 impl Worker {
     async fn run(mut self, dir: PathBuf, what: String) {
+        self.wait_for_others(&dir).await;
         let Ok((mut spool, entries, next_seq)) = spawn_blocking(move || Spool::open(&dir, &what)).await else { return };
         let entries = entries.into_iter().map(|entry| Entry { seq: entry.seq, len: entry.len }).collect();
         self.tell(Event::Opened { entries, next_seq });
-        let mut posting = None;
         loop {
             let command = tokio::select! {
                 biased;
-                outcome = answer(&mut posting) => {
-                    posting = None;
+                outcome = self.client.outcome() => {
                     self.tell(Event::Posted(outcome));
                     continue;
                 }
@@ -102,16 +127,68 @@ impl Worker {
                 Done::Nothing => {}
                 Done::Event(event) => self.tell(event),
                 Done::Read(body) => {
-                    let poster = Arc::clone(&self.poster);
-                    posting = Some(spawn_blocking(move || poster.post(&body)));
+                    if let Err(outcome) = self.client.post(body) {
+                        self.tell(Event::Posted(outcome));
+                    }
                 }
             }
+        }
+    }
+
+    /// The life before may still be busy with its last words.
+    async fn wait_for_others(&self, dir: &Path) {
+        let began = Instant::now();
+        while began.elapsed() < OTHERS {
+            let dir = dir.to_owned();
+            if !spawn_blocking(move || Spool::is_taken(&dir)).await.unwrap_or(false) {
+                return;
+            }
+            sleep(OTHERS_PAUSE).await;
         }
     }
 
     fn tell(&self, event: Event) {
         // at the end nobody listens any more
         let _ = self.events.send((self.number, event));
+    }
+}
+
+impl Client {
+    fn post(&mut self, body: Vec<u8>) -> Result<(), Outcome> {
+        let Some(mut poster) = self.poster.take() else {
+            return Err(Outcome::Failed("the post before has not come to its end yet".into()));
+        };
+        let thread = spawn_blocking(move || {
+            let outcome = poster.post(&body);
+            (poster, outcome)
+        });
+        self.posting = Some(Posting { thread, deadline: Instant::now() + self.patience, given_up: false });
+        Ok(())
+    }
+
+    /// What came of the post that is under way; never, if none is. Cancel-safe.
+    async fn outcome(&mut self) -> Outcome {
+        loop {
+            let Some(Posting { thread, deadline, given_up }) = &mut self.posting else { return pending().await };
+            if *given_up {
+                self.poster = thread.await.map(|(poster, _)| poster).ok();
+                self.posting = None;
+                continue;
+            }
+            match timeout_at((*deadline).into(), thread).await {
+                Ok(ended) => {
+                    self.posting = None;
+                    // a runtime that ends takes no more posts
+                    let Ok((poster, outcome)) = ended else { return pending().await };
+                    self.poster = Some(poster);
+                    return outcome;
+                }
+                Err(_) => {
+                    *given_up = true;
+                    return Outcome::Failed(format!("no answer within {} s", self.patience.as_secs_f64()));
+                }
+            }
+        }
     }
 }
 
@@ -134,13 +211,4 @@ fn carry_out(spool: &mut Spool, command: Command) -> Done {
         Command::Sync => spool.sync(),
     }
     Done::Nothing
-}
-
-/// Of the post that is under way; never, if none is.
-async fn answer(posting: &mut Option<JoinHandle<Outcome>>) -> Outcome {
-    match posting {
-        // a thread that the system does not give is tried for again like a net that is not there
-        Some(post) => post.await.unwrap_or_else(|error| Outcome::Failed(format!("it could not be posted: {error}"))),
-        None => pending().await,
-    }
 }

@@ -137,6 +137,11 @@ impl Spool {
         (spool, entries, next)
     }
 
+    /// Whether somebody uses the queue in `dir` now: an earlier life that has not quite ended, say.
+    pub fn is_taken(dir: &Path) -> bool {
+        File::open(dir).is_ok_and(|folder| matches!(folder.try_lock(), Err(TryLockError::WouldBlock)))
+    }
+
     /// Appends at once, with one write and no fsync; where that fails, the record is kept in memory. `seq` must be greater than
     /// every one before it: a record that comes twice is kept once. More than 256 KiB are not kept.
     pub fn append(&mut self, seq: u64, body: &[u8]) {
