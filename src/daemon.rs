@@ -46,6 +46,9 @@ const GOODBYE: Duration = Duration::from_millis(1700);
 /// The registry on disk is given this long at the end.
 const REMEMBER: Duration = Duration::from_millis(250);
 
+/// The queues of measurements, when another configuration goes on with them: an fsync on a worn card takes its time.
+const HAND_OVER: Duration = Duration::from_secs(10);
+
 /// An answer that is under way is waited for so long at the end: what it is for would be posted twice.
 const LAST_ANSWER: Duration = Duration::from_millis(1000);
 
@@ -72,7 +75,8 @@ pub async fn serve<E: std::fmt::Display>(config: &Config, signals: &mut Signals,
     match ready {
         Ok(mut daemon) => {
             let ended = daemon.run(signals, reload).await;
-            daemon.remember().await;
+            let patience = if matches!(ended, Ended::Reload(_)) { HAND_OVER } else { REMEMBER };
+            daemon.remember(patience).await;
             ended
         }
         Err(ended) => ended,
@@ -347,7 +351,7 @@ impl Daemon {
             LinkEvent::Up => {
                 self.bridge.link_up(now);
                 self.devices.link_up(now);
-                self.measures.link_up(now);
+                self.measures.link_up();
             }
             LinkEvent::Message { topic, payload, retained } => {
                 if !self.devices.message(now, &topic, &payload, retained) {
@@ -409,7 +413,7 @@ impl Daemon {
         while let Some(command) = self.bridge.poll_link().or_else(|| self.devices.poll_link()) {
             self.link.command(command);
         }
-        if self.is_drained(now) {
+        if self.is_drained() {
             return;
         }
         let unix = unix();
@@ -421,8 +425,8 @@ impl Daemon {
         self.link.flush();
     }
 
-    fn is_drained(&self, now: Time) -> bool {
-        self.bridge.is_drained() && self.devices.is_drained() && self.measures.is_drained(now)
+    fn is_drained(&self) -> bool {
+        self.bridge.is_drained() && self.devices.is_drained() && self.measures.is_drained()
     }
 
     fn poll_publish(&mut self, now: Time, unix: u64) -> Option<Publish> {
@@ -459,14 +463,14 @@ impl Daemon {
         let now = self.now();
         self.bridge.shut_down(now);
         self.devices.shut_down();
-        self.measures.shut_down(now);
+        self.measures.shut_down();
         let deadline = Instant::now() + GOODBYE;
         let last_answer = Instant::now() + LAST_ANSWER;
         let (mut said, mut linked) = (false, true);
         loop {
             self.carry_out();
             let answering = self.measures.is_posting() && Instant::now() < last_answer;
-            if self.bridge.is_drained() && self.measures.is_drained(self.now()) && !said {
+            if self.bridge.is_drained() && self.measures.is_drained() && !said {
                 said = self.link.disconnect();
                 linked = said;
             }
@@ -487,10 +491,10 @@ impl Daemon {
         }
     }
 
-    /// The last word of the registry, with when each device was last heard.
-    async fn remember(mut self) {
+    /// What waits on disk, and the last word of the registry with when each device was last heard.
+    async fn remember(mut self, patience: Duration) {
         let now = self.now();
-        let _ = tokio::time::timeout(REMEMBER, self.http.finish()).await;
+        let _ = tokio::time::timeout(patience, self.http.finish()).await;
         if let Some(mut store) = self.store.take() {
             store.save(registry::print(&self.devices.list(now, unix())));
             let _ = tokio::time::timeout(REMEMBER, store.finish()).await;

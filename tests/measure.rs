@@ -19,7 +19,7 @@
 //! http    > TARGET BODY                or what it says
 //! http    < [TARGET] ANSWER            the backend answers: `201`, `429 retry-after=7s`, `302 location=https://…`, `200 type=text/html`, each
 //!                                      with a body behind it if there is one; or `failed WHY`, when no answer has come; or `untrusted WHY`
-//! http      always ANSWER              every target's posts are answered so, at once, from here on; http by hand: no longer
+//! http      always [TARGET] ANSWER     every target's posts (or this one's) are answered so, at once, from here on; http by hand: no longer
 //! disk      hangs                      what it is to do waits          disk takes   it is done, and the rest at once again
 //! disk      spoils 15:27:30            what was measured then cannot be read any more
 //! disk    = 15:27:30 15:28:00          what is kept, oldest first; `disk = nothing`, `disk = 64 measurements`
@@ -162,7 +162,8 @@ struct Stage {
     disks: Vec<Disk>,
     /// What the backends are dealing with.
     posting: Vec<Option<u64>>,
-    always: Option<Outcome>,
+    /// By the number of the target.
+    always: BTreeMap<usize, Outcome>,
     /// GetItems that have not been answered: owner and serial.
     open: Vec<(String, u32)>,
     /// The target, what was measured when, and what it says.
@@ -188,7 +189,7 @@ impl Stage {
             disks: chosen.targets.iter().map(|_| Disk::default()).collect(),
             posting: vec![None; chosen.targets.len()],
             chosen,
-            always: None,
+            always: BTreeMap::new(),
             open: Vec::new(),
             posts: VecDeque::new(),
             done: VecDeque::new(),
@@ -209,7 +210,7 @@ impl Stage {
     fn start(&mut self) {
         self.measures = measures(&self.chosen);
         if self.chosen.is_linked {
-            self.measures.link_up(self.now());
+            self.measures.link_up();
         }
         for n in 0..self.disks.len() {
             self.posting[n] = None;
@@ -249,7 +250,7 @@ impl Stage {
             ["clock", "=", time] => self.clock = micros(time)? - i64::try_from(self.elapsed.as_micros()).unwrap(),
             ["clock", "+", amount] => self.clock += i64::try_from(span(amount)?.as_micros()).unwrap(),
             ["clock", "-", amount] => self.clock -= i64::try_from(span(amount)?.as_micros()).unwrap(),
-            ["mqtt", "up"] => self.measures.link_up(self.now()),
+            ["mqtt", "up"] => self.measures.link_up(),
             ["mqtt", "down"] => self.measures.link_down(),
             ["mqtt", ">", rest @ ..] => expect(&mut self.published, &rest.join(" "))?,
             ["log", ">", "debug", text @ ..] => {
@@ -304,25 +305,31 @@ impl Stage {
                 }
             }
             ["<", answer @ ..] => {
-                let (n, answer) = match self.chosen.targets.iter().position(|target| *target.name == *answer[0]) {
-                    Some(n) => (n, &answer[1..]),
-                    None => (0, answer),
-                };
-                self.posting[n].take().ok_or("nothing was posted")?;
-                self.measures.event(self.moment(), n, Event::Posted(outcome(answer)?));
+                let (n, answer) = self.of_target(answer);
+                self.posting[n.unwrap_or(0)].take().ok_or("nothing was posted")?;
+                self.measures.event(self.moment(), n.unwrap_or(0), Event::Posted(outcome(answer)?));
             }
             ["always", answer @ ..] => {
-                self.always = Some(outcome(answer)?);
-                for n in 0..self.posting.len() {
+                let (n, answer) = self.of_target(answer);
+                for n in n.map_or(0..self.posting.len(), |n| n..n + 1) {
+                    self.always.insert(n, outcome(answer)?);
                     if self.posting[n].take().is_some() {
                         self.measures.event(self.moment(), n, Event::Posted(outcome(answer)?));
                     }
                 }
             }
-            ["by", "hand"] => self.always = None,
+            ["by", "hand"] => self.always.clear(),
             _ => return Err("not understood".into()),
         }
         Ok(())
+    }
+
+    /// The number of the target that is named first, if one is, and the words behind it.
+    fn of_target<'a, 'b>(&self, words: &'a [&'b str]) -> (Option<usize>, &'a [&'b str]) {
+        match self.chosen.targets.iter().position(|target| *target.name == *words[0]) {
+            Some(n) => (Some(n), &words[1..]),
+            None => (None, words),
+        }
     }
 
     /// There is one disk in these transcripts: that of the first target.
@@ -359,7 +366,7 @@ impl Stage {
 
     fn daemon(&mut self, words: &[&str]) -> Result<(), String> {
         match words {
-            ["ends"] => self.measures.shut_down(self.now()),
+            ["ends"] => self.measures.shut_down(),
             ["starts", settings @ ..] => {
                 settings.iter().try_for_each(|setting| self.chosen.set(setting))?;
                 self.start();
@@ -481,7 +488,7 @@ impl Stage {
         if self.shown.contains("posts") {
             self.posts.push_back((name.to_string(), time_of(body), String::from_utf8(body.clone()).unwrap()));
         }
-        if let Some(outcome) = &self.always {
+        if let Some(outcome) = self.always.get(&n) {
             return Some(Event::Posted(outcome.clone()));
         }
         let before = self.posting[n].replace(seq);

@@ -271,7 +271,7 @@ impl World {
             }
             Step::Link { up } => {
                 self.linked = up;
-                if up { self.measures.link_up(self.now()) } else { self.measures.link_down() }
+                if up { self.measures.link_up() } else { self.measures.link_down() }
             }
             Step::Restart { says_goodbye } => self.restart(says_goodbye)?,
             Step::Settle => self.settle()?,
@@ -501,7 +501,7 @@ impl World {
     fn restart(&mut self, says_goodbye: bool) -> Checked {
         if says_goodbye {
             self.model.stopping = true;
-            self.measures.shut_down(self.now());
+            self.measures.shut_down();
             self.serve()?;
             let waits = !self.model.queue.is_empty();
             prop_assert_eq!(self.model.synced, self.model.queue.keys().next_back().copied().filter(|_| waits).or(self.model.synced));
@@ -520,7 +520,7 @@ impl World {
         self.model = Model::default();
         self.measures = measures(&self.options, self.seed);
         if self.linked {
-            self.measures.link_up(self.now());
+            self.measures.link_up();
         }
         Ok(())
     }

@@ -99,6 +99,8 @@ pub const MEASUREMENT: usize = 256 * 1024;
 pub const NAME: usize = 200;
 /// Trackers of one solar charger: four times what the largest has.
 pub const TRACKERS: usize = 16;
+/// How often the clock is looked at while a measurement is far off: it may be set.
+pub const LOOK_AT_CLOCK: Duration = Duration::from_secs(60);
 /// Measurements handed to the disk and not yet taken: a disk that hangs may not fill the memory.
 pub const STORING: usize = 64;
 /// How often what waits is brought to the flash for good (a power cut loses no more than this).
@@ -106,9 +108,11 @@ pub const SYNC: Duration = Duration::from_secs(60);
 /// After a post that failed the next waits so long, doubling; with a wrong key it always waits the longest (the contract's).
 pub const POST_RETRY_FIRST: Duration = Duration::from_secs(5);
 pub const POST_RETRY_LAST: Duration = Duration::from_secs(900);
-/// Longest wait that a backend can ask for (the contract's), and the shortest.
+/// Longest wait that a backend can ask for (the contract's), and the shortest; and how far the wait grows with one that asks for next to
+/// nothing again and again.
 pub const RETRY_AFTER: Duration = Duration::from_secs(3600);
 pub const RETRY_AFTER_LEAST: Duration = Duration::from_secs(1);
+pub const RETRY_AFTER_AGAIN: Duration = Duration::from_secs(60);
 /// The status of a target is published when it has been the same for so long, and no more often than so.
 pub const STATUS_SETTLE: Duration = Duration::from_secs(1);
 pub const STATUS_EVERY: Duration = Duration::from_secs(5);

@@ -109,7 +109,7 @@ impl Answer {
         match self.status {
             207 => Verdict::Delivered { refused: self.results().unwrap_or_default() },
             // what a hotel's network answers before somebody has paid
-            200 if self.content_type == "text/html" => self
+            200 if self.is_web_page() => self
                 .kept(Trouble::Address, "a web page came back: another server answers (a log-in page of the network?), or `url` is wrong"),
             200..=299 => Verdict::Delivered { refused: Vec::new() },
             300..=399 => {
@@ -132,6 +132,11 @@ impl Answer {
             503 => self.kept(Trouble::Backend, "it is out of service for now"),
             _ => self.kept(Trouble::Backend, "it has an error of its own"),
         }
+    }
+
+    /// Many a framework calls its "OK" one as well.
+    fn is_web_page(&self) -> bool {
+        self.content_type == "text/html" && self.body.trim_ascii_start().starts_with(b"<")
     }
 
     /// The backend that found not one of the devices good: because it knows none, unless it says something else.
@@ -219,6 +224,8 @@ mod tests {
             (answer(204, ""), "delivered"),
             (Answer { content_type: "text/html".into(), ..answer(200, "<html>") }, "kept: Address BackOff"),
             (Answer { content_type: "text/html".into(), ..answer(201, "<html>") }, "delivered"),
+            (Answer { content_type: "text/html".into(), ..answer(200, "OK") }, "delivered"),
+            (Answer { content_type: "text/html".into(), ..answer(200, "") }, "delivered"),
             (answer(207, &results(&[("HQ1", ""), ("HQ2", "Device HQ2 not found")])), "delivered but HQ2 (Device HQ2 not found)"),
             (answer(207, "nonsense"), "delivered"),
             (answer(301, ""), "kept: Address BackOff"),

@@ -15,7 +15,6 @@ mod target;
 use log::Level;
 
 use crate::bridge::name::PortalId;
-use crate::bridge::notes::Notes;
 use crate::bridge::{Bridge, Note, Publish, Time};
 
 pub use answer::{Answer, Outcome};
@@ -71,7 +70,6 @@ pub struct Measures {
     portal: PortalId,
     prefix: String,
     targets: Vec<Target>,
-    notes: Notes,
     linked: bool,
 }
 
@@ -79,21 +77,21 @@ impl Measures {
     pub fn new(setup: Setup) -> Self {
         let Setup { portal, prefix, targets, seed, verbosity } = setup;
         let seeds = (1..).map(|n: u64| seed ^ n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let targets = targets.into_iter().zip(seeds).map(|(options, seed)| Target::new(options, seed)).collect();
-        Self { portal, prefix, targets, notes: Notes::new(verbosity), linked: false }
+        let targets = targets.into_iter().zip(seeds).map(|(options, seed)| Target::new(options, seed, verbosity)).collect();
+        Self { portal, prefix, targets, linked: false }
     }
 
     /// What the edge has to say of the target with this number, from 0.
     pub fn event(&mut self, at: Moment, target: usize, event: Event) {
         if let Some(target) = self.targets.get_mut(target) {
-            target.event(at, event, &mut self.notes);
+            target.event(at, event);
         }
     }
 
     /// The broker is there: it is told everything.
-    pub fn link_up(&mut self, now: Time) {
+    pub fn link_up(&mut self) {
         self.linked = true;
-        self.targets.iter_mut().for_each(|target| target.tell_soon(now));
+        self.targets.iter_mut().for_each(Target::tell_now);
     }
 
     pub fn link_down(&mut self) {
@@ -103,14 +101,13 @@ impl Measures {
     /// To be called when the time that [`Self::poll_timeout`] gave has come; early does no harm.
     pub fn handle_timeout(&mut self, at: Moment, bridge: &Bridge) {
         for target in &mut self.targets {
-            target.handle_timeout(at, self.portal.as_str(), bridge, &mut self.notes);
+            target.handle_timeout(at, self.portal.as_str(), bridge);
         }
     }
 
-    /// When [`Self::handle_timeout`] has something to do next, or [`Self::poll_publish`] something to say.
+    /// When [`Self::handle_timeout`] has something to do next.
     pub fn poll_timeout(&self) -> Option<Time> {
-        let status = |target: &Target| target.status_due().filter(|_| self.linked);
-        self.targets.iter().flat_map(|target| [target.poll_timeout(), status(target)]).flatten().min()
+        self.targets.iter().filter_map(Target::poll_timeout).min()
     }
 
     /// What is to be done, and for which target.
@@ -119,20 +116,20 @@ impl Measures {
     }
 
     pub fn poll_note(&mut self) -> Option<Note> {
-        self.notes.take()
+        self.targets.iter_mut().find_map(Target::poll_note)
     }
 
     /// The status of a target, when it is time.
     pub fn poll_publish(&mut self, now: Time) -> Option<Publish> {
-        let is_due = |target: &Target| self.linked && target.status_due().is_some_and(|due| due <= now);
-        let (n, target) = self.targets.iter_mut().enumerate().find(|(_, target)| is_due(target))?;
+        let linked = self.linked;
+        let (n, target) = self.targets.iter_mut().enumerate().find(|(_, target)| linked && target.is_status_wanted())?;
         let topic = format!("{}venus-mqtt/{}/http/{}", self.prefix, self.portal, n + 1);
         Some(Publish { topic, payload: target.status(now), retain: true })
     }
 
-    /// Nothing is to be published now.
-    pub fn is_drained(&self, now: Time) -> bool {
-        !self.linked || self.targets.iter().all(|target| target.status_due().is_none_or(|due| now < due))
+    /// Nothing is left to be published.
+    pub fn is_drained(&self) -> bool {
+        !(self.linked && self.targets.iter().any(Target::is_status_wanted))
     }
 
     /// A few lines for the log, on request.
@@ -141,8 +138,8 @@ impl Measures {
     }
 
     /// The end: nothing more is measured or posted, and the status is taken back.
-    pub fn shut_down(&mut self, now: Time) {
-        self.targets.iter_mut().for_each(|target| target.shut_down(now));
+    pub fn shut_down(&mut self) {
+        self.targets.iter_mut().for_each(Target::shut_down);
     }
 
     /// An answer is waited for.

@@ -7,7 +7,7 @@ use log::Level;
 use serde::Serialize;
 
 use crate::bridge::notes::{Kind, Notes};
-use crate::bridge::{Bridge, Time, limits};
+use crate::bridge::{Bridge, Note, Time, limits};
 
 use super::answer::{Outcome, Refused, Trouble, Verdict, Wait, names};
 use super::options::Options;
@@ -27,6 +27,8 @@ pub struct Target {
     /// Handed to the disk and not yet taken by it, with their stamps.
     storing: VecDeque<(u64, Wall)>,
     next_sample: Option<Time>,
+    /// When the clock is looked at before: somebody may have set it.
+    look_at_clock: Option<Time>,
     /// The pace does not allow a post before.
     next_post: Time,
     sync: Option<Time>,
@@ -42,6 +44,8 @@ pub struct Target {
     last_success: Option<Moment>,
     last_error: Option<String>,
     commands: VecDeque<Command>,
+    /// Of its own: what others say must not use up the lines of this one.
+    notes: Notes,
     stopping: bool,
     random: u64,
 }
@@ -86,6 +90,8 @@ enum Condition {
 #[derive(Clone, Copy, Debug, Default)]
 struct StatusClock {
     due: Option<Time>,
+    /// As soon as the connection has room.
+    wanted: bool,
     told: Time,
 }
 
@@ -101,7 +107,7 @@ struct Counts {
 }
 
 impl Target {
-    pub fn new(options: Options, seed: u64) -> Self {
+    pub fn new(options: Options, seed: u64, verbosity: Level) -> Self {
         Self {
             sampler: Sampler::default(),
             queue: Queue::new(options.queue_records, options.queue_bytes),
@@ -110,6 +116,7 @@ impl Target {
             next_seq: 0,
             storing: VecDeque::new(),
             next_sample: None,
+            look_at_clock: None,
             next_post: Time::default(),
             sync: None,
             failures: 0,
@@ -122,6 +129,7 @@ impl Target {
             last_success: None,
             last_error: None,
             commands: VecDeque::new(),
+            notes: Notes::new(verbosity),
             stopping: false,
             // zero would stay zero
             random: seed | 1,
@@ -129,21 +137,27 @@ impl Target {
     }
 
     /// What the edge has to say.
-    pub fn event(&mut self, at: Moment, event: Event, notes: &mut Notes) {
+    pub fn event(&mut self, at: Moment, event: Event) {
         match event {
-            Event::Opened { entries, next_seq } => self.opened(at, entries, next_seq, notes),
-            Event::Stored(seq) => self.stored(seq, notes),
+            Event::Opened { entries, next_seq } => self.opened(at, entries, next_seq),
+            Event::Stored(seq) => self.stored(seq),
             Event::Lost(seq) => self.lost(at, seq),
-            Event::Posted(outcome) => self.posted(at, &outcome, notes),
+            Event::Posted(outcome) => self.posted(at, &outcome),
         }
         self.post(at.now);
     }
 
     /// To be called when the time that [`Self::poll_timeout`] gave has come; early does no harm.
-    pub fn handle_timeout(&mut self, at: Moment, portal: &str, bridge: &Bridge, notes: &mut Notes) {
+    pub fn handle_timeout(&mut self, at: Moment, portal: &str, bridge: &Bridge) {
         if self.next_sample.is_some_and(|due| due <= at.now) {
-            self.sample(at, portal, bridge, notes);
-            self.next_sample = Some(at.now + self.until_next(at.wall));
+            self.sample(at, portal, bridge);
+            self.plan(at, self.until_next(at.wall));
+        }
+        if self.look_at_clock.is_some_and(|due| due <= at.now) {
+            self.plan(at, at.wall.until_grid(self.options.update_interval));
+        }
+        if self.status.due.is_some_and(|due| due <= at.now) {
+            self.tell_now();
         }
         if matches!(self.step, Step::Waiting { until } if until <= at.now) {
             self.step = Step::Ready;
@@ -162,7 +176,11 @@ impl Target {
             Step::Ready if self.is_postable() => Some(self.next_post).filter(|_| !self.stopping),
             _ => None,
         };
-        [self.next_sample, self.sync, post].into_iter().flatten().min()
+        [self.look_at_clock.or(self.next_sample), self.sync, self.status.due, post].into_iter().flatten().min()
+    }
+
+    pub fn poll_note(&mut self) -> Option<Note> {
+        self.notes.take()
     }
 
     pub fn poll_command(&mut self) -> Option<Command> {
@@ -170,13 +188,13 @@ impl Target {
     }
 
     /// The end: nothing more is measured or posted, and what waits is brought to the flash.
-    pub fn shut_down(&mut self, now: Time) {
+    pub fn shut_down(&mut self) {
         self.stopping = true;
-        (self.next_sample, self.sync) = (None, None);
+        (self.next_sample, self.look_at_clock, self.sync) = (None, None, None);
         if !self.queue.is_empty() {
             self.commands.push_back(Command::Sync);
         }
-        self.tell_soon(now);
+        self.tell_now();
     }
 
     /// An answer is waited for.
@@ -184,17 +202,25 @@ impl Target {
         matches!(self.step, Step::Posting(_))
     }
 
-    fn opened(&mut self, at: Moment, entries: Vec<Entry>, next_seq: u64, notes: &mut Notes) {
+    fn opened(&mut self, at: Moment, entries: Vec<Entry>, next_seq: u64) {
         let found = entries.len();
         let dropped: usize = entries.into_iter().map(|entry| self.queue.push(entry)).sum();
         self.next_seq = next_seq;
         self.step = Step::Ready;
         let (what, host, interval) = (self.what(), &self.options.host, span(self.options.update_interval));
         let waiting = if found > 0 { format!("; {found} of an earlier time wait") } else { String::new() };
-        notes.add(Level::Info, || format!("{what}: a measurement every {interval} for {host}{waiting}"));
-        self.count_dropped(dropped, notes);
-        self.next_sample = Some(at.now + at.wall.until_grid(self.options.update_interval)).filter(|_| !self.stopping);
-        self.tell_soon(at.now);
+        self.notes.add(Level::Info, || format!("{what}: a measurement every {interval} for {host}{waiting}"));
+        self.count_dropped(dropped);
+        if !self.stopping {
+            self.plan(at, at.wall.until_grid(self.options.update_interval));
+        }
+        self.tell_now();
+    }
+
+    /// The next measurement. So long before it that the clock may be set meanwhile, the wait is only until another look.
+    fn plan(&mut self, at: Moment, wait: Duration) {
+        self.next_sample = Some(at.now + wait);
+        self.look_at_clock = (wait > 2 * limits::LOOK_AT_CLOCK).then(|| at.now + limits::LOOK_AT_CLOCK);
     }
 
     /// Until the next multiple of the interval; never so soon that a clock that is a little behind sees the same one twice.
@@ -204,7 +230,7 @@ impl Target {
         if wait < interval / 2 { wait + interval } else { wait }
     }
 
-    fn sample(&mut self, at: Moment, portal: &str, bridge: &Bridge, notes: &mut Notes) {
+    fn sample(&mut self, at: Moment, portal: &str, bridge: &Bridge) {
         if at.wall.is_set() && !bridge.is_scanned() {
             return;
         }
@@ -216,13 +242,14 @@ impl Target {
             Err(why) => {
                 self.counts.dropped += u64::from(why == Skipped::DiskHangs);
                 if before != Some(why) {
-                    notes.add_caused(at.now, why.level(), Kind::Measurement, || format!("{what}: {}", why.text(&self.options, at.wall)));
+                    self.notes
+                        .add_caused(at.now, why.level(), Kind::Measurement, || format!("{what}: {}", why.text(&self.options, at.wall)));
                 }
                 return;
             }
         };
         if before == Some(Skipped::ClockUnset) {
-            notes.add(Level::Info, || format!("{what}: the clock is set now: measuring"));
+            self.notes.add(Level::Info, || format!("{what}: the clock is set now: measuring"));
         }
         self.counts.measured += 1;
         let seq = self.next_seq;
@@ -231,7 +258,7 @@ impl Target {
         let len = u32::try_from(body.len()).unwrap_or(u32::MAX);
         self.commands.push_back(Command::Append { seq, body });
         let dropped = self.queue.push(Entry { seq, len });
-        self.count_dropped(dropped, notes);
+        self.count_dropped(dropped);
         self.sync = self.sync.or(Some(at.now + limits::SYNC));
         self.tell_later(at.now);
     }
@@ -250,13 +277,13 @@ impl Target {
         Ok(sample)
     }
 
-    fn count_dropped(&mut self, dropped: usize, notes: &mut Notes) {
+    fn count_dropped(&mut self, dropped: usize) {
         let Some(front) = self.queue.front().filter(|_| dropped > 0) else { return };
         self.counts.dropped += dropped as u64;
         self.commands.push_back(Command::Forget { through: front.seq.saturating_sub(1) });
         if !std::mem::replace(&mut self.overflowing, true) {
             let (what, records, bytes) = (self.what(), self.queue.len(), self.queue.bytes());
-            notes.add(Level::Warn, || {
+            self.notes.add(Level::Warn, || {
                 format!(
                     "{what}: the queue is full ({records} measurements, {bytes} bytes): from now on the oldest is dropped for each new one"
                 )
@@ -264,11 +291,11 @@ impl Target {
         }
     }
 
-    fn stored(&mut self, seq: u64, notes: &mut Notes) {
+    fn stored(&mut self, seq: u64) {
         while let Some((_, stamp)) = self.storing.front().copied().filter(|(first, _)| *first <= seq) {
             self.storing.pop_front();
             let what = self.what();
-            notes.add(Level::Debug, || format!("{what}: measured {stamp}"));
+            self.notes.add(Level::Debug, || format!("{what}: measured {stamp}"));
         }
     }
 
@@ -312,7 +339,7 @@ impl Target {
         }
     }
 
-    fn posted(&mut self, at: Moment, outcome: &Outcome, notes: &mut Notes) {
+    fn posted(&mut self, at: Moment, outcome: &Outcome) {
         let Step::Posting(seq) = self.step else { return };
         match outcome.judge(&self.options.format) {
             Verdict::Delivered { refused } => {
@@ -320,17 +347,17 @@ impl Target {
                 self.take_success(at, seq);
                 self.last_success = Some(at);
                 self.last_error = (!refused.is_empty()).then(|| format!("refused: {}", names(&refused)));
-                self.delivered(at.now, &refused, notes);
+                self.delivered(at.now, &refused);
             }
             Verdict::Rejected { status, why, refused } => {
                 self.counts.rejected += 1;
                 self.take_success(at, seq);
-                self.rejected(at.now, status, &why, &refused, notes);
+                self.rejected(at.now, status, &why, &refused);
             }
             Verdict::Kept { trouble, wait, why } => {
                 let wait = self.wait_for(wait);
                 self.step = Step::Waiting { until: at.now + wait };
-                self.troubled(at.now, trouble, why, wait, notes);
+                self.troubled(at.now, trouble, why, wait);
             }
         }
     }
@@ -348,7 +375,8 @@ impl Target {
         match wait {
             Wait::BackOff => self.jitter(doubled),
             Wait::Longest => limits::POST_RETRY_LAST,
-            // one that wants us back at once would have us hammer it
+            // one that wants us back at once, again and again, would have us hammer it
+            Wait::Told(told) if self.failures > 3 && told < limits::POST_RETRY_FIRST => doubled.min(limits::RETRY_AFTER_AGAIN),
             Wait::Told(told) => told.max(limits::RETRY_AFTER_LEAST),
         }
     }
@@ -370,22 +398,22 @@ impl Target {
         format!("http {}", self.options.name)
     }
 
-    fn delivered(&mut self, now: Time, refused: &[Refused], notes: &mut Notes) {
+    fn delivered(&mut self, now: Time, refused: &[Refused]) {
         let (what, host, waiting) = (self.what(), self.options.host.clone(), self.queue.len());
         let serials = refused.iter().map(|refused| refused.serial.clone()).collect();
         let before = self.enter(now, Condition::Delivering { refused: serials });
         let Some((before, since)) = before else {
-            return notes.add(Level::Debug, || format!("{what}: delivered, {waiting} wait"));
+            return self.notes.add(Level::Debug, || format!("{what}: delivered, {waiting} wait"));
         };
         if !refused.is_empty() {
-            return notes.add_caused(now, Level::Warn, Kind::Measurement, || {
+            return self.notes.add_caused(now, Level::Warn, Kind::Measurement, || {
                 format!(
                     "{what}: {host} takes the measurements, but not of these devices: {}; add them there by their serial",
                     names(refused)
                 )
             });
         }
-        notes.add_caused(now, Level::Info, Kind::Measurement, || match before {
+        self.notes.add_caused(now, Level::Info, Kind::Measurement, || match before {
             Condition::Unknown => format!("{what}: {host} takes the measurements"),
             Condition::Trouble(_) => {
                 let rest = if waiting > 0 { format!("; {waiting} more follow") } else { String::new() };
@@ -395,20 +423,20 @@ impl Target {
         });
     }
 
-    fn rejected(&mut self, now: Time, status: u16, why: &str, refused: &[Refused], notes: &mut Notes) {
+    fn rejected(&mut self, now: Time, status: u16, why: &str, refused: &[Refused]) {
         let (what, host) = (self.what(), self.options.host.clone());
         let serials = refused.iter().map(|refused| refused.serial.clone()).collect();
         let devices = if refused.is_empty() { String::new() } else { format!(": {}", names(refused)) };
         let text = format!("{why}{devices}");
-        let level = if self.enter(now, Condition::Rejected { refused: serials, status }).is_some() { Level::Warn } else { Level::Debug };
-        notes.add_caused(now, level, Kind::Measurement, || format!("{what}: {host}: {text}; such measurements are dropped"));
+        let is_news = self.enter(now, Condition::Rejected { refused: serials, status }).is_some();
+        self.add_if_news(now, is_news, || format!("{what}: {host}: {text}; such measurements are dropped"));
         self.last_error = Some(text);
     }
 
-    fn troubled(&mut self, now: Time, trouble: Trouble, why: String, wait: Duration, notes: &mut Notes) {
+    fn troubled(&mut self, now: Time, trouble: Trouble, why: String, wait: Duration) {
         let (what, host, waiting) = (self.what(), self.options.host.clone(), self.queue.len());
-        let level = if self.enter(now, Condition::Trouble(trouble)).is_some() { Level::Warn } else { Level::Debug };
-        notes.add_caused(now, level, Kind::Measurement, || {
+        let is_news = self.enter(now, Condition::Trouble(trouble)).is_some();
+        self.add_if_news(now, is_news, || {
             let measurements = if waiting == 1 { "a measurement waits".into() } else { format!("{waiting} measurements wait") };
             format!("{what}: {host}: {why}; {measurements}, tried again in {}", span(wait))
         });
@@ -418,12 +446,21 @@ impl Target {
         }
     }
 
+    /// A change of state is a warning; the next attempt that ends alike is not.
+    fn add_if_news(&mut self, now: Time, is_news: bool, text: impl FnOnce() -> String) {
+        if is_news {
+            self.notes.add_caused(now, Level::Warn, Kind::Measurement, text);
+        } else {
+            self.notes.add(Level::Debug, text);
+        }
+    }
+
     /// The condition before and since when, if this is another one.
     fn enter(&mut self, now: Time, condition: Condition) -> Option<(Condition, Time)> {
         if self.condition == condition {
             return None;
         }
-        self.tell_soon(now);
+        self.tell_now();
         // one trouble after the other is one outage
         let goes_on = matches!((&self.condition, &condition), (Condition::Trouble(_), Condition::Trouble(_)));
         let since = self.since;
@@ -470,25 +507,24 @@ struct Status<'a> {
 impl Target {
     /// Told when things have settled, and not all the time.
     fn tell_later(&mut self, now: Time) {
-        if self.stopping {
-            return;
+        if !self.stopping && !self.status.wanted {
+            let due = (now + limits::STATUS_SETTLE).max(self.status.told + limits::STATUS_EVERY);
+            self.status.due = Some(self.status.due.map_or(due, |earlier| earlier.min(due)));
         }
-        let due = (now + limits::STATUS_SETTLE).max(self.status.told + limits::STATUS_EVERY);
-        self.status.due = Some(self.status.due.map_or(due, |earlier| earlier.min(due)));
     }
 
-    pub fn tell_soon(&mut self, now: Time) {
-        self.status.due = Some(now);
+    pub fn tell_now(&mut self) {
+        (self.status.due, self.status.wanted) = (None, true);
     }
 
-    /// When the status is due.
-    pub fn status_due(&self) -> Option<Time> {
-        self.status.due
+    /// The status is to be told.
+    pub fn is_status_wanted(&self) -> bool {
+        self.status.wanted
     }
 
     /// The status, which is told with this; at the end it is taken back.
     pub fn status(&mut self, now: Time) -> Vec<u8> {
-        self.status = StatusClock { due: None, told: now };
+        self.status = StatusClock { told: now, ..StatusClock::default() };
         if self.stopping {
             return Vec::new();
         }
