@@ -25,7 +25,7 @@
 //! disk    = 15:27:30 15:28:00          what is kept, oldest first; `disk = nothing`, `disk = 64 measurements`
 //! disk    > sync                       with `show sync`: a power cut is to take nothing of what is kept by now
 //! disk    > keep|forget 15:27:30       with `show disk`: what was measured then, and with forgetting all before
-//! mqtt      up, mqtt down              the connection to the broker
+//! mqtt      up, mqtt down              the connection to the broker; mqtt full: it has no room, mqtt room: it has
 //! mqtt    > TOPIC PAYLOAD retained     with `show status`: a message that must come next; (empty) is a payload of nothing
 //! log     > LEVEL text                 the next line above debug, or a line at debug that must have been written since the last event
 //! daemon    ends                       it is told to end
@@ -162,6 +162,8 @@ struct Stage {
     disks: Vec<Disk>,
     /// What the backends are dealing with.
     posting: Vec<Option<u64>>,
+    /// The connection to the broker takes nothing.
+    is_full: bool,
     /// By the number of the target.
     always: BTreeMap<usize, Outcome>,
     /// GetItems that have not been answered: owner and serial.
@@ -189,6 +191,7 @@ impl Stage {
             disks: chosen.targets.iter().map(|_| Disk::default()).collect(),
             posting: vec![None; chosen.targets.len()],
             chosen,
+            is_full: false,
             always: BTreeMap::new(),
             open: Vec::new(),
             posts: VecDeque::new(),
@@ -252,6 +255,8 @@ impl Stage {
             ["clock", "-", amount] => self.clock -= i64::try_from(span(amount)?.as_micros()).unwrap(),
             ["mqtt", "up"] => self.measures.link_up(),
             ["mqtt", "down"] => self.measures.link_down(),
+            ["mqtt", "full"] => self.is_full = true,
+            ["mqtt", "room"] => self.is_full = false,
             ["mqtt", ">", rest @ ..] => expect(&mut self.published, &rest.join(" "))?,
             ["log", ">", "debug", text @ ..] => {
                 if !self.debug.iter().any(|line| is_like(line, &text.join(" "))) {
@@ -427,7 +432,9 @@ impl Stage {
                 level => self.logged.push_back(format!("{} {}", level.as_str().to_lowercase(), note.text)),
             }
         }
-        while let Some(Publish { topic, payload, retain }) = self.measures.poll_publish(self.now()) {
+        while !self.is_full
+            && let Some(Publish { topic, payload, retain }) = self.measures.poll_publish(self.now())
+        {
             let payload = if payload.is_empty() { "(empty)".into() } else { String::from_utf8(payload).unwrap() };
             if self.shown.contains("status") {
                 self.published.push_back(format!("{topic} {payload}{}", if retain { " retained" } else { "" }));
