@@ -110,6 +110,23 @@ fn sighup_under_load() {
     assert_eq!(troubles, [""; 0]);
 }
 
+/// While an answer is waited for that does not come: the new configuration does not wait for it, and the queue is its own at once.
+#[test]
+fn sighup_while_a_backend_hangs() {
+    let backend = Backend::start();
+    backend.answer(Answer::Hang);
+    let mut rig = running(Setup::default().http(&backend.section(&format!("{FAST}timeout = 300\nconnect_timeout = 300"))));
+    let first = backend.await_requests(1)[0].stamp();
+    backend.answer(Answer::Api);
+    rig.signal(Part::Bridge, Signal::SIGHUP);
+    assert_eq!(backend.await_delivered(1)[0].stamp(), first);
+    assert_in_order(&await_all(&rig, &backend));
+    assert_once(&backend.requests());
+    let troubles: Vec<_> = said(&rig, "http 1: ").into_iter().filter(|line| line.starts_with("warn:")).collect();
+    assert_eq!(troubles, [""; 0]);
+    assert_eq!(rig.stop(Part::Bridge), Ended::Code(0));
+}
+
 /// Nobody would know when it was: until the clock is set nothing is measured, and then everything is.
 #[test]
 fn before_the_clock_is_set() {

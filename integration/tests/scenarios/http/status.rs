@@ -1,7 +1,7 @@
 //! What each target says of itself on MQTT.
 
 use serde_json::{Value, json};
-use venus_mqtt_integration::{Answer, Backend, Client, Ended, PORTAL, Part, Rig, Setup};
+use venus_mqtt_integration::{Answer, Backend, Client, DEADLINE, Ended, PORTAL, Part, Rig, Setup, eventually, parts::Signal};
 
 use super::{CHARGER, FAST, RETRIED, charger};
 
@@ -59,6 +59,50 @@ fn it_follows_what_happens() {
     backend.answer(Answer::Api);
     let status = await_status(&mqtt, 1, "delivering", |status| status["state"] == "delivering" && status["queued"] == 0);
     assert_eq!(status["queued_bytes"], 0);
+}
+
+/// A broker that has forgotten everything is told again.
+#[test]
+fn the_broker_restarts() {
+    let backend = Backend::start();
+    let mut rig = Rig::new(Setup::default().http(&backend.section(FAST)));
+    rig.fake().add(CHARGER, charger());
+    rig.start_bridge();
+    backend.await_delivered(2);
+    rig.kill(Part::Broker);
+    rig.start(Part::Broker);
+    eventually("the status is there again", DEADLINE, || {
+        let mqtt = Client::connect(rig.broker_address(), &venus_mqtt_integration::mqtt::Options::default()).ok()?;
+        mqtt.retained("venus-mqtt/#").contains_key(&topic("", 1)).then_some(())
+    });
+}
+
+/// A target that is no more leaves no status behind.
+fn a_target_goes(how: impl Fn(&mut Rig)) {
+    let (first, second) = (Backend::start(), Backend::start());
+    let one = Setup::default().http(&first.section(FAST));
+    let mut rig = Rig::new(one.clone().http(&second.section(FAST)));
+    rig.fake().add(CHARGER, charger());
+    rig.start_bridge();
+    let has = |rig: &Rig, number: u32| rig.retained("venus-mqtt/#").contains_key(&topic("", number));
+    eventually("both are there", DEADLINE, || (has(&rig, 1) && has(&rig, 2)).then_some(()));
+    rig.configure(one);
+    how(&mut rig);
+    eventually("only the first one is there", DEADLINE, || (has(&rig, 1) && !has(&rig, 2)).then_some(()));
+}
+
+#[test]
+fn a_target_goes_at_sighup() {
+    a_target_goes(|rig| rig.signal(Part::Bridge, Signal::SIGHUP));
+}
+
+/// Nobody has taken back what was retained.
+#[test]
+fn a_target_goes_after_a_crash() {
+    a_target_goes(|rig| {
+        rig.kill(Part::Bridge);
+        rig.start_bridge();
+    });
 }
 
 /// It is not published for each measurement.
