@@ -190,6 +190,17 @@ fn a_redirect_is_not_followed() {
     assert_eq!(elsewhere.connections(), 0);
 }
 
+/// What a hotel's network answers before somebody has paid.
+#[test]
+fn a_log_in_page() {
+    kept(Answer::text(200, "<!DOCTYPE html><p>Welcome!").with("Content-Type", "text/html; charset=utf-8"), "", "web page");
+}
+
+#[test]
+fn something_else_answers() {
+    kept(Answer::text(200, "pong"), "", "not as the backend does");
+}
+
 #[test]
 fn the_connection_ends_before_the_answer() {
     kept(Answer::Close, "", "");
@@ -225,8 +236,7 @@ fn headers_without_end() {
 fn taken_in_other_words() {
     let backend = Backend::start();
     let answers = [
-        Answer::status(200),
-        Answer::status(204),
+        Answer::text(200, "{}"),
         Answer::text(202, "{}").with("Connection", "close"),
         Answer::text(207, "no results"),
         Answer::Raw("HTTP/1.0 201 Created\r\n\r\nuntil the end"),

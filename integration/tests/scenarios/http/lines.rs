@@ -76,6 +76,18 @@ fn a_404_is_an_address_that_is_wrong() {
     assert_eq!(requests[0].stamp(), requests[1].stamp());
 }
 
+/// Each of these says that it was taken: who takes lines need not say more.
+#[test]
+fn taken() {
+    let backend = Backend::start();
+    backend.next([200, 201, 202, 204].map(Answer::status));
+    let mut rig = Rig::new(Setup::default().http(&section(&backend, "[\"battery/#\"]")));
+    rig.fake().add(BATTERY, battery());
+    rig.start_bridge();
+    let requests = backend.await_requests(5);
+    assert!(requests.windows(2).all(|pair| pair[0].stamp() < pair[1].stamp()), "one was not taken as done");
+}
+
 /// Too large for anybody: left out, and said; the next smaller one is posted.
 #[test]
 fn more_than_a_measurement_holds() {
