@@ -148,12 +148,13 @@ impl Spool {
         if seq <= self.last {
             return;
         }
+        // first, so that a segment that begins with it has room for this record
+        let noted = self.note();
         self.last = seq;
         if body.len() > BODY_MAX {
             log::warn!("{}: a measurement of {} bytes is too large to be kept: it is lost", self.what, body.len());
             return;
         }
-        let noted = self.note();
         let written = self.bring().and_then(|()| self.write(seq, body));
         if written.is_err() {
             self.remember(seq, body);
@@ -344,8 +345,10 @@ impl Spool {
     fn write(&mut self, seq: u64, body: &[u8]) -> io::Result<()> {
         let bytes = segment::record(seq, body);
         let size = self.segment_size;
-        let room =
-            |current: &Current| seq < current.first.saturating_add(SPAN) && (!current.used || current.len + bytes.len() as u64 <= size);
+        let room = |current: &Current| {
+            let span = current.first..current.first.saturating_add(SPAN);
+            span.contains(&seq) && (!current.used || current.len + bytes.len() as u64 <= size)
+        };
         self.ensure(seq, room)?;
         let Some(current) = &mut self.current else { return Err(gone()) };
         let slot = Slot { seq, offset: u32::try_from(current.len).map_err(io::Error::other)?, delta: delta(seq, current.first)? };

@@ -1,3 +1,4 @@
+mod broken;
 mod model;
 
 use std::cell::RefCell;

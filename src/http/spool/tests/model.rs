@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
+use super::broken::{break_disk, mend_disk};
 use super::{SMALL, bytes_in, files, open, queue};
 use crate::http::spool::{MEMORY, Spool, segment};
 use crate::scratch::Scratch;
@@ -19,6 +20,9 @@ enum Op {
     Read,
     Sync,
     Reopen,
+    /// The disk takes nothing, until it is mended.
+    Break,
+    Mend,
     /// Of the newest file, at that part of its length.
     Cut(f64),
     /// In one of the files, at that part of its length, these bits.
@@ -33,6 +37,8 @@ fn op() -> impl Strategy<Value = Op> {
         4 => Just(Op::Read),
         1 => Just(Op::Sync),
         2 => Just(Op::Reopen),
+        3 => Just(Op::Break),
+        3 => Just(Op::Mend),
         2 => (0.0..1.0).prop_map(Op::Cut),
         2 => (any::<prop::sample::Index>(), 0.0..1.0, 1_u8..).prop_map(|(file, place, bits)| Op::Flip(file, place, bits)),
     ]
@@ -46,12 +52,13 @@ struct Model {
     waiting: BTreeMap<u64, Vec<u8>>,
     /// What was there once: damaged marks may bring it back, but never anything else.
     past: BTreeMap<u64, Vec<u8>>,
+    broken: bool,
 }
 
 impl Model {
     fn new(dir: PathBuf) -> Self {
         let (spool, _, next) = open(&dir);
-        Self { dir, spool: Some(spool), next, waiting: BTreeMap::new(), past: BTreeMap::new() }
+        Self { dir, spool: Some(spool), next, waiting: BTreeMap::new(), past: BTreeMap::new(), broken: false }
     }
 
     fn spool(&mut self) -> &mut Spool {
@@ -59,11 +66,17 @@ impl Model {
     }
 
     fn apply(&mut self, op: Op) {
+        if matches!(op, Op::Reopen | Op::Cut(_) | Op::Flip(..)) {
+            // what memory holds is lost at an end, and a file that is damaged has to be there
+            self.mend();
+            self.spool().sync();
+        }
         match op {
             Op::Append(len) => {
                 let body: Vec<u8> = (0..len).map(|at| (at as u64 ^ self.next.wrapping_mul(31)) as u8).collect();
                 let seq = self.next;
                 self.spool().append(seq, &body);
+                assert!(self.broken || self.spool().memory.is_empty(), "the disk takes it");
                 self.waiting.insert(seq, body);
                 self.next += 1;
             }
@@ -73,12 +86,20 @@ impl Model {
                 let rest = self.waiting.split_off(&(through + 1));
                 self.past.extend(std::mem::replace(&mut self.waiting, rest));
             }
+            // what is on a broken disk may be read or not
+            Op::Read if self.broken => {}
             Op::Read => {
                 let damaged = self.read_all();
                 assert!(damaged.is_empty(), "{damaged:?}");
             }
             Op::Sync => self.spool().sync(),
             Op::Reopen => self.reopen(None),
+            Op::Break => {
+                if !std::mem::replace(&mut self.broken, true) {
+                    break_disk(self.spool());
+                }
+            }
+            Op::Mend => self.mend(),
             Op::Cut(part) => {
                 let file = files(&self.dir).pop().unwrap();
                 let at = (fs::metadata(&file).unwrap().len() as f64 * part) as u64;
@@ -99,6 +120,12 @@ impl Model {
                 let behind = self.touched(&file, |_, end| end > at as u64);
                 self.reopen(Some(behind));
             }
+        }
+    }
+
+    fn mend(&mut self) {
+        if std::mem::take(&mut self.broken) {
+            mend_disk(self.spool());
         }
     }
 
