@@ -245,7 +245,10 @@ impl Daemon {
                         continue;
                     }
                 },
-                Err(error) => return Ended::Unready(format!("the bus is gone: {}", escape(&error.to_string()))),
+                Err(error) => {
+                    self.take_last_answers().await;
+                    return Ended::Unready(format!("the bus is gone: {}", escape(&error.to_string())));
+                }
             };
             self.say_goodbye(signals).await;
             return ended;
@@ -284,6 +287,10 @@ impl Daemon {
                 Some(event) => self.serve(now, event),
                 None => break,
             }
+        }
+        // as many as there can be: each answers a command
+        while let Some((target, event)) = self.http.try_next() {
+            self.measures.event(Moment { now, wall: wall() }, target, event);
         }
         for _ in 0..LINK_BUDGET {
             match self.link.try_next() {
@@ -488,6 +495,22 @@ impl Daemon {
                 Ok(Ok(_)) if said && self.bridge.mode() == Mode::Down => linked = false,
                 Ok(Ok(_)) => {}
             }
+        }
+    }
+
+    /// Without a bus there is no more to be done than not to post twice what has been posted.
+    async fn take_last_answers(&mut self) {
+        self.measures.shut_down();
+        let deadline = Instant::now() + LAST_ANSWER;
+        loop {
+            while let Some((target, command)) = self.measures.poll_command() {
+                self.http.command(target, command);
+            }
+            if !self.measures.is_posting() {
+                return;
+            }
+            let Ok((target, event)) = tokio::time::timeout_at(deadline.into(), self.http.next()).await else { return };
+            self.measures.event(Moment { now: self.now(), wall: wall() }, target, event);
         }
     }
 

@@ -22,6 +22,7 @@
 //! http      always [TARGET] ANSWER     every target's posts (or this one's) are answered so, at once, from here on; http by hand: no longer
 //! disk      hangs                      what it is to do waits          disk takes   it is done, and the rest at once again
 //! disk      spoils 15:27:30            what was measured then cannot be read any more
+//! disk      gives nothing              what it keeps cannot be read       disk gives again
 //! disk    = 15:27:30 15:28:00          what is kept, oldest first; `disk = nothing`, `disk = 64 measurements`
 //! disk    > sync                       with `show sync`: a power cut is to take nothing of what is kept by now
 //! disk    > keep|forget 15:27:30       with `show disk`: what was measured then, and with forgetting all before
@@ -148,6 +149,7 @@ struct Disk {
     /// All before is on the flash.
     synced: u64,
     spoiled: BTreeSet<u64>,
+    gives_nothing: bool,
     hangs: bool,
     waiting: VecDeque<Command>,
 }
@@ -352,6 +354,8 @@ impl Stage {
                 let (seq, _) = disk.kept.iter().find(|(_, body)| time_of(body) == *time).ok_or("it is not kept")?;
                 disk.spoiled.insert(*seq);
             }
+            ["gives", "nothing"] => disk.gives_nothing = true,
+            ["gives", "again"] => disk.gives_nothing = false,
             [">", rest @ ..] => expect(&mut self.done, &rest.join(" "))?,
             ["=", expected @ ..] => {
                 let kept: Vec<String> = disk.kept.values().map(|body| time_of(body)).collect();
@@ -478,7 +482,13 @@ impl Stage {
                 (Some("sync".into()).filter(|_| self.shown.contains("sync") && n == 0), None)
             }
             Command::Post(seq) => {
-                let event = if disk.spoiled.contains(&seq) { Some(Event::Lost(seq)) } else { self.post(n, seq) };
+                let event = if disk.gives_nothing {
+                    Some(Event::Unreadable("input/output error".into()))
+                } else if disk.spoiled.contains(&seq) {
+                    Some(Event::Lost(seq))
+                } else {
+                    self.post(n, seq)
+                };
                 (None, event)
             }
         };

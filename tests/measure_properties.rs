@@ -570,6 +570,8 @@ impl Model {
                 }
                 return;
             }
+            // from the fourth failure on, next to nothing grows to a minute
+            Kind::Busy { seconds: 0..5 } if self.failures >= 3 => exactly((5 << self.failures.min(8)).min(60)),
             Kind::Busy { seconds } => exactly(seconds.clamp(1, 3600)),
             Kind::Key => exactly(900),
             Kind::Unreachable | Kind::Broken => {

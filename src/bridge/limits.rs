@@ -103,6 +103,9 @@ pub const TRACKERS: usize = 16;
 pub const LOOK_AT_CLOCK: Duration = Duration::from_secs(60);
 /// Measurements handed to the disk and not yet taken: a disk that hangs may not fill the memory.
 pub const STORING: usize = 64;
+pub const STORING_BYTES: u64 = 1024 * 1024;
+/// A disk that has not said by then what waits on it is worth a line.
+pub const OPENING: Duration = Duration::from_secs(60);
 /// How often what waits is brought to the flash for good (a power cut loses no more than this).
 pub const SYNC: Duration = Duration::from_secs(60);
 /// After a post that failed the next waits so long, doubling; with a wrong key it always waits the longest (the contract's).

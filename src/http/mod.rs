@@ -19,7 +19,7 @@ use crate::config::HttpTarget;
 use crate::measure::{Command, Entry, Event, Outcome};
 
 use poster::{Poster, PosterError};
-use spool::Spool;
+use spool::{Spool, Unread};
 
 /// A queue that somebody uses is waited for so long, and looked at again after each pause.
 const OTHERS: Duration = Duration::from_secs(5);
@@ -64,6 +64,11 @@ impl Http {
             Some(event) => event,
             None => pending().await,
         }
+    }
+
+    /// What there is to say already.
+    pub fn try_next(&mut self) -> Option<(usize, Event)> {
+        if self.workers.is_empty() { None } else { self.events.try_recv().ok() }
     }
 
     /// Does what is still to be done on disk, and returns when it is done. A post that is under way is not waited for.
@@ -206,7 +211,11 @@ fn carry_out(spool: &mut Spool, command: Command) -> Done {
             spool.append(seq, &body);
             return Done::Event(Event::Stored(seq));
         }
-        Command::Post(seq) => return spool.read(seq).map_or(Done::Event(Event::Lost(seq)), Done::Read),
+        Command::Post(seq) => match spool.read(seq) {
+            Ok(body) => return Done::Read(body),
+            Err(Unread::Lost) => return Done::Event(Event::Lost(seq)),
+            Err(Unread::Now(why)) => return Done::Event(Event::Unreadable(why)),
+        },
         Command::Forget { through } => spool.forget(through),
         Command::Sync => spool.sync(),
     }

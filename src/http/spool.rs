@@ -40,6 +40,15 @@ pub struct Entry {
     pub len: u32,
 }
 
+/// Why there is no body.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Unread {
+    /// There will be none.
+    Lost,
+    /// The disk does not give it now; why.
+    Now(String),
+}
+
 pub struct Spool {
     dir: PathBuf,
     /// Names the target in log lines.
@@ -94,6 +103,8 @@ struct Segment {
     synced: bool,
     /// A record of it could not be read, and that was said.
     damaged: bool,
+    /// The disk did not give all of it: the next start may find more.
+    unread: bool,
 }
 
 impl Spool {
@@ -162,16 +173,17 @@ impl Spool {
         self.report(written.and(noted));
     }
 
-    /// The body; `None`: it cannot be read, or memory had no room for it. It is lost then, and that was said.
-    pub fn read(&mut self, seq: u64) -> Option<Vec<u8>> {
+    /// The body. What is damaged, or was not there any more, is lost, and that was said.
+    pub fn read(&mut self, seq: u64) -> Result<Vec<u8>, Unread> {
         if let Ok(at) = self.memory.binary_search_by_key(&seq, |(seq, _)| *seq) {
-            return self.memory.get(at).map(|(_, body)| body.to_vec());
+            return self.memory.get(at).map(|(_, body)| body.to_vec()).ok_or(Unread::Lost);
         }
-        let at = self.index.binary_search_by_key(&seq, |slot| slot.seq).ok()?;
-        let slot = *self.index.get(at)?;
+        let at = self.index.binary_search_by_key(&seq, |slot| slot.seq).map_err(|_| Unread::Lost)?;
+        let slot = *self.index.get(at).ok_or(Unread::Lost)?;
         let error = match self.fetch(slot) {
-            Ok(body) => return Some(body),
-            Err(error) => error,
+            Ok(body) => return Ok(body),
+            Err(error) if is_damage(&error) => error,
+            Err(error) => return Err(Unread::Now(why(&error))),
         };
         let file = segment::path(&self.dir, slot.first());
         match self.segments.get_mut(&slot.first()) {
@@ -181,7 +193,7 @@ impl Spool {
             }
             _ => log::debug!("{}: measurement {seq} cannot be read from {} either", self.what, file.display()),
         }
-        None
+        Err(Unread::Lost)
     }
 
     /// Everything up to and including `through` is delivered or dropped.
@@ -251,7 +263,8 @@ impl Spool {
             match segment::scan(&segment::path(&self.dir, first), first, &mut found) {
                 Ok(scan) => {
                     self.noted = self.noted.max(scan.done);
-                    self.segments.insert(first, Segment { dirty: true, synced: true, ..Segment::default() });
+                    let unread = scan.error.is_some();
+                    self.segments.insert(first, Segment { dirty: true, synced: true, unread, ..Segment::default() });
                     self.warn_damaged(first, &scan, newest);
                     end = (newest && scan.is_whole() && found.len() > before).then_some(scan);
                 }
@@ -408,7 +421,7 @@ impl Spool {
         let done: Vec<_> = self
             .segments
             .iter()
-            .filter(|(first, segment)| segment.live == 0 && Some(**first) != current)
+            .filter(|(first, segment)| segment.live == 0 && !segment.unread && Some(**first) != current)
             .map(|(first, _)| *first)
             .collect();
         done.into_iter().try_for_each(|first| self.remove(first))
@@ -502,9 +515,10 @@ impl Spool {
             Some((number, file)) if number == first => file,
             _ => File::open(segment::path(&self.dir, first))?,
         };
-        let body = segment::body(&file, slot.offset, slot.seq);
+        // after an error it is opened again
+        let body = segment::body(&file, slot.offset, slot.seq)?;
         self.reader = Some((first, file));
-        body
+        Ok(body)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -577,6 +591,11 @@ impl From<Found> for Slot {
 
 fn delta(seq: u64, first: u64) -> io::Result<u32> {
     seq.checked_sub(first).and_then(|delta| u32::try_from(delta).ok()).ok_or_else(gone)
+}
+
+/// Another attempt would find the same.
+fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound)
 }
 
 /// `None`: it was removed.

@@ -57,6 +57,8 @@ pub enum Trouble {
     Key,
     /// What answers is not the backend.
     Address,
+    /// It is our own: what waits cannot be read.
+    Disk,
 }
 
 /// When the next attempt is due.
@@ -114,7 +116,10 @@ impl Answer {
             200..=299 => Verdict::Delivered { refused: Vec::new() },
             300..=399 => {
                 let place = self.location.as_deref().map(|place| format!(" to {}", escape(place))).unwrap_or_default();
-                self.kept(Trouble::Address, &format!("it redirects{place}, which is not followed: correct `url`"))
+                self.kept(
+                    Trouble::Address,
+                    &format!("it redirects{place}, which is not followed: a log-in page of the network, or `url` is to be corrected"),
+                )
             }
             401 | 403 => self.key_refused(),
             404 if *format == Format::VictronMeasurements => match self.results() {
@@ -122,6 +127,10 @@ impl Answer {
                 None => self.no_such_address(),
             },
             404 | 410 => self.no_such_address(),
+            // a web server's own, in front of the backend or in its place
+            400 | 413 | 422 if *format == Format::VictronMeasurements && self.is_web_page() => {
+                self.kept(Trouble::Address, "a web server refuses it, and not the backend: correct `url`")
+            }
             400 | 413 | 422 => {
                 let body = if self.body.is_empty() { String::new() } else { format!(": {}", escape_bytes(self.body.trim_ascii())) };
                 self.rejected(format!("HTTP {}: it is refused as it is{body}", self.status), Vec::new())
@@ -139,21 +148,19 @@ impl Answer {
         self.content_type == "text/html" && self.body.trim_ascii_start().starts_with(b"<")
     }
 
-    /// The backend that found not one of the devices good: because it knows none, unless it says something else.
+    /// The backend found not one of the devices good: it knows none of them, or it has no better status for somebody else's key.
     fn nothing_taken(&self, refused: Vec<Refused>) -> Verdict {
-        let says = |what: &str| refused.iter().any(|refused| refused.why.contains(what));
-        if says("Failed to store") {
-            self.kept(Trouble::Backend, "it could not store the measurement")
-        } else if says("Unauthorized") {
+        if !refused.is_empty() && refused.iter().all(|refused| refused.why == "Unauthorized") {
             self.key_refused()
         } else {
-            let why = format!("HTTP {}: none of the devices is known there: add them by their serial", self.status);
+            let why = format!("HTTP {}: none of the devices is taken there: add them by their serial", self.status);
             self.rejected(why, refused)
         }
     }
 
     fn key_refused(&self) -> Verdict {
-        let why = format!("HTTP {}: the API key is refused: correct the file of `api_key_file`, and send SIGHUP", self.status);
+        let why =
+            format!("HTTP {}: the API key is refused: give the right one in the file of `api_key_file`, and send SIGHUP", self.status);
         Verdict::Kept { trouble: Trouble::Key, wait: Wait::Longest, why }
     }
 
@@ -221,11 +228,11 @@ mod tests {
         let table = [
             (answer(201, ""), "delivered"),
             (answer(200, "{}"), "delivered"),
+            (answer(200, "OK"), "delivered"),
             (answer(204, ""), "delivered"),
+            (Answer { content_type: "text/html".into(), ..answer(200, "OK") }, "delivered"),
             (Answer { content_type: "text/html".into(), ..answer(200, "<html>") }, "kept: Address BackOff"),
             (Answer { content_type: "text/html".into(), ..answer(201, "<html>") }, "delivered"),
-            (Answer { content_type: "text/html".into(), ..answer(200, "OK") }, "delivered"),
-            (Answer { content_type: "text/html".into(), ..answer(200, "") }, "delivered"),
             (answer(207, &results(&[("HQ1", ""), ("HQ2", "Device HQ2 not found")])), "delivered but HQ2 (Device HQ2 not found)"),
             (answer(207, "nonsense"), "delivered"),
             (answer(301, ""), "kept: Address BackOff"),
@@ -238,8 +245,14 @@ mod tests {
             (answer(404, ""), "kept: Address BackOff"),
             // the backend has no better status for these
             (answer(404, &results(&[("HQ1", "Unauthorized")])), "kept: Key Longest"),
-            (answer(404, &results(&[("HQ1", "Device HQ1 not found"), ("HQ2", "Failed to store measurement")])), "kept: Backend BackOff"),
+            (
+                answer(404, &results(&[("HQ1", "Unauthorized"), ("HQ2", "Device HQ2 not found")])),
+                "rejected: HQ1 (Unauthorized), HQ2 (Device HQ2 not found)",
+            ),
+            (answer(404, &results(&[("HQ1", "Failed to store measurement")])), "rejected: HQ1 (Failed to store measurement)"),
             (answer(400, "bad"), "rejected"),
+            (Answer { content_type: "text/html".into(), ..answer(400, "<html>The plain HTTP request") }, "kept: Address BackOff"),
+            (Answer { content_type: "text/html".into(), ..answer(400, "bad") }, "rejected"),
             (answer(413, ""), "rejected"),
             (answer(422, ""), "rejected"),
             (answer(405, ""), "kept: Address BackOff"),
@@ -264,7 +277,9 @@ mod tests {
     fn other_backends() {
         let format = Format::JsonLines(vec![Filter::parse("#").unwrap()]);
         assert_eq!(judged(answer(404, &results(&[("HQ1", "x")])), &format), "kept: Address BackOff");
-        assert_eq!(judged(answer(200, ""), &format), "delivered");
+        for delivered in [answer(200, ""), answer(204, ""), Answer { content_type: "text/html".into(), ..answer(200, "OK") }] {
+            assert_eq!(judged(delivered, &format), "delivered");
+        }
     }
 
     #[test]

@@ -29,7 +29,7 @@ use target::Target;
 pub enum Command {
     /// To be kept, at the end of what is kept: answered by [`Event::Stored`].
     Append { seq: u64, body: Vec<u8> },
-    /// To be posted: answered by [`Event::Posted`], or [`Event::Lost`].
+    /// To be posted: answered by [`Event::Posted`], [`Event::Lost`] or [`Event::Unreadable`].
     Post(u64),
     /// Nothing up to this one is needed any more.
     Forget { through: u64 },
@@ -47,8 +47,10 @@ pub enum Event {
     },
     /// This and all before are kept.
     Stored(u64),
-    /// It was to be posted, and cannot be read.
+    /// It was to be posted, and is damaged.
     Lost(u64),
+    /// It was to be posted, and cannot be read now; why.
+    Unreadable(String),
     Posted(Outcome),
 }
 

@@ -44,7 +44,7 @@ impl Format {
     /// What there is when there is no measurement.
     pub fn nothing(&self) -> &'static str {
         match self {
-            Self::VictronMeasurements => "there is no solar charger on the bus: nothing is measured until there is",
+            Self::VictronMeasurements => "there is no solar charger (with an instance) on the bus: nothing is measured until there is",
             Self::JsonLines(_) => "no item on the bus is one that `filters` takes: nothing is measured until there is",
         }
     }

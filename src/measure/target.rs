@@ -22,10 +22,12 @@ pub struct Target {
     sampler: Sampler,
     queue: Queue,
     step: Step,
+    /// The disk does not even say what waits, which was said.
+    slow: bool,
     /// The next record's.
     next_seq: u64,
     /// Handed to the disk and not yet taken by it, with their stamps.
-    storing: VecDeque<(u64, Wall)>,
+    storing: VecDeque<Storing>,
     next_sample: Option<Time>,
     /// When the clock is looked at before: somebody may have set it.
     look_at_clock: Option<Time>,
@@ -48,6 +50,14 @@ pub struct Target {
     notes: Notes,
     stopping: bool,
     random: u64,
+}
+
+/// A record on its way to the disk.
+#[derive(Clone, Copy, Debug)]
+struct Storing {
+    seq: u64,
+    stamp: Wall,
+    len: u32,
 }
 
 /// What is being done about the oldest record.
@@ -113,6 +123,7 @@ impl Target {
             queue: Queue::new(options.queue_records, options.queue_bytes),
             options,
             step: Step::Opening,
+            slow: false,
             next_seq: 0,
             storing: VecDeque::new(),
             next_sample: None,
@@ -142,6 +153,10 @@ impl Target {
             Event::Opened { entries, next_seq } => self.opened(at, entries, next_seq),
             Event::Stored(seq) => self.stored(seq),
             Event::Lost(seq) => self.lost(at, seq),
+            Event::Unreadable(why) => {
+                let why = format!("what waits cannot be read: {why}");
+                self.keep(at.now, Trouble::Disk, Wait::BackOff, why);
+            }
             Event::Posted(outcome) => self.posted(at, &outcome),
         }
         self.post(at.now);
@@ -159,6 +174,15 @@ impl Target {
         if self.status.due.is_some_and(|due| due <= at.now) {
             self.tell_now();
         }
+        if self.step == Step::Opening && !self.slow && at.now >= Time::default() + limits::OPENING {
+            self.slow = true;
+            let what = self.what();
+            self.notes.add(Level::Warn, || {
+                format!(
+                    "{what}: the disk with what waits does not answer: nothing is measured until it does; look at `state_dir` in [devices]"
+                )
+            });
+        }
         if matches!(self.step, Step::Waiting { until } if until <= at.now) {
             self.step = Step::Ready;
         }
@@ -172,6 +196,7 @@ impl Target {
     /// When [`Self::handle_timeout`] has something to do next.
     pub fn poll_timeout(&self) -> Option<Time> {
         let post = match self.step {
+            Step::Opening if !self.slow => Some(Time::default() + limits::OPENING),
             Step::Waiting { until } => Some(until),
             Step::Ready if self.is_postable() => Some(self.next_post).filter(|_| !self.stopping),
             _ => None,
@@ -254,8 +279,8 @@ impl Target {
         self.counts.measured += 1;
         let seq = self.next_seq;
         self.next_seq += 1;
-        self.storing.push_back((seq, at.wall));
         let len = u32::try_from(body.len()).unwrap_or(u32::MAX);
+        self.storing.push_back(Storing { seq, stamp: at.wall, len });
         self.commands.push_back(Command::Append { seq, body });
         let dropped = self.queue.push(Entry { seq, len });
         self.count_dropped(dropped);
@@ -271,7 +296,8 @@ impl Target {
         if sample.body.len() > limits::MEASUREMENT {
             return Err(Skipped::TooLarge);
         }
-        if self.storing.len() >= limits::STORING {
+        let bytes: u64 = self.storing.iter().map(|storing| u64::from(storing.len)).sum();
+        if self.storing.len() >= limits::STORING || bytes >= limits::STORING_BYTES {
             return Err(Skipped::DiskHangs);
         }
         Ok(sample)
@@ -292,7 +318,7 @@ impl Target {
     }
 
     fn stored(&mut self, seq: u64) {
-        while let Some((_, stamp)) = self.storing.front().copied().filter(|(first, _)| *first <= seq) {
+        while let Some(Storing { stamp, .. }) = self.storing.front().copied().filter(|first| first.seq <= seq) {
             self.storing.pop_front();
             let what = self.what();
             self.notes.add(Level::Debug, || format!("{what}: measured {stamp}"));
@@ -323,7 +349,7 @@ impl Target {
     }
 
     fn is_postable(&self) -> bool {
-        let is_stored = |seq| self.storing.front().is_none_or(|(first, _)| seq < *first);
+        let is_stored = |seq| self.storing.front().is_none_or(|first| seq < first.seq);
         self.queue.front().is_some_and(|front| is_stored(front.seq))
     }
 
@@ -354,12 +380,15 @@ impl Target {
                 self.take_success(at, seq);
                 self.rejected(at.now, status, &why, &refused);
             }
-            Verdict::Kept { trouble, wait, why } => {
-                let wait = self.wait_for(wait);
-                self.step = Step::Waiting { until: at.now + wait };
-                self.troubled(at.now, trouble, why, wait);
-            }
+            Verdict::Kept { trouble, wait, why } => self.keep(at.now, trouble, wait, why),
         }
+    }
+
+    /// The record waits for another attempt.
+    fn keep(&mut self, now: Time, trouble: Trouble, wait: Wait, why: String) {
+        let wait = self.wait_for(wait);
+        self.step = Step::Waiting { until: now + wait };
+        self.troubled(now, trouble, why, wait);
     }
 
     /// The backend has dealt with the record.
@@ -400,7 +429,7 @@ impl Target {
 
     fn delivered(&mut self, now: Time, refused: &[Refused]) {
         let (what, host, waiting) = (self.what(), self.options.host.clone(), self.queue.len());
-        let serials = refused.iter().map(|refused| refused.serial.clone()).collect();
+        let serials = serials(refused);
         let before = self.enter(now, Condition::Delivering { refused: serials });
         let Some((before, since)) = before else {
             return self.notes.add(Level::Debug, || format!("{what}: delivered, {waiting} wait"));
@@ -425,7 +454,7 @@ impl Target {
 
     fn rejected(&mut self, now: Time, status: u16, why: &str, refused: &[Refused]) {
         let (what, host) = (self.what(), self.options.host.clone());
-        let serials = refused.iter().map(|refused| refused.serial.clone()).collect();
+        let serials = serials(refused);
         let devices = if refused.is_empty() { String::new() } else { format!(": {}", names(refused)) };
         let text = format!("{why}{devices}");
         let is_news = self.enter(now, Condition::Rejected { refused: serials, status }).is_some();
@@ -438,7 +467,8 @@ impl Target {
         let is_news = self.enter(now, Condition::Trouble(trouble)).is_some();
         self.add_if_news(now, is_news, || {
             let measurements = if waiting == 1 { "a measurement waits".into() } else { format!("{waiting} measurements wait") };
-            format!("{what}: {host}: {why}; {measurements}, tried again in {}", span(wait))
+            let whose = if trouble == Trouble::Disk { String::new() } else { format!("{host}: ") };
+            format!("{what}: {whose}{why}; {measurements}, tried again in {}", span(wait))
         });
         if self.last_error.as_ref() != Some(&why) {
             self.last_error = Some(why);
@@ -559,9 +589,7 @@ impl Skipped {
                 let most = limits::MEASUREMENT / 1024;
                 format!("measurements of more than {most} KiB are left out: choose fewer items in `filters`")
             }
-            Self::DiskHangs => {
-                format!("the disk takes nothing: {} measurements wait for it, and until it does each new one is dropped", limits::STORING)
-            }
+            Self::DiskHangs => "the disk takes nothing: measurements wait for it, and until it does each new one is dropped".into(),
         }
     }
 }
@@ -575,6 +603,14 @@ impl Condition {
             Self::Trouble(_) => "waiting",
         }
     }
+}
+
+/// Which devices, in whatever order they were told.
+fn serials(refused: &[Refused]) -> Vec<String> {
+    let mut serials: Vec<String> = refused.iter().map(|refused| refused.serial.clone()).collect();
+    serials.sort_unstable();
+    serials.truncate(limits::REFUSED);
+    serials
 }
 
 /// A span as people say it.

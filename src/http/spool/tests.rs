@@ -38,7 +38,7 @@ fn append(spool: &mut Spool, seqs: impl IntoIterator<Item = u64>) {
 
 /// Those that can be read, each as it was appended.
 fn readable(spool: &mut Spool, seqs: impl IntoIterator<Item = u64>) -> Vec<u64> {
-    seqs.into_iter().filter(|seq| spool.read(*seq).is_some_and(|read| read == body(*seq))).collect()
+    seqs.into_iter().filter(|seq| spool.read(*seq).is_ok_and(|read| read == body(*seq))).collect()
 }
 
 fn names(dir: &Path) -> Vec<String> {
@@ -198,7 +198,7 @@ fn a_number_that_was_there_is_not_taken_twice_and_too_much_is_not_taken() {
     spool.append(5, b"first");
     spool.append(5, b"second");
     spool.append(4, b"third");
-    assert_eq!((spool.read(5).unwrap(), spool.read(4)), (b"first".to_vec(), None));
+    assert_eq!((spool.read(5).unwrap(), spool.read(4).ok()), (b"first".to_vec(), None));
     spool.append(6, &vec![0; BODY_MAX + 1]);
     assert_said_once(&["http 1: a measurement of 262145 bytes is too large"]);
     spool.append(7, &vec![7; BODY_MAX]);
@@ -340,6 +340,25 @@ fn no_length_is_believed_and_nothing_but_a_file_is_opened() {
 }
 
 #[test]
+fn what_the_disk_does_not_give_now_is_not_lost() {
+    let scratch = Scratch::new();
+    let dir = queue(&scratch);
+    let (mut spool, ..) = open(&dir);
+    append(&mut spool, 1..=40);
+    let first = files(&dir).remove(0);
+    let aside = scratch.path().join("aside");
+    fs::rename(&first, &aside).unwrap();
+    // nothing can be read from a folder
+    fs::create_dir(&first).unwrap();
+    said();
+    assert_eq!(spool.read(1), Err(Unread::Now("it is a directory".into())));
+    assert_eq!(said(), [""; 0]);
+    fs::remove_dir(&first).unwrap();
+    fs::rename(&aside, &first).unwrap();
+    assert_eq!(spool.read(1), Ok(body(1)));
+}
+
+#[test]
 fn a_body_that_was_damaged_meanwhile_is_not_given() {
     said();
     let scratch = Scratch::new();
@@ -349,7 +368,7 @@ fn a_body_that_was_damaged_meanwhile_is_not_given() {
     let oldest = &files(&dir)[0];
     let length = fs::metadata(oldest).unwrap().len();
     fs::write(oldest, vec![0; length as usize]).unwrap();
-    assert_eq!((spool.read(1), spool.read(2)), (None, None));
+    assert_eq!((spool.read(1).ok(), spool.read(2).ok()), (None, None));
     assert_said_once(&["a measurement that waited cannot be read from ", "0000000000000001.queue: it is damaged; it is lost"]);
     assert_eq!(readable(&mut spool, 30..=40), Vec::from_iter(30..=40));
     fs::remove_file(&files(&dir)[2]).unwrap();
@@ -476,7 +495,7 @@ fn memory_is_bounded_and_the_oldest_goes() {
         assert!(spool.memory.len() <= 8);
     }
     assert_said_once(&["WARN: http 1: memory holds no more measurements: the oldest"]);
-    assert_eq!((spool.read(92), spool.read(93)), (None, Some(vec![93; 448])));
+    assert_eq!((spool.read(92).ok(), spool.read(93).ok()), (None, Some(vec![93; 448])));
     assert_eq!(said(), [""; 0], "that was said");
     fs::remove_file(state).unwrap();
     spool.append(101, &[101; 448]);
