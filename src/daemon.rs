@@ -22,7 +22,7 @@ use crate::config::{BusAddress, Config};
 use crate::control::{self, Command, Control};
 use crate::device::catalogue::Catalogue;
 use crate::device::{self, BusEvent, Devices, registry};
-use crate::http::Http;
+use crate::http::{self, Http};
 use crate::measure::{self, Measures, Moment, Wall};
 use crate::mqtt::link::{Broker, Link, LinkEvent};
 use crate::portal;
@@ -113,6 +113,7 @@ async fn set_up(config: &Config) -> Result<Daemon, Ended> {
         portal: found.id.clone(),
         prefix: config.mqtt.prefix.clone(),
         targets: config.http.iter().map(|target| target.options.clone()).collect(),
+        had_more: http::was_used(&config.devices.state_dir),
         seed: nonce(),
         verbosity: setup.verbosity,
     });

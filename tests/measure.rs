@@ -526,6 +526,7 @@ fn measures(chosen: &Chosen) -> Measures {
         portal: PortalId::parse(PORTAL).unwrap(),
         prefix: chosen.prefix.clone(),
         targets: chosen.targets.clone(),
+        had_more: false,
         seed: 1,
         verbosity: log::Level::Debug,
     })

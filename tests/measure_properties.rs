@@ -614,6 +614,7 @@ fn measures(options: &Options, seed: u64) -> Measures {
         prefix: String::new(),
         targets: vec![options.clone()],
         seed,
+        had_more: false,
         verbosity: log::Level::Debug,
     })
 }

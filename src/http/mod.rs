@@ -28,6 +28,9 @@ const OTHERS_PAUSE: Duration = Duration::from_millis(100);
 /// Not every step on the way through a proxy is bounded by the target's `timeout`: so much later a post is given up.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// In the state folder.
+const FOLDER: &str = "http";
+
 /// The workers of all targets.
 pub struct Http {
     workers: Vec<(mpsc::UnboundedSender<Command>, JoinHandle<()>)>,
@@ -80,9 +83,14 @@ impl Http {
     }
 }
 
+/// Whether there has ever been a target that keeps its queue in this folder.
+pub fn was_used(state_dir: &Path) -> bool {
+    state_dir.join(FOLDER).is_dir()
+}
+
 /// Where the queue of a target is; measurements of one shape never get into the queue of another.
 fn queue_dir(state_dir: &Path, target: &HttpTarget) -> PathBuf {
-    state_dir.join("http").join(format!("{}.{}", target.options.name, target.options.format.name()))
+    state_dir.join(FOLDER).join(format!("{}.{}", target.options.name, target.options.format.name()))
 }
 
 struct Worker {

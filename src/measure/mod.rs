@@ -12,10 +12,12 @@ mod sample;
 mod stamp;
 mod target;
 
+use std::ops::Range;
+
 use log::Level;
 
 use crate::bridge::name::PortalId;
-use crate::bridge::{Bridge, Note, Publish, Time};
+use crate::bridge::{Bridge, Note, Publish, Time, limits};
 
 pub use answer::{Answer, Outcome};
 use options::Options;
@@ -61,6 +63,8 @@ pub struct Setup {
     /// Empty, or ends with a slash.
     pub prefix: String,
     pub targets: Vec<Options>,
+    /// An earlier life may have had more of them.
+    pub had_more: bool,
     /// Of the jitter.
     pub seed: u64,
     /// What is more verbose is not formatted.
@@ -73,14 +77,17 @@ pub struct Measures {
     prefix: String,
     targets: Vec<Target>,
     linked: bool,
+    had_more: bool,
+    /// The status of these, from 1, is to be taken back: they are not there any more.
+    former: Range<usize>,
 }
 
 impl Measures {
     pub fn new(setup: Setup) -> Self {
-        let Setup { portal, prefix, targets, seed, verbosity } = setup;
+        let Setup { portal, prefix, targets, had_more, seed, verbosity } = setup;
         let seeds = (1..).map(|n: u64| seed ^ n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let targets = targets.into_iter().zip(seeds).map(|(options, seed)| Target::new(options, seed, verbosity)).collect();
-        Self { portal, prefix, targets, linked: false }
+        Self { portal, prefix, targets, linked: false, had_more, former: 0..0 }
     }
 
     /// What the edge has to say of the target with this number, from 0.
@@ -93,6 +100,9 @@ impl Measures {
     /// The broker is there: it is told everything.
     pub fn link_up(&mut self) {
         self.linked = true;
+        if self.had_more {
+            self.former = self.targets.len() + 1..limits::TARGETS + 1;
+        }
         self.targets.iter_mut().for_each(Target::tell_now);
     }
 
@@ -123,15 +133,22 @@ impl Measures {
 
     /// The status of a target, when it is time.
     pub fn poll_publish(&mut self, now: Time) -> Option<Publish> {
-        let linked = self.linked;
-        let (n, target) = self.targets.iter_mut().enumerate().find(|(_, target)| linked && target.is_status_wanted())?;
-        let topic = format!("{}venus-mqtt/{}/http/{}", self.prefix, self.portal, n + 1);
-        Some(Publish { topic, payload: target.status(now), retain: true })
+        if !self.linked {
+            return None;
+        }
+        let (number, payload) = match self.former.next() {
+            Some(number) => (number, Vec::new()),
+            None => {
+                let (n, target) = self.targets.iter_mut().enumerate().find(|(_, target)| target.is_status_wanted())?;
+                (n + 1, target.status(now))
+            }
+        };
+        Some(Publish { topic: format!("{}venus-mqtt/{}/http/{number}", self.prefix, self.portal), payload, retain: true })
     }
 
     /// Nothing is left to be published.
     pub fn is_drained(&self) -> bool {
-        !(self.linked && self.targets.iter().any(Target::is_status_wanted))
+        !self.linked || self.former.is_empty() && !self.targets.iter().any(Target::is_status_wanted)
     }
 
     /// A few lines for the log, on request.

@@ -197,8 +197,9 @@ fn a_log_in_page() {
 }
 
 #[test]
-fn something_else_answers() {
-    kept(Answer::text(200, "pong"), "", "not as the backend does");
+fn a_web_server_refuses() {
+    let page = "<html>The plain HTTP request was sent to HTTPS port</html>";
+    kept(Answer::text(400, page).with("Content-Type", "text/html"), "", "a web server refuses it");
 }
 
 #[test]
@@ -237,6 +238,8 @@ fn taken_in_other_words() {
     let backend = Backend::start();
     let answers = [
         Answer::text(200, "{}"),
+        Answer::text(200, "OK"),
+        Answer::text(204, ""),
         Answer::text(202, "{}").with("Connection", "close"),
         Answer::text(207, "no results"),
         Answer::Raw("HTTP/1.0 201 Created\r\n\r\nuntil the end"),
