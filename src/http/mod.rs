@@ -4,6 +4,7 @@
 //! it was told, also while a post is under way; a target that hangs costs the others nothing. Called by the daemon; what is to be done
 //! is the core's business ([`crate::measure`]).
 
+mod client;
 pub mod poster;
 pub mod spool;
 
@@ -13,11 +14,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::{sleep, timeout_at};
+use tokio::time::sleep;
 
 use crate::config::HttpTarget;
-use crate::measure::{Command, Entry, Event, Outcome};
+use crate::measure::{Command, Entry, Event};
 
+use client::Client;
 use poster::{Poster, PosterError};
 use spool::{Spool, Unread};
 
@@ -45,7 +47,7 @@ impl Http {
         let (sender, events) = mpsc::unbounded_channel();
         let workers = targets.iter().zip(posters).enumerate().map(|(n, (target, poster))| {
             let (commands, receiver) = mpsc::unbounded_channel();
-            let client = Client { poster: Some(poster), posting: None, patience: target.timeout + GRACE };
+            let client = Client::new(poster, target.timeout + GRACE);
             let worker = Worker { client, commands: receiver, events: sender.clone(), number: n };
             let dir = queue_dir(state_dir, target);
             (commands, tokio::spawn(worker.run(dir, format!("http {}", target.options.name))))
@@ -100,23 +102,6 @@ struct Worker {
     number: usize,
 }
 
-/// Posts, one after the other.
-struct Client {
-    /// While a post is under way, its thread has it.
-    poster: Option<Poster>,
-    posting: Option<Posting>,
-    /// How long a post takes at most.
-    patience: Duration,
-}
-
-/// A post that is under way.
-struct Posting {
-    thread: JoinHandle<(Poster, Outcome)>,
-    deadline: Instant,
-    /// It was given up; another one has to wait until it has come to its end all the same.
-    given_up: bool,
-}
-
 impl Worker {
     async fn run(mut self, dir: PathBuf, what: String) {
         self.wait_for_others(&dir).await;
@@ -163,45 +148,6 @@ impl Worker {
     fn tell(&self, event: Event) {
         // at the end nobody listens any more
         let _ = self.events.send((self.number, event));
-    }
-}
-
-impl Client {
-    fn post(&mut self, body: Vec<u8>) -> Result<(), Outcome> {
-        let Some(mut poster) = self.poster.take() else {
-            return Err(Outcome::Failed("the post before has not come to its end yet".into()));
-        };
-        let thread = spawn_blocking(move || {
-            let outcome = poster.post(&body);
-            (poster, outcome)
-        });
-        self.posting = Some(Posting { thread, deadline: Instant::now() + self.patience, given_up: false });
-        Ok(())
-    }
-
-    /// What came of the post that is under way; never, if none is. Cancel-safe.
-    async fn outcome(&mut self) -> Outcome {
-        loop {
-            let Some(Posting { thread, deadline, given_up }) = &mut self.posting else { return pending().await };
-            if *given_up {
-                self.poster = thread.await.map(|(poster, _)| poster).ok();
-                self.posting = None;
-                continue;
-            }
-            match timeout_at((*deadline).into(), thread).await {
-                Ok(ended) => {
-                    self.posting = None;
-                    // a runtime that ends takes no more posts
-                    let Ok((poster, outcome)) = ended else { return pending().await };
-                    self.poster = Some(poster);
-                    return outcome;
-                }
-                Err(_) => {
-                    *given_up = true;
-                    return Outcome::Failed(format!("no answer within {} s", self.patience.as_secs_f64()));
-                }
-            }
-        }
     }
 }
 
