@@ -261,7 +261,7 @@ impl Daemon {
         let (watcher, services, link, timer) = (&mut self.watcher, &mut self.services, &mut self.link, &mut self.timer);
         let (control, http) = (&mut self.control, &mut self.http);
         let due = [self.bridge.poll_timeout(), self.devices.poll_timeout(), self.measures.poll_timeout()].into_iter().flatten().min();
-        let due = due.map(|time| self.began + time.after(Time::default()));
+        let wake_up = due.map(|time| self.began + time.after(Time::default()));
         let wake = tokio::select! {
             biased;
             signal = signals.next() => Wake::Signal(signal),
@@ -270,7 +270,7 @@ impl Daemon {
             event = link.next() => Wake::Link(event),
             order = next_order(control) => Wake::Order(order),
             (target, event) = http.next() => Wake::Http(target, event),
-            _ = timer.wait_until(due) => Wake::Time,
+            _ = timer.wait_until(wake_up) => Wake::Time,
         };
         let now = self.now();
         match wake {
@@ -299,14 +299,17 @@ impl Daemon {
                 None => break,
             }
         }
-        if self.bridge.poll_timeout().is_some_and(|time| time <= now) {
-            self.bridge.handle_timeout(now);
-        }
-        if self.devices.poll_timeout().is_some_and(|time| time <= now) {
-            self.devices.handle_timeout(now);
-        }
-        if self.measures.poll_timeout().is_some_and(|time| time <= now) {
-            self.measures.handle_timeout(Moment { now, wall: wall() }, &self.bridge);
+        // what has become due by what happened just now is so in the next turn
+        if due.is_some_and(|time| time <= now) {
+            if self.bridge.poll_timeout().is_some_and(|time| time <= now) {
+                self.bridge.handle_timeout(now);
+            }
+            if self.devices.poll_timeout().is_some_and(|time| time <= now) {
+                self.devices.handle_timeout(now);
+            }
+            if self.measures.poll_timeout().is_some_and(|time| time <= now) {
+                self.measures.handle_timeout(Moment { now, wall: wall() }, &self.bridge);
+            }
         }
         Ok(None)
     }
@@ -444,14 +447,19 @@ impl Daemon {
 
     /// What proxies write to services of others.
     fn carry_out_writes(&mut self, now: Time) {
+        let mut next = self.devices.poll_write();
+        if next.is_none() {
+            return;
+        }
         let mut refused: BTreeMap<Box<str>, Vec<String>> = BTreeMap::new();
-        while let Some(write) = self.devices.poll_write() {
+        while let Some(write) = next {
             let address = Address { service_type: &write.service_type, instance: &write.instance, path: &write.path };
             if let Err(why) = self.bridge.write_value(now, address, write.value) {
                 let topic = format!("{}/{}{}", write.service_type, write.instance, write.path);
                 let text = format!("{}: {why}", escape(&topic));
                 refused.entry(write.client).or_default().push(text);
             }
+            next = self.devices.poll_write();
         }
         for (client, texts) in refused {
             self.devices.refuse_proxy(now, &client, &texts);

@@ -55,6 +55,9 @@ impl Outgoing {
 
     /// The next call that may be sent now.
     pub fn poll(&mut self) -> Option<BusCall> {
+        if self.queue.is_empty() {
+            return None;
+        }
         let place = self.queue.iter().position(|call| self.admits(&call.destination))?;
         let call = self.queue.remove(place)?;
         // the bus itself answers at once

@@ -100,6 +100,10 @@ impl Services {
             if let Some((key, event)) = self.own.pop_front() {
                 return ServiceEvent::Changed(key, event);
             }
+            // where there are none, looking at the channel would be a cost of every turn
+            if self.open.is_empty() {
+                return std::future::pending().await;
+            }
             // this struct holds a sender itself, so it never ends
             let Some((key, event)) = self.events.recv().await else { return std::future::pending().await };
             if let Some(event) = self.take(key, event) {
@@ -113,6 +117,9 @@ impl Services {
         loop {
             if let Some((key, event)) = self.own.pop_front() {
                 return Some(ServiceEvent::Changed(key, event));
+            }
+            if self.open.is_empty() {
+                return None;
             }
             let (key, event) = self.events.try_recv().ok()?;
             if let Some(event) = self.take(key, event) {
