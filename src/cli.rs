@@ -17,6 +17,7 @@ use crate::bridge::options::Enabled;
 use crate::catalogue_files;
 use crate::config::{self, At, BusAddress, Config, ConfigError, Given, Loaded, Place, Source};
 use crate::daemon::{self, Ended};
+use crate::http::Unwritten;
 use crate::http::poster::{Poster, PosterError};
 use crate::log as logger;
 use crate::signals::Signals;
@@ -407,9 +408,10 @@ async fn serve(source: Source, mut config: Config) -> u8 {
         Ok(signals) => signals,
         Err(error) => return gone(format_args!("signals cannot be received: {error}")),
     };
+    let mut unwritten = Unwritten::default();
     loop {
         logger::set_level(config.log_level);
-        match daemon::serve(&config, &mut signals, || load_and_warn(&source)).await {
+        match daemon::serve(&config, &mut signals, &mut unwritten, || load_and_warn(&source)).await {
             Ended::Stopped => return OK,
             Ended::Reload(new) => config = *new,
             Ended::Unready(text) => return gone(format_args!("{text}")),

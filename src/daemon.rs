@@ -22,7 +22,7 @@ use crate::config::{BusAddress, Config};
 use crate::control::{self, Command, Control};
 use crate::device::catalogue::Catalogue;
 use crate::device::{self, BusEvent, Devices, registry};
-use crate::http::{self, Http};
+use crate::http::{self, Http, Unwritten};
 use crate::measure::{self, Measures, Moment, Wall};
 use crate::mqtt::link::{Broker, Link, LinkEvent};
 use crate::portal;
@@ -65,18 +65,24 @@ pub enum Ended {
     Unusable(String),
 }
 
-/// Serves until it is told to stop, or cannot go on. `reload` reads the configuration again.
-pub async fn serve<E: std::fmt::Display>(config: &Config, signals: &mut Signals, reload: impl Fn() -> Result<Config, E> + Send) -> Ended {
+/// Serves until it is told to stop, or cannot go on. `reload` reads the configuration again; `unwritten` goes from one life to the
+/// next.
+pub async fn serve<E: std::fmt::Display>(
+    config: &Config,
+    signals: &mut Signals,
+    unwritten: &mut Unwritten,
+    reload: impl Fn() -> Result<Config, E> + Send,
+) -> Ended {
     let ready = tokio::select! {
         biased;
         () = stop_wanted(signals) => return Ended::Stopped,
-        ready = set_up(config) => ready,
+        ready = set_up(config, unwritten) => ready,
     };
     match ready {
         Ok(mut daemon) => {
             let ended = daemon.run(signals, reload).await;
             let patience = if matches!(ended, Ended::Reload(_)) { HAND_OVER } else { REMEMBER };
-            daemon.remember(patience).await;
+            *unwritten = daemon.remember(patience).await;
             ended
         }
         Err(ended) => ended,
@@ -88,7 +94,7 @@ async fn stop_wanted(signals: &mut Signals) {
     while signals.next().await != Signal::Stop {}
 }
 
-async fn set_up(config: &Config) -> Result<Daemon, Ended> {
+async fn set_up(config: &Config, unwritten: &mut Unwritten) -> Result<Daemon, Ended> {
     let address = bus_address(&config.dbus).map_err(Ended::Unusable)?;
     let watcher = Watcher::connect(&address).await.map_err(|error| {
         let (address, error) = (escape(&address).to_string(), error.to_string());
@@ -100,7 +106,9 @@ async fn set_up(config: &Config) -> Result<Daemon, Ended> {
     let found = sources.find(async || watcher.system_serial().await).await.map_err(|error| Ended::Unready(error.to_string()))?;
     log::info!("the portal ID is {} (from {})", found.id, found.from);
     let broker = broker(config, &found.id).map_err(Ended::Unusable)?;
-    let http = Http::start(&config.http, &config.devices.state_dir).map_err(|error| Ended::Unusable(error.to_string()))?;
+    let timer = Timer::new().map_err(|error| Ended::Unready(format!("no timer: {error}")))?;
+    let http = Http::start(&config.http, &config.devices.state_dir, std::mem::take(unwritten));
+    let http = http.map_err(|error| Ended::Unusable(error.to_string()))?;
     let setup = Setup {
         portal: found.id.clone(),
         prefix: config.mqtt.prefix.clone(),
@@ -119,7 +127,6 @@ async fn set_up(config: &Config) -> Result<Daemon, Ended> {
     });
     allow_descriptors(config);
     let (store, control, devices) = set_up_devices(config, found.id, setup.verbosity);
-    let timer = Timer::new().map_err(|error| Ended::Unready(format!("no timer: {error}")))?;
     Ok(Daemon {
         bridge: Bridge::new(setup),
         devices,
@@ -523,14 +530,15 @@ impl Daemon {
         }
     }
 
-    /// What waits on disk, and the last word of the registry with when each device was last heard.
-    async fn remember(mut self, patience: Duration) {
+    /// What waits on disk, and the last word of the registry with when each device was last heard. Gives what the disk did not take.
+    async fn remember(mut self, patience: Duration) -> Unwritten {
         let now = self.now();
-        let _ = tokio::time::timeout(patience, self.http.finish()).await;
+        let unwritten = self.http.finish(patience).await;
         if let Some(mut store) = self.store.take() {
             store.save(registry::print(&self.devices.list(now, unix())));
             let _ = tokio::time::timeout(REMEMBER, store.finish()).await;
         }
+        unwritten
     }
 
     fn now(&self) -> Time {

@@ -1,20 +1,25 @@
 //! Measurements on their way: one worker for each target, with its queue on disk and its client.
 //!
 //! Promises: neither the disk nor the net is ever waited for by the loop; what a target is told to keep is kept in the order in which
-//! it was told, also while a post is under way; a target that hangs costs the others nothing. Called by the daemon; what is to be done
-//! is the core's business ([`crate::measure`]).
+//! it was told, also while a post is under way; a target that hangs costs the others nothing; what the disk does not take goes from one
+//! life to the next ([`Unwritten`]). Called by the daemon; what is to be done is the core's business ([`crate::measure`]).
 
 mod client;
 pub mod poster;
 pub mod spool;
+#[cfg(test)]
+mod tests;
 
+use std::collections::BTreeMap;
 use std::future::pending;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout_at};
 
 use crate::config::HttpTarget;
 use crate::measure::{Command, Entry, Event};
@@ -33,32 +38,48 @@ const GRACE: Duration = Duration::from_secs(2);
 /// In the state folder.
 const FOLDER: &str = "http";
 
+/// Bodies that the disk did not take, oldest first, by the name of their queue: for the next life. What nobody takes over is lost,
+/// and that is said.
+#[derive(Default, Debug)]
+pub struct Unwritten(BTreeMap<String, Vec<Box<[u8]>>>);
+
+impl Drop for Unwritten {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|(queue, bodies)| say_lost(queue, bodies.len()));
+    }
+}
+
 /// The workers of all targets.
 pub struct Http {
-    workers: Vec<(mpsc::UnboundedSender<Command>, JoinHandle<()>)>,
+    workers: Vec<Running>,
     events: mpsc::UnboundedReceiver<(usize, Event)>,
 }
 
 impl Http {
-    /// Must be called inside a runtime. Fails where a target cannot be posted to as it is configured.
-    pub fn start(targets: &[HttpTarget], state_dir: &Path) -> Result<Self, PosterError> {
+    /// Goes on with what waits on disk, and then with what an earlier life could not write. Must be called inside a runtime. Fails
+    /// where a target cannot be posted to as it is configured.
+    pub fn start(targets: &[HttpTarget], state_dir: &Path, mut unwritten: Unwritten) -> Result<Self, PosterError> {
         let posters = targets.iter().map(Poster::new).collect::<Result<Vec<_>, _>>()?;
         // the core has a few commands at once under way and waits for their events: neither channel grows
         let (sender, events) = mpsc::unbounded_channel();
         let workers = targets.iter().zip(posters).enumerate().map(|(n, (target, poster))| {
             let (commands, receiver) = mpsc::unbounded_channel();
             let client = Client::new(poster, target.timeout + GRACE);
-            let worker = Worker { client, commands: receiver, events: sender.clone(), number: n };
-            let dir = queue_dir(state_dir, target);
-            (commands, tokio::spawn(worker.run(dir, format!("http {}", target.options.name))))
+            let queue = queue_name(target);
+            let bodies = unwritten.0.remove(&queue).unwrap_or_default();
+            let in_memory = Arc::new(AtomicUsize::new(bodies.len()));
+            let worker = Worker { client, commands: receiver, events: sender.clone(), number: n, in_memory: Arc::clone(&in_memory) };
+            let dir = state_dir.join(FOLDER).join(&queue);
+            let task = tokio::spawn(worker.run(dir, format!("http {}", target.options.name), bodies));
+            Running { queue, commands, task, in_memory }
         });
         Ok(Self { workers: workers.collect(), events })
     }
 
     pub fn command(&self, target: usize, command: Command) {
-        if let Some((commands, _)) = self.workers.get(target) {
+        if let Some(worker) = self.workers.get(target) {
             // it ends only when it is told to
-            let _ = commands.send(command);
+            let _ = worker.commands.send(command);
         }
     }
 
@@ -76,12 +97,21 @@ impl Http {
         if self.workers.is_empty() { None } else { self.events.try_recv().ok() }
     }
 
-    /// Does what is still to be done on disk, and returns when it is done. A post that is under way is not waited for.
-    pub async fn finish(self) {
-        for (commands, worker) in self.workers {
-            drop(commands);
-            let _ = worker.await;
+    /// Does what is still to be done on disk, as far as that goes in the time there is, and gives what the disk does not take. A post
+    /// that is under way is not waited for.
+    pub async fn finish(self, patience: Duration) -> Unwritten {
+        let deadline = Instant::now() + patience;
+        let mut unwritten = Unwritten::default();
+        // told to end all at once: one disk that hangs takes no time from the others
+        let ending: Vec<_> = self.workers.into_iter().map(|worker| (worker.queue, worker.task, worker.in_memory)).collect();
+        for (queue, task, in_memory) in ending {
+            match timeout_at(deadline.into(), task).await {
+                Ok(bodies) => drop(unwritten.0.insert(queue, bodies.unwrap_or_default())),
+                // it keeps them to its end
+                Err(_) => say_lost(&queue, in_memory.load(Ordering::Relaxed)),
+            }
         }
+        unwritten
     }
 }
 
@@ -90,9 +120,26 @@ pub fn was_used(state_dir: &Path) -> bool {
     state_dir.join(FOLDER).is_dir()
 }
 
-/// Where the queue of a target is; measurements of one shape never get into the queue of another.
-fn queue_dir(state_dir: &Path, target: &HttpTarget) -> PathBuf {
-    state_dir.join(FOLDER).join(format!("{}.{}", target.options.name, target.options.format.name()))
+fn say_lost(queue: &str, count: usize) {
+    if count > 0 {
+        let name = queue.split('.').next().unwrap_or_default();
+        log::warn!("http {name}: measurements that were kept in memory only are lost: {count}");
+    }
+}
+
+/// What the folder of a target's queue is called; measurements of one shape never get into the queue of another.
+fn queue_name(target: &HttpTarget) -> String {
+    format!("{}.{}", target.options.name, target.options.format.name())
+}
+
+/// A worker, seen from outside.
+struct Running {
+    queue: String,
+    /// Without them, it ends.
+    commands: mpsc::UnboundedSender<Command>,
+    task: JoinHandle<Vec<Box<[u8]>>>,
+    /// How many measurements only it has.
+    in_memory: Arc<AtomicUsize>,
 }
 
 struct Worker {
@@ -100,15 +147,17 @@ struct Worker {
     commands: mpsc::UnboundedReceiver<Command>,
     events: mpsc::UnboundedSender<(usize, Event)>,
     number: usize,
+    in_memory: Arc<AtomicUsize>,
 }
 
 impl Worker {
-    async fn run(mut self, dir: PathBuf, what: String) {
+    /// Until it is told to end. Gives what the disk did not take.
+    async fn run(mut self, dir: PathBuf, what: String, unwritten: Vec<Box<[u8]>>) -> Vec<Box<[u8]>> {
         self.wait_for_others(&dir).await;
-        let Ok((mut spool, entries, next_seq)) = spawn_blocking(move || Spool::open(&dir, &what)).await else { return };
-        let entries = entries.into_iter().map(|entry| Entry { seq: entry.seq, len: entry.len }).collect();
-        self.tell(Event::Opened { entries, next_seq });
+        let Ok((mut spool, opened)) = spawn_blocking(move || open(&dir, &what, unwritten)).await else { return Vec::new() };
+        self.tell(opened);
         loop {
+            self.in_memory.store(spool.unwritten(), Ordering::Relaxed);
             let command = tokio::select! {
                 biased;
                 outcome = self.client.outcome() => {
@@ -117,9 +166,9 @@ impl Worker {
                 }
                 command = self.commands.recv() => command,
             };
-            let Some(command) = command else { return };
+            let Some(command) = command else { break };
             // on a thread of its own: flash can take seconds
-            let Ok((done, returned)) = spawn_blocking(move || (carry_out(&mut spool, command), spool)).await else { return };
+            let Ok((done, returned)) = spawn_blocking(move || (carry_out(&mut spool, command), spool)).await else { return Vec::new() };
             spool = returned;
             match done {
                 Done::Nothing => {}
@@ -131,6 +180,7 @@ impl Worker {
                 }
             }
         }
+        spawn_blocking(move || spool.finish()).await.unwrap_or_default()
     }
 
     /// The life before may still be busy with its last words.
@@ -149,6 +199,18 @@ impl Worker {
         // at the end nobody listens any more
         let _ = self.events.send((self.number, event));
     }
+}
+
+/// The queue with what is in it, and at its end what an earlier life could not write.
+fn open(dir: &Path, what: &str, unwritten: Vec<Box<[u8]>>) -> (Spool, Event) {
+    let (mut spool, entries, mut next_seq) = Spool::open(dir, what);
+    let mut entries: Vec<_> = entries.into_iter().map(|entry| Entry { seq: entry.seq, len: entry.len }).collect();
+    for body in unwritten {
+        spool.append(next_seq, &body);
+        entries.push(Entry { seq: next_seq, len: u32::try_from(body.len()).unwrap_or(u32::MAX) });
+        next_seq += 1;
+    }
+    (spool, Event::Opened { entries, next_seq })
 }
 
 /// What came of a command.

@@ -2,7 +2,8 @@
 //!
 //! Promises: what [`Spool::append`] has written survives whatever ends the process, and a power cut as well once [`Spool::sync`] has
 //! returned; only that one waits for the flash. After either, no more comes again than what was forgotten and not yet noted. A body
-//! is given as it came or not at all. Where the disk cannot be written, records are kept in memory, a few MiB of them, until it can.
+//! is given as it came or not at all. Where the disk cannot be written, records are kept in memory, a few MiB of them, until it can;
+//! what is still there at the end, [`Spool::finish`] gives back.
 //! Refuses a folder that another daemon uses. What is wrong costs a warning and as little as possible; files that are not ours are
 //! left alone.
 //!
@@ -12,7 +13,7 @@
 
 mod segment;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -231,6 +232,19 @@ impl Spool {
             _ => {}
         }
         self.sync_failing = synced.is_err();
+    }
+
+    /// How many of those that wait are in memory only.
+    pub fn unwritten(&self) -> usize {
+        self.memory.len()
+    }
+
+    /// The end. Gives the bodies that the disk does not take even now, oldest first.
+    pub fn finish(mut self) -> Vec<Box<[u8]>> {
+        if !self.memory.is_empty() || self.noted < self.done {
+            self.sync();
+        }
+        std::mem::take(&mut self.memory).into_iter().map(|(_, body)| body).collect()
     }
 
     /// Makes what folders are missing, and locks the last. Gives the numbers of the segments that are there.

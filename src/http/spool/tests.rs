@@ -74,7 +74,7 @@ impl log::Log for Listener {
 }
 
 /// What this thread has logged since it was asked the last time.
-fn said() -> Vec<String> {
+pub fn said() -> Vec<String> {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         log::set_logger(&Listener).unwrap();
