@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use venus_mqtt_integration::{Backend, DEADLINE, Part, Rig, Setup, eventually, item, items};
+use venus_mqtt_integration::{Backend, DEADLINE, Part, Rig, Setup, eventually, item, items, parts::Signal};
 
 use super::{FAST, assert_in_order, await_all, await_measured, charger, measured, running, said};
 
@@ -190,4 +190,24 @@ fn no_disk() {
     assert_eq!(lines.len(), 1, "{:#?}", said(&rig, "warn: "));
     backend.up();
     assert_in_order(&await_all(&rig, &backend));
+}
+
+/// Does what the line about the disk says: what was in memory only is on disk afterwards.
+#[test]
+fn a_folder_that_can_be_written_at_sighup() {
+    let backend = Backend::start();
+    backend.down();
+    let setup = |folder: &str| Setup::default().device(&format!("state_dir = \"{{dir}}/{folder}\"")).http(&backend.section(FAST));
+    let mut rig = running(setup("bus.conf/state"));
+    await_measured(&rig, 10);
+    rig.configure(setup("other"));
+    rig.signal(Part::Bridge, Signal::SIGHUP);
+    rig.await_log(Part::Bridge, " of an earlier time wait");
+    await_measured(&rig, 3);
+    rig.kill(Part::Bridge);
+    let stamps = measured(&rig, "1");
+    assert_eq!(said(&rig, " are lost"), [""; 0]);
+    backend.up();
+    rig.start_bridge();
+    assert_eq!(await_all(&rig, &backend)[..stamps.len()], stamps[..]);
 }
