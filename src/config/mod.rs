@@ -13,7 +13,7 @@ mod show;
 mod url;
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -294,8 +294,22 @@ pub(crate) fn why(error: &io::Error) -> String {
     }
 }
 
-/// What is in `file`, refused when it is more than `max` bytes.
+/// What is in `file`, refused when it is more than `max` bytes, or none that ends by itself.
 pub(crate) fn read_bounded(file: &Path, max: u64) -> io::Result<Vec<u8>> {
+    regular(file)?;
+    read_at_most(file, max)
+}
+
+/// Refuses what opening or reading could wait for: a pipe without a writer, a device.
+fn regular(file: &Path) -> io::Result<()> {
+    match fs::metadata(file)? {
+        meta if meta.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        meta if !meta.is_file() => Err(io::Error::other("it is not a regular file")),
+        _ => Ok(()),
+    }
+}
+
+fn read_at_most(file: &Path, max: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(file)?.take(max + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > max {
@@ -304,8 +318,9 @@ pub(crate) fn read_bounded(file: &Path, max: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Of the configuration, which may come out of a pipe: a person is there to end it.
 fn text_of(file: &Path) -> io::Result<Vec<u8>> {
-    read_bounded(file, FILE_MAX)
+    read_at_most(file, FILE_MAX)
 }
 
 fn utf8(file: &Path, bytes: Vec<u8>) -> Result<String, ConfigError> {

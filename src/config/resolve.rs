@@ -15,7 +15,9 @@ use crate::bridge::options::{Access, Options};
 use crate::device::options::Options as DeviceOptions;
 
 use super::url::is_loopback;
-use super::{At, BusAddress, ClientCertificate, Config, Devices, Given, Mqtt, Place, Remark, SECRET_MAX, Secret, Tls, read_bounded, why};
+use super::{
+    At, BusAddress, ClientCertificate, Config, Devices, Given, Mqtt, Place, Remark, SECRET_MAX, Secret, Tls, read_bounded, regular, why,
+};
 
 /// The broker's port without and with TLS, as IANA has them.
 const PORT: u16 = 1883;
@@ -142,7 +144,7 @@ impl Notes {
 
     /// The first line of `file`, without its end.
     fn secret(&mut self, what: &str, file: &Path, place: &Place) -> Option<Secret> {
-        match secret(what, file) {
+        match secret(what, file, place) {
             Ok(secret) => {
                 self.readable_by_all(file, place);
                 Some(secret)
@@ -220,22 +222,31 @@ impl Notes {
 }
 
 fn openable(file: &Path) -> io::Result<()> {
-    if fs::metadata(file)?.is_dir() {
-        return Err(io::ErrorKind::IsADirectory.into());
-    }
+    regular(file)?;
     File::open(file).map(drop)
 }
 
-fn secret(what: &str, file: &Path) -> Result<Secret, String> {
+fn secret(what: &str, file: &Path, place: &Place) -> Result<Secret, String> {
     let name = file.display();
-    let bytes = read_bounded(file, SECRET_MAX)
-        .map_err(|error| format!("cannot read the {what} file {name}: {}; correct the path, or make it readable", why(&error)))?;
+    let bytes = read_bounded(file, SECRET_MAX).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename if is_one_word(file, place) => {
+            format!("there is no such {what} file: write the {what} into a file of its own, and the path of that file here")
+        }
+        _ => format!("cannot read the {what} file {name}: {}; correct the path, or make it readable", why(&error)),
+    })?;
     let text = String::from_utf8(bytes).map_err(|_| format!("the {what} file {name} is not UTF-8 text"))?;
     match text.lines().next() {
         Some(line) if line.contains('\0') => Err(format!("the {what} in {name} contains a NUL")),
         Some(line) if !line.is_empty() => Ok(Secret { text: line.into(), file: file.into() }),
         _ => Err(format!("the {what} file {name} has no {what}: its first line is empty")),
     }
+}
+
+/// Whether what a configuration names is no more than a word beside it: it may be the secret itself.
+fn is_one_word(file: &Path, place: &Place) -> bool {
+    let Place::Line(configuration, _) = place else { return false };
+    let word = configuration.parent().and_then(|folder| file.strip_prefix(folder).ok()).and_then(Path::to_str);
+    word.is_some_and(|word| !word.contains(['/', '.']))
 }
 
 /// Whether everything `narrow` takes is taken by `wide`.

@@ -285,7 +285,7 @@ fn refused_in_the_file() {
         ("[mqtt]\npassword_file = \"password\"", "c.toml:2: `password_file` needs `user`: MQTT has no password without a user name"),
         (
             "[mqtt]\nuser = \"u\"\npassword_file = \"none\"",
-            "c.toml:3: cannot read the password file none: no such file; correct the path, or make it readable",
+            "c.toml:3: there is no such password file: write the password into a file of its own, and the path of that file here",
         ),
         (
             "[mqtt]\nuser = \"u\"\npassword_file = \".\"",

@@ -88,14 +88,21 @@ impl fmt::Debug for Url {
 fn after_scheme(text: &str) -> Result<&str, String> {
     // "://" further back belongs to a query, or to nothing that is a URL
     let Some((scheme, rest)) = text.split_once("://").filter(|(scheme, _)| !scheme.contains(['/', '?', '#', '@'])) else {
-        let host = authority(text);
+        let (scheme, rest) = without_colon_or_slash(text).unwrap_or(("https", text));
+        let host = authority(rest);
         let meant = if host.is_ascii() && check_authority(host).is_ok() { format!("{host}/…") } else { "backend.example".into() };
-        return Err(format!("has no scheme: write \"https://{meant}\""));
+        return Err(format!("has no scheme: write \"{scheme}://{meant}\""));
     };
     if !["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
         return Err(format!("must begin with \"https://\" or \"http://\", not \"{}://\"", escape(scheme)));
     }
     Ok(rest)
+}
+
+/// The scheme and the rest of what was meant by "https//" or "https:/".
+fn without_colon_or_slash(text: &str) -> Option<(&str, &str)> {
+    let (scheme, rest) = ["https", "http"].iter().find_map(|scheme| Some((*scheme, text.strip_prefix(scheme)?)))?;
+    Some((scheme, rest.strip_prefix("//").or_else(|| rest.strip_prefix(":/"))?))
 }
 
 /// What stands before the path, the query and the fragment.

@@ -104,7 +104,12 @@ impl Notes {
         }
         let base = url.path().trim_end_matches('/');
         let base = base.strip_suffix(MEASUREMENTS).unwrap_or(base);
-        format!("{}{base}{MEASUREMENTS}", url.origin())
+        let whole = format!("{}{base}{MEASUREMENTS}", url.origin());
+        if let Some(part) = part_of_measurements(base) {
+            let text = format!("`url`: {MEASUREMENTS} is added to it, which gives {whole}: leave \"{part}\" out, unless it is twice there");
+            self.warning(place, text);
+        }
+        whole
     }
 
     fn api_key(&mut self, given: &GivenTarget, format: &Format) -> Option<Secret> {
@@ -167,4 +172,13 @@ impl Notes {
         }
         rate
     }
+}
+
+/// The end of `base` that is a part of what will be added: it was probably written in addition.
+fn part_of_measurements(base: &str) -> Option<&str> {
+    // "/victron" alone is a folder like any other
+    [MEASUREMENTS, "/api", "/api/victron", "/victron/measurements", "/measurements"].iter().find_map(|part| {
+        let (_, end) = base.split_at_checked(base.len().checked_sub(part.len())?)?;
+        end.eq_ignore_ascii_case(part).then_some(end)
+    })
 }

@@ -182,6 +182,8 @@ fn no_message_shows_what_may_be_a_secret() {
         "url = \"https://a.example\"\napi_key_header = \"X-API-Key: hunter2\"",
         "url = \"https://a.example\"\napi_key_header = \"Bearer hunter2\"",
         "url = \"https://a.example\"\napi_key_file = \"key\"",
+        "url = \"https://a.example\"\napi_key_file = \"hunter2\"",
+        &format!("url = \"https://a.example\"\napi_key_file = \"{}\"", "hunter2".repeat(100)),
     ] {
         let error = load(&dir, &format!("[http]\n{text}")).unwrap_err().to_string();
         assert!(!error.contains("hunter2"), "{text}: {error}");
@@ -208,7 +210,11 @@ fn refused_urls() {
         ("a.example:8443", "has no scheme: write \"https://a.example:8443/…\""),
         ("[::1]/?to=https://b", "has no scheme: write \"https://[::1]/…\""),
         ("/b", "has no scheme: write \"https://backend.example\""),
-        ("https:/a.example", "has no scheme: write \"https://backend.example\""),
+        ("https:/a.example", "has no scheme: write \"https://a.example/…\""),
+        ("https//a.example/b?c", "has no scheme: write \"https://a.example/…\""),
+        ("http//192.168.1.2:8080", "has no scheme: write \"http://192.168.1.2:8080/…\""),
+        ("https//", "has no scheme: write \"https://backend.example\""),
+        ("https.example/b", "has no scheme: write \"https://https.example/…\""),
         ("mqtt://a.example", "must begin with \"https://\" or \"http://\", not \"mqtt://\""),
         ("://a.example", "must begin with \"https://\" or \"http://\", not \"://\""),
         ("https://", no_host),
@@ -336,8 +342,21 @@ fn refused_together() {
         (victron("ca_file = \"none.pem\""), "c.toml:3: cannot read the CA file none.pem: no such file; correct the path"),
         (
             victron("api_key_file = \"none\""),
-            "c.toml:3: cannot read the API key file none: no such file; correct the path, or make it readable",
+            "c.toml:3: there is no such API key file: write the API key into a file of its own, and the path of that file here",
         ),
+        (
+            victron("api_key_file = \"none.key\""),
+            "c.toml:3: cannot read the API key file none.key: no such file; correct the path, or make it readable",
+        ),
+        (
+            victron("api_key_file = \"keys/none\""),
+            "c.toml:3: cannot read the API key file keys/none: no such file; correct the path, or make it readable",
+        ),
+        (
+            victron("api_key_file = \"/dev/zero\""),
+            "c.toml:3: cannot read the API key file /dev/zero: it is not a regular file; correct the path, or make it readable",
+        ),
+        (victron("ca_file = \"/dev/zero\""), "c.toml:3: cannot read the CA file /dev/zero: it is not a regular file; correct the path"),
         (
             victron("api_key_file = \"large\""),
             "c.toml:3: cannot read the API key file large: it is larger than 4096 bytes; correct the path, or make it readable",
@@ -419,8 +438,20 @@ fn warned_about() {
             "url = \"https://a.example\"\napi_key_file = \"password\"\nupdate_interval = 30\ncatch_up_rate = 0.02",
             Some(format!("c.toml:5: {never}")),
         ),
+        ("url = \"https://a.example/victron\"\napi_key_file = \"password\"", None),
+        ("url = \"https://a.example/b-api\"\napi_key_file = \"password\"", None),
+        ("url = \"https://a.example/b/api/victron/measurements/\"\napi_key_file = \"password\"", None),
+        ("url = \"https://a.example/api\"\nformat = \"json-lines\"\nfilters = [\"#\"]", None),
     ];
     for (text, expected) in table {
         assert_eq!(warnings(&format!("[http]\n{text}")), Vec::from_iter(expected), "{text}");
+    }
+    for part in ["/api", "/API/Victron", "/Api/victron/measurements", "/victron/measurements", "/measurements"] {
+        let text = format!("[http]\nurl = \"https://a.example{part}/\"\napi_key_file = \"password\"");
+        let whole = format!("https://a.example{part}/api/victron/measurements");
+        let expected = format!(
+            "c.toml:2: `url`: /api/victron/measurements is added to it, which gives {whole}: leave \"{part}\" out, unless it is twice there"
+        );
+        assert_eq!(warnings(&text), [expected]);
     }
 }
