@@ -289,7 +289,7 @@ struct Options {
     /// Serve values; auto: unless dbus-flashmq does [default: auto]
     #[arg(long, global = true, value_name = "auto|true|false", value_parser = config::enabled)]
     bridge: Option<Enabled>,
-    /// Where registered devices are kept [default: /data/venus-mqtt]
+    /// Where devices and queues are kept [default: /data/venus-mqtt]
     #[arg(long, global = true, value_name = "FOLDER")]
     state_dir: Option<PathBuf>,
     /// error, warn, info, debug or trace [default: info]
@@ -345,24 +345,31 @@ impl fmt::Display for LoadError {
     }
 }
 
-/// The configuration, with certificates and keys that work, and backends that can be posted to.
-fn load(source: &Source) -> Result<Loaded, LoadError> {
+/// A configuration with certificates and keys that work.
+struct Usable {
+    loaded: Loaded,
+    /// What is in the way of measurements, and does not stand in the configuration.
+    obstacles: Vec<String>,
+}
+
+fn load(source: &Source) -> Result<Usable, LoadError> {
     let loaded = source.load().map_err(LoadError::Config)?;
     if let Some(tls) = &loaded.config.mqtt.tls {
         tls::client_config(tls).map_err(LoadError::Tls)?;
     }
+    let mut obstacles = Vec::new();
     for target in &loaded.config.http {
-        Poster::new(target).map_err(LoadError::Http)?;
+        let mut poster = Poster::new(target).map_err(LoadError::Http)?;
+        obstacles.extend(poster.obstacle().map(|why| format!("http {}: {why}", target.options.name)));
     }
-    Ok(loaded)
+    Ok(Usable { loaded, obstacles })
 }
 
 fn check(source: &Source) -> u8 {
     match load(source) {
-        Ok(loaded) => {
-            for warning in &loaded.warnings {
-                say("warn", &warning.to_string());
-            }
+        Ok(Usable { loaded, obstacles }) => {
+            loaded.warnings.iter().for_each(|warning| say("warn", &warning.to_string()));
+            obstacles.iter().for_each(|obstacle| say("warn", obstacle));
             let (_, mistakes) = catalogue_files::load(&loaded.config.devices.catalogue_dir);
             mistakes.iter().for_each(|mistake| say("warn", mistake));
             let _ = io::stdout().write_all(loaded.show().as_bytes());
@@ -424,8 +431,9 @@ async fn serve(source: Source, mut config: Config) -> u8 {
 }
 
 fn load_and_warn(source: &Source) -> Result<Config, LoadError> {
-    let loaded = load(source)?;
+    let Usable { loaded, obstacles } = load(source)?;
     loaded.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    obstacles.iter().for_each(|obstacle| log::warn!("{obstacle}"));
     Ok(loaded.config)
 }
 

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -40,16 +40,23 @@ impl Drop for Folder {
 
 /// Runs the program to its end, in a folder and an environment without surprises.
 fn run(folder: &Folder, args: &[&str]) -> (i32, String, String) {
-    let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_venus-mqtt"))
-        .args(args)
-        .current_dir(&folder.0)
-        .env_remove("DBUS_SESSION_BUS_ADDRESS")
-        .env_remove("JOURNAL_STREAM")
-        .output()
-        .unwrap();
+    run_in(folder, &[], args)
+}
+
+fn run_in(folder: &Folder, environment: &[(&str, &str)], args: &[&str]) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = program(folder, args).envs(environment.iter().copied()).output().unwrap();
     let here = format!("{}/", folder.0.display());
     let text = |bytes| String::from_utf8(bytes).unwrap().replace(&here, "");
     (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+fn program(folder: &Folder, args: &[&str]) -> Command {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_venus-mqtt"));
+    program.args(args).current_dir(&folder.0).env_remove("DBUS_SESSION_BUS_ADDRESS").env_remove("JOURNAL_STREAM");
+    for name in ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"] {
+        program.env_remove(name).env_remove(name.to_lowercase());
+    }
+    program
 }
 
 fn fixture(name: &str) -> String {
@@ -265,6 +272,41 @@ fn check_warns() {
          warn: --password-file: the password crosses the network to broker.example readable by anyone: use `tls` or `ca_file`\n"
     );
     assert!(!out.contains("hunter2"));
+}
+
+/// What is wrong around the configuration costs measurements only.
+#[test]
+fn check_warns_of_what_is_in_the_way_of_measurements() {
+    let folder = Folder::new();
+    folder.file("key", "x\n");
+    folder.file("c.toml", "[[http]]\nname = \"home\"\nurl = \"https://backend.example\"\napi_key_file = \"key\"\n");
+    let none = [("SSL_CERT_FILE", "none.pem"), ("SSL_CERT_DIR", "none")];
+    for (environment, expected) in [
+        (&none[..], "warn: http home: the system has no trusted certificates ("),
+        (
+            &[("ALL_PROXY", "socks5://user:s3cret@127.0.0.1:1080")],
+            "warn: http home: the environment names a SOCKS proxy, which cannot be used: ",
+        ),
+        (&[("https_proxy", "htps://user:s3cret@127.0.0.1")], "warn: http home: the environment names a proxy that cannot be used: "),
+        (&[("HTTP_PROXY", "http://127.0.0.1:99999")], "warn: http home: the environment names a proxy that cannot be used: "),
+    ] {
+        let (code, out, err) = run_in(&folder, environment, &["check", "--config", "c.toml"]);
+        assert!(code == 0 && out.contains("[[http]]"), "{environment:?}: {code} {err}");
+        assert!(err.starts_with(expected) && err.lines().count() == 1 && !err.contains("s3cret"), "{environment:?}: {err}");
+    }
+    let direct = [("ALL_PROXY", "socks5://127.0.0.1"), ("NO_PROXY", ".example"), ("SSL_CERT_FILE", &fixture("ca.pem"))];
+    let (code, _, err) = run_in(&folder, &direct, &["check", "--config", "c.toml"]);
+    assert_eq!((code, err.as_str()), (0, ""));
+}
+
+/// `--config <(…)` of a shell is one.
+#[test]
+fn a_configuration_may_come_out_of_a_pipe() {
+    let folder = Folder::new();
+    let mut program = program(&folder, &["check", "--config", "/dev/stdin"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    program.stdin.take().unwrap().write_all(b"[mqtt]\nport = 1884\n").unwrap();
+    let output = program.wait_with_output().unwrap();
+    assert!(output.status.success() && String::from_utf8(output.stdout).unwrap().contains("port = 1884"));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::time::{Duration, Instant};
 
-use super::{CONFIG, GONE, LoadError, OK, REFUSED, USAGE, load, say};
+use super::{CONFIG, GONE, LoadError, OK, REFUSED, USAGE, Usable, load, say};
 use crate::config::{Config, HttpTarget, Source};
 use crate::daemon::{self, Ended};
 use crate::http::poster::Poster;
@@ -62,7 +62,8 @@ impl From<Ended> for Failed {
 }
 
 fn prepared(source: &Source, name: Option<&str>) -> Result<Config, Failed> {
-    let loaded = load(source)?;
+    // what is in the way of a post is what comes of it
+    let Usable { loaded, obstacles: _ } = load(source)?;
     loaded.warnings.iter().for_each(|warning| say("warn", &warning.to_string()));
     chosen(loaded.config, name)
 }
@@ -76,7 +77,7 @@ fn run(config: &Config, show: bool) -> Result<bool, Failed> {
     let samples = runtime.block_on(daemon::sample_once(config))?;
     let mut all = true;
     for ((target, mut poster), sample) in config.http.iter().zip(posters).zip(samples) {
-        print(&heading(target, poster.proxy()));
+        print(&heading(target, poster.proxy().as_deref()));
         let Some(sample) = sample else {
             print(nothing(&target.options.format));
             all = false;
@@ -109,7 +110,9 @@ fn chosen(mut config: Config, name: Option<&str>) -> Result<Config, Failed> {
 
 fn heading(target: &HttpTarget, proxy: Option<&str>) -> String {
     let by = proxy.map(|proxy| format!(" through the proxy {proxy}")).unwrap_or_default();
-    format!("{}: {}{by}\n", target.options.name, target.options.host)
+    // what is behind the path may be a secret
+    let (url, query) = target.url.split_once('?').map_or((target.url.as_str(), ""), |(url, _)| (url, "?***"));
+    format!("{}: {url}{query}{by}\n", target.options.name)
 }
 
 fn nothing(format: &Format) -> &'static str {
@@ -197,6 +200,17 @@ mod tests {
         let (delivered, text) = came_back(&failed, &Format::JsonLines(Vec::new()), Duration::ZERO);
         assert!(!delivered);
         assert_eq!(text, "  after 0.00 s: connection refused; the daemon would keep it, and try again\n");
+    }
+
+    #[test]
+    fn where_it_is_posted_to() {
+        let scratch = Scratch::new();
+        let text = "[[http]]\nurl = \"https://a.example:444/b/\"\n[[http]]\nname = \"c\"\nurl = \"https://a.example/d?e=s3cret\"\n\
+                    format = \"json-lines\"\nfilters = [\"#\"]\n";
+        let source = Source::new(Some(scratch.file("c.toml", text)), Given::default());
+        let targets = source.load().unwrap().config.http;
+        assert_eq!(heading(&targets[0], Some("p:1")), "1: https://a.example:444/b/api/victron/measurements through the proxy p:1\n");
+        assert_eq!(heading(&targets[1], None), "c: https://a.example/d?***\n");
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! The HTTP client of one target: a measurement in, what came of it out.
 //!
-//! Promises: an exchange ends by the target's `timeout`, whatever the backend does (a proxy that drips can make it longer); what is kept of its answer is bounded; the text
-//! of a failure is for a person, and holds neither a secret nor more of the URL than the host. Redirects are not followed, nor is
-//! there a switch against the check of certificates. Refuses certificates that do not work. It blocks: the worker of the target
-//! and `venus-mqtt http test` call it where that costs nobody else anything.
+//! Promises: an exchange ends by the target's `timeout`, whatever the backend does (a proxy that drips can make it longer); what is kept
+//! of its answer is bounded; the text of a failure is for a person, and holds neither a secret nor more of the URL than the host.
+//! Redirects are not followed, nor is there a switch against the check of certificates. Refuses what is wrong in the configuration;
+//! what is wrong around it, in the environment or with the system's roots, is what comes of each post, until it is mended. It blocks:
+//! the worker of the target and `venus-mqtt http test` call it where that costs nobody else anything.
+
+mod names;
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -13,17 +16,20 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use jiff::Timestamp;
 use jiff::fmt::rfc2822;
-use rustls::pki_types::UnixTime;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::{AlertDescription, CertificateError};
 use ureq::http::header::{CONTENT_ENCODING, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Response, Uri};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Agent, Body, Error, Proxy, ProxyProtocol, Timeout};
 
 use crate::config::{HttpTarget, Secret, why};
 use crate::measure::{Answer, Outcome};
 use crate::text::{escape, escape_to};
 use crate::tls::{self, TlsError};
+
+use names::Names;
 
 /// What we call ourselves.
 const USER_AGENT: &str = concat!("venus-mqtt/", env!("CARGO_PKG_VERSION"));
@@ -46,64 +52,52 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 /// Most characters of a `Content-Type`.
 const CONTENT_TYPE_MAX: usize = 100;
 
+/// Where the environment names a proxy: the first of them that is one is taken.
+const PROXY_VARIABLES: [&str; 6] = ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"];
+
+const SOCKS_PROXY: &str =
+    "the environment names a SOCKS proxy, which cannot be used: unset ALL_PROXY, or name one of HTTP, and start again";
+const BROKEN_PROXY: &str =
+    "the environment names a proxy that cannot be used: correct ALL_PROXY, HTTPS_PROXY or HTTP_PROXY (http://host:port), and start again";
+
 /// Posts to one target.
 pub struct Poster {
-    agent: Agent,
+    /// From the first post on for which nothing was in the way.
+    agent: Option<Agent>,
     uri: Uri,
     key: Option<(HeaderName, HeaderValue)>,
     /// What no answer may bring into a log, should the backend repeat it.
     secrets: Vec<Vec<u8>>,
     gzip: bool,
-    own_roots: bool,
+    /// Those of `ca_file`.
+    own_roots: Option<RootCerts>,
     timeout: Duration,
     connect_timeout: Duration,
-    /// Host and port of the proxy in between.
-    proxy: Option<String>,
+    /// The one in between, or why none can be.
+    proxy: Result<Option<Proxy>, &'static str>,
     /// When an answer came last: its connection may serve again.
     answered: Option<Instant>,
 }
 
 impl Poster {
-    /// The client of `target`, through the proxy that the environment names.
+    /// The client of `target`, through the proxy that the environment names. Fails where the configuration is wrong.
     pub fn new(target: &HttpTarget) -> Result<Self, PosterError> {
-        Self::through(target, Proxy::try_from_env()).map_err(|why| PosterError { target: target.options.name.clone(), why })
+        Self::through(target, proxy_of_environment()).map_err(|why| PosterError { target: target.options.name.clone(), why })
     }
 
-    fn through(target: &HttpTarget, proxy: Option<Proxy>) -> Result<Self, Why> {
+    fn through(target: &HttpTarget, proxy: Result<Option<Proxy>, &'static str>) -> Result<Self, Why> {
         let uri: Uri = target.url.parse().map_err(|_| Why::Url)?;
-        let proxy = proxy.filter(|proxy| !proxy.is_no_proxy(&uri));
-        let proxied_with = proxy.as_ref().map(Proxy::protocol);
-        if !matches!(proxied_with, None | Some(ProxyProtocol::Http | ProxyProtocol::Https)) {
-            return Err(Why::Proxy);
-        }
-        let needs_roots = uri.scheme_str() == Some("https") || proxied_with == Some(ProxyProtocol::Https);
-        let trusted = if needs_roots { tls::trusted(target.ca_file.as_deref()).map_err(Why::Tls)? } else { Vec::new() };
-        let roots: RootCerts = trusted.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).into();
-        let config = Agent::config_builder()
-            .tls_config(TlsConfig::builder().root_certs(roots).unversioned_rustls_crypto_provider(tls::provider()).build())
-            .proxy(proxy.clone())
-            .user_agent(USER_AGENT)
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_response_header_size(HEAD_MAX)
-            .input_buffer_size(BUFFER)
-            .output_buffer_size(BUFFER)
-            .max_idle_connections(1)
-            .max_idle_age(IDLE_MAX)
-            .timeout_resolve(Some(target.connect_timeout))
-            .timeout_connect(Some(target.connect_timeout))
-            .timeout_global(Some(target.timeout))
-            .build();
+        let trusted = target.ca_file.as_deref().map(|file| tls::trusted(Some(file))).transpose().map_err(Why::Tls)?;
         Ok(Self {
-            agent: config.new_agent(),
+            agent: None,
+            proxy: proxy.and_then(|proxy| usable(proxy, &uri)),
             uri,
             key: target.api_key.as_ref().map(|key| secret_header(&target.api_key_header, key.reveal())).transpose()?,
             secrets: secrets(target),
             gzip: target.gzip,
-            own_roots: target.ca_file.is_some(),
+            own_roots: trusted.map(|trusted| roots(&trusted)),
             timeout: target.timeout,
             connect_timeout: target.connect_timeout,
-            proxy: proxy.map(|proxy| format!("{}:{}", proxy.host(), proxy.port())),
             answered: None,
         })
     }
@@ -117,11 +111,15 @@ impl Poster {
         } else {
             body
         };
+        let agent = match self.agent() {
+            Ok(agent) => agent,
+            Err(obstacle) => return obstacle,
+        };
         let start = Instant::now();
         let was_warm = self.answered.take().is_some_and(|at| at.elapsed() < IDLE_MAX);
-        let exchanged = match self.exchange(body, None) {
+        let exchanged = match self.exchange(&agent, body, None) {
             // a kept connection that ended just now says nothing about the backend
-            Err(error) if was_warm && was_closed(&error) => self.exchange(body, self.timeout.checked_sub(start.elapsed())),
+            Err(error) if was_warm && was_closed(&error) => self.exchange(&agent, body, self.timeout.checked_sub(start.elapsed())),
             other => other,
         };
         match exchanged {
@@ -136,13 +134,57 @@ impl Poster {
     }
 
     /// Host and port of the proxy in between, if there is one.
-    pub fn proxy(&self) -> Option<&str> {
-        self.proxy.as_deref()
+    pub fn proxy(&self) -> Option<String> {
+        self.proxy.as_ref().ok()?.as_ref().map(|proxy| format!("{}:{}", proxy.host(), proxy.port()))
+    }
+
+    /// What is in the way of a post, though the configuration is right.
+    pub fn obstacle(&mut self) -> Option<String> {
+        match self.agent() {
+            Err(Outcome::Failed(why) | Outcome::Untrusted(why)) => Some(why),
+            _ => None,
+        }
+    }
+
+    fn agent(&mut self) -> Result<Agent, Outcome> {
+        let agent = match self.agent.take() {
+            Some(agent) => agent,
+            None => self.set_up()?,
+        };
+        Ok(self.agent.insert(agent).clone())
+    }
+
+    fn set_up(&self) -> Result<Agent, Outcome> {
+        let proxy = self.proxy.clone().map_err(|why| Outcome::Failed(why.into()))?;
+        let proxy_is_https = proxy.as_ref().is_some_and(|proxy| proxy.protocol() == ProxyProtocol::Https);
+        let roots = match &self.own_roots {
+            Some(own) => own.clone(),
+            None if self.uri.scheme_str() == Some("https") || proxy_is_https => {
+                roots(&tls::trusted(None).map_err(|error| Outcome::Untrusted(escape(&error.to_string()).to_string()))?)
+            }
+            None => roots(&[]),
+        };
+        let config = Agent::config_builder()
+            .tls_config(TlsConfig::builder().root_certs(roots).unversioned_rustls_crypto_provider(tls::provider()).build())
+            .proxy(proxy)
+            .user_agent(USER_AGENT)
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_response_header_size(HEAD_MAX)
+            .input_buffer_size(BUFFER)
+            .output_buffer_size(BUFFER)
+            .max_idle_connections(1)
+            .max_idle_age(IDLE_MAX)
+            .timeout_resolve(Some(self.connect_timeout))
+            .timeout_connect(Some(self.connect_timeout))
+            .timeout_global(Some(self.timeout))
+            .build();
+        Ok(Agent::with_parts(config, DefaultConnector::default(), Names::default()))
     }
 
     /// One request and the head of its answer; within `limit`, unless the target's own holds.
-    fn exchange(&self, body: &[u8], limit: Option<Duration>) -> Result<Response<Body>, Error> {
-        let mut request = self.agent.post(self.uri.clone()).header(CONTENT_TYPE, "application/json");
+    fn exchange(&self, agent: &Agent, body: &[u8], limit: Option<Duration>) -> Result<Response<Body>, Error> {
+        let mut request = agent.post(self.uri.clone()).header(CONTENT_TYPE, "application/json");
         if self.gzip {
             request = request.header(CONTENT_ENCODING, "gzip");
         }
@@ -204,7 +246,8 @@ impl Poster {
             Error::Rustls(error) => self.tls_failure(error),
             Error::Protocol(error) => {
                 let text = error.to_string();
-                format!("the answer is not HTTP: {}", escape(text.strip_prefix("http parse fail: ").unwrap_or(&text)))
+                let by = self.proxy().map(|proxy| format!(" that came through the proxy {proxy}")).unwrap_or_default();
+                format!("the answer{by} is not HTTP: {}", escape(text.strip_prefix("http parse fail: ").unwrap_or(&text)))
             }
             Error::LargeResponseHeader(..) => format!("the answer's head is larger than {HEAD_MAX} bytes"),
             Error::ConnectProxyFailed(text) => self.proxy_failure(text),
@@ -236,6 +279,12 @@ impl Poster {
             rustls::Error::InvalidCertificate(error) => self.certificate_failure(error),
             rustls::Error::InvalidMessage(_) => "what answers does not speak TLS: is it the port of http, not https?".into(),
             rustls::Error::AlertReceived(AlertDescription::ProtocolVersion) => "the backend speaks only TLS that is older than 1.2".into(),
+            rustls::Error::AlertReceived(AlertDescription::CertificateRequired) => {
+                "the backend wants a client certificate, and an API key is all that there can be".into()
+            }
+            rustls::Error::AlertReceived(AlertDescription::HandshakeFailure) => {
+                "the backend refused TLS: it wants a client certificate, or knows no cipher that we do".into()
+            }
             rustls::Error::AlertReceived(alert) => format!("the backend refused TLS: {alert:?}"),
             error => format!("TLS failed: {}", escape(&error.to_string())),
         }
@@ -249,7 +298,9 @@ impl Poster {
             CertificateError::NotValidYetContext { time, not_before } => {
                 format!("the certificate is not valid before {}, or the clock is wrong: here it is {}", day(*not_before), day(*time))
             }
-            CertificateError::UnknownIssuer if self.own_roots => "the certificate is not trusted: nobody in `ca_file` has signed it".into(),
+            CertificateError::UnknownIssuer if self.own_roots.is_some() => {
+                "the certificate is not trusted: nobody in `ca_file` has signed it".into()
+            }
             CertificateError::UnknownIssuer => {
                 "the certificate is not trusted: its issuer is unknown; name the CA's certificate with `ca_file`".into()
             }
@@ -258,13 +309,19 @@ impl Poster {
                 let host = self.uri.host().unwrap_or_default();
                 format!("the certificate is not for {host}, but for {}", escape(&names.join(", ")))
             }
+            // what `openssl req -x509` makes, unless it is told otherwise
+            CertificateError::Other(other) if format!("{other:?}").contains("CaUsedAsEndEntity") => {
+                "the certificate is one of a CA, which a server must not show: make one for the server (basicConstraints CA:FALSE), \
+                 and name as `ca_file` the one it is signed with"
+                    .into()
+            }
             error => format!("the certificate cannot be used: {}", escape(&error.to_string())),
         }
     }
 
     /// `text` ends in the status twice, as in "responded 403/403".
     fn proxy_failure(&self, text: &str) -> String {
-        let proxy = self.proxy.as_deref().unwrap_or("?");
+        let proxy = self.proxy().unwrap_or_else(|| "?".into());
         match text.rsplit('/').next().filter(|status| status.parse::<u16>().is_ok()) {
             Some("407") => format!("the proxy {proxy} wants a user and a password: write them into its URL"),
             Some(status) => format!("the proxy {proxy} refused to connect us: it answered {status}"),
@@ -274,7 +331,7 @@ impl Poster {
 
     /// Whose name is looked up: the proxy looks up the backend's.
     fn host(&self) -> String {
-        match &self.proxy {
+        match self.proxy() {
             Some(proxy) => format!("the proxy {proxy}"),
             None => self.uri.host().unwrap_or_default().into(),
         }
@@ -282,7 +339,7 @@ impl Poster {
 
     /// Stands before what happened on the way to the next hop.
     fn by_proxy(&self) -> String {
-        self.proxy.as_ref().map(|proxy| format!("proxy {proxy}: ")).unwrap_or_default()
+        self.proxy().map(|proxy| format!("proxy {proxy}: ")).unwrap_or_default()
     }
 }
 
@@ -306,7 +363,6 @@ enum Why {
     Tls(TlsError),
     Url,
     Key,
-    Proxy,
 }
 
 impl fmt::Display for Why {
@@ -315,9 +371,35 @@ impl fmt::Display for Why {
             Self::Tls(error) => error.fmt(f),
             Self::Url => f.write_str("the URL cannot be used"),
             Self::Key => f.write_str("the key cannot be sent: a header takes printable characters only"),
-            Self::Proxy => f.write_str("the environment names a SOCKS proxy, which cannot be used: unset ALL_PROXY, or name one of HTTP"),
         }
     }
+}
+
+/// `Err`: there is one that cannot be used. To go past it would be what nobody wanted.
+fn proxy_of_environment() -> Result<Option<Proxy>, &'static str> {
+    match Proxy::try_from_env() {
+        None if PROXY_VARIABLES.iter().any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty())) => Err(BROKEN_PROXY),
+        proxy => Ok(proxy),
+    }
+}
+
+/// `proxy`, if `uri` is behind it and it is one that we can use.
+fn usable(proxy: Option<Proxy>, uri: &Uri) -> Result<Option<Proxy>, &'static str> {
+    let Some(proxy) = proxy.filter(|proxy| !proxy.is_no_proxy(uri)) else { return Ok(None) };
+    if !matches!(proxy.protocol(), ProxyProtocol::Http | ProxyProtocol::Https) {
+        return Err(SOCKS_PROXY);
+    }
+    // one that is no number is not told from none
+    let authority =
+        proxy.uri().authority().map(|authority| (authority.as_str().rsplit('@').next(), authority.host(), authority.port_u16()));
+    match authority {
+        Some((Some(all), host, None)) if all != host => Err(BROKEN_PROXY),
+        _ => Ok(Some(proxy)),
+    }
+}
+
+fn roots(trusted: &[CertificateDer<'_>]) -> RootCerts {
+    trusted.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).into()
 }
 
 fn secret_header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), Why> {

@@ -118,8 +118,8 @@ impl Server {
         format!("http://127.0.0.1:{}/s3cret-path", self.port)
     }
 
-    fn proxy(&self) -> Option<Proxy> {
-        Some(Proxy::new(&format!("http://user:s3cret-password@127.0.0.1:{}", self.port)).unwrap())
+    fn proxy(&self) -> Result<Option<Proxy>, &'static str> {
+        proxy(&format!("http://user:s3cret-password@127.0.0.1:{}", self.port))
     }
 
     fn request(&self) -> (String, Vec<u8>) {
@@ -134,6 +134,10 @@ impl Drop for Server {
         let _ = TcpStream::connect(("127.0.0.1", self.port));
         self.thread.take().unwrap().join().unwrap();
     }
+}
+
+fn proxy(url: &str) -> Result<Option<Proxy>, &'static str> {
+    Ok(Some(Proxy::new(url).unwrap()))
 }
 
 fn target(url: impl Into<String>) -> HttpTarget {
@@ -160,7 +164,7 @@ fn target(url: impl Into<String>) -> HttpTarget {
 
 /// What comes of one post without a proxy.
 fn post(target: &HttpTarget) -> Outcome {
-    Poster::through(target, None).unwrap().post(b"{}")
+    Poster::through(target, Ok(None)).unwrap().post(b"{}")
 }
 
 fn answer(outcome: Outcome) -> Answer {
@@ -185,7 +189,7 @@ fn failure(outcome: Outcome) -> String {
 #[test]
 fn the_request() {
     let server = Server::answering(CREATED);
-    let mut poster = Poster::through(&target(server.url()), None).unwrap();
+    let mut poster = Poster::through(&target(server.url()), Ok(None)).unwrap();
     poster.key = Some(secret_header("X-API-Key", KEY).unwrap());
     let answer = answer(poster.post(b"{}"));
     assert_eq!(answer, Answer { status: 201, content_type: "application/json".into(), body: b"{}".to_vec(), ..Answer::default() });
@@ -205,7 +209,7 @@ fn compressed() {
     let server = Server::answering(CREATED);
     let target = HttpTarget { gzip: true, ..target(server.url()) };
     let text = "measured ".repeat(10_000);
-    answer(Poster::through(&target, None).unwrap().post(text.as_bytes()));
+    answer(Poster::through(&target, Ok(None)).unwrap().post(text.as_bytes()));
     let (head, body) = server.request();
     assert!(head.to_lowercase().contains("\r\ncontent-encoding: gzip\r\n"), "{head}");
     let mut plain = String::new();
@@ -308,7 +312,7 @@ fn an_exchange_ends_at_its_timeout() {
     // nobody reads what we send
     let (end, over) = mpsc::channel::<()>();
     let server = Server::start(move |_| over.recv().ok());
-    let text = failure(Poster::through(&limited(&server), None).unwrap().post(&vec![b'x'; 16 << 20]));
+    let text = failure(Poster::through(&limited(&server), Ok(None)).unwrap().post(&vec![b'x'; 16 << 20]));
     drop(end);
     assert_eq!(text, "no answer within 0.3 s");
 }
@@ -376,7 +380,7 @@ fn a_connection_serves_again() {
             peer.send(&format!("HTTP/1.1 201 Created\r\nContent-Length: 1\r\n\r\n{}", peer.number))?;
         }
     });
-    let mut poster = Poster::through(&target(server.url()), None).unwrap();
+    let mut poster = Poster::through(&target(server.url()), Ok(None)).unwrap();
     let bodies = [(); 5].map(|()| answer(poster.post(b"{}")).body);
     assert_eq!(bodies, [b"0"; 5]);
     // the server waits for this end of it
@@ -392,7 +396,7 @@ fn a_connection_that_has_ended_meanwhile_costs_nothing() {
             peer.send(&format!("HTTP/1.1 201 Created\r\nContent-Length: 1\r\n\r\n{}", peer.number))?;
             if late { peer.request() } else { None }
         });
-        let mut poster = Poster::through(&target(server.url()), None).unwrap();
+        let mut poster = Poster::through(&target(server.url()), Ok(None)).unwrap();
         let bodies = [(); 3].map(|()| answer(poster.post(b"{}")).body);
         assert_eq!(bodies, [b"0", b"1", b"2"], "late: {late}");
         drop(poster);
@@ -402,7 +406,7 @@ fn a_connection_that_has_ended_meanwhile_costs_nothing() {
 #[test]
 fn a_backend_that_only_hangs_up_is_asked_once() {
     let server = Server::start(|peer| peer.request());
-    let mut poster = Poster::through(&target(server.url()), None).unwrap();
+    let mut poster = Poster::through(&target(server.url()), Ok(None)).unwrap();
     for _ in 0..2 {
         assert_eq!(failure(poster.post(b"{}")), "the connection was closed before there was an answer");
     }
@@ -461,10 +465,24 @@ fn certificates_out_of_their_time() {
 }
 
 #[test]
+fn the_certificate_of_a_ca_is_none_of_a_server() {
+    let scratch = Scratch::new();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let pem = scratch.file("server.pem", params.self_signed(&key).unwrap().pem());
+    let server = Server::with(Some(server_config(&pem, scratch.file("server.key", key.serialize_pem()))), |peer| peer.request());
+    let mut target = target(server.url().replace("http://127.0.0.1", "https://localhost"));
+    target.ca_file = Some(pem);
+    let text = failure(post(&target));
+    assert!(text.starts_with("the certificate is one of a CA, which a server must not show: "), "{text}");
+}
+
+#[test]
 fn certificates_that_do_not_work_are_known_at_once() {
     let mut target = target("https://127.0.0.1:1/");
     target.ca_file = Some("/nowhere/ca.pem".into());
-    let error = Poster::through(&target, None).err().unwrap();
+    let error = Poster::through(&target, Ok(None)).err().unwrap();
     assert_eq!(error.to_string(), "/nowhere/ca.pem: cannot read it: no such file");
 }
 
@@ -493,6 +511,7 @@ fn proxies_that_refuse() {
         ("HTTP/1.1 403 Forbidden\r\n\r\n", "the proxy 127.0.0.1:PORT refused to connect us: it answered 403"),
         ("HTTP/1.1 407 Wanted\r\n\r\n", "the proxy 127.0.0.1:PORT wants a user and a password: write them into its URL"),
         ("", "the proxy 127.0.0.1:PORT gave no answer"),
+        ("SSH-2.0-OpenSSH_9.2\r\n\r\n", "the answer that came through the proxy 127.0.0.1:PORT is not HTTP: invalid HTTP version"),
     ] {
         let proxy = Server::start(move |peer| {
             peer.request()?;
@@ -502,11 +521,28 @@ fn proxies_that_refuse() {
         assert_eq!(text, expected.replace("PORT", &proxy.port.to_string()));
     }
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let nobody = Proxy::new(&format!("http://127.0.0.1:{port}")).unwrap();
-    let text = failure(Poster::through(&backend, Some(nobody)).unwrap().post(b"{}"));
+    let text = failure(Poster::through(&backend, proxy(&format!("http://127.0.0.1:{port}"))).unwrap().post(b"{}"));
     assert_eq!(text, format!("proxy 127.0.0.1:{port}: connection refused"));
-    let socks = Proxy::new("socks5://127.0.0.1:1").unwrap();
-    assert!(matches!(Poster::through(&backend, Some(socks)), Err(Why::Proxy)));
+}
+
+#[test]
+fn proxies_that_cannot_be_used_are_what_comes_of_each_post() {
+    let backend = target("http://backend.invalid/s3cret-path");
+    for (proxy, expected) in [
+        (proxy("socks5://user:s3cret@127.0.0.1:1"), SOCKS_PROXY),
+        (proxy("http://user:s3cret@127.0.0.1:99999"), BROKEN_PROXY),
+        (proxy("http://[::1]:x"), BROKEN_PROXY),
+        (Err(BROKEN_PROXY), BROKEN_PROXY),
+    ] {
+        let mut poster = Poster::through(&backend, proxy).unwrap();
+        assert_eq!(poster.obstacle().as_deref(), Some(expected));
+        for _ in 0..2 {
+            assert_eq!(poster.post(b"{}"), Outcome::Failed(expected.into()));
+        }
+    }
+    for good in ["http://user:s3cret@proxy.test", "http://[::1]", "http://[::1]:3128", "proxy.test:3128"] {
+        assert_eq!(Poster::through(&backend, proxy(good)).unwrap().obstacle(), None, "{good}");
+    }
 }
 
 #[test]
