@@ -37,7 +37,7 @@
 //! `model` is what is known of a device; `registration` who is there, `steps` how a service comes and goes, `settings` and `dialogue`
 //! what localsettings keeps; `service` what a service answers; `registry` what is remembered from one life of the daemon to the next.
 //!
-//! Inside the measurements: `sample` makes one out of items, `stamp` is the time of day; `target` is one backend with its `queue`, and
+//! Inside the measurements: `sample` makes one out of items, `stamp` is the time of day; `target` is one backend with its `queue` and its words, and
 //! `answer` what that one said. On the edge, `spool` is the file of a queue, `poster` posts, and `client` sees to it that it comes to an end.
 #![forbid(unsafe_code)]
 
