@@ -64,25 +64,7 @@ const VICTRON: &str = "com.victronenergy.";
 
 #[test]
 fn transcripts() {
-    transcripts::play_all("devices", play);
-}
-
-fn play(text: &str) -> Result<(), String> {
-    let mut stage = None;
-    let mut chosen = Chosen::default();
-    for (number, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let at = |error: String| format!("line {}: {line}\n    {error}", number + 1);
-        if let Some(settings) = line.strip_prefix("setup ") {
-            settings.split_whitespace().try_for_each(|setting| chosen.set(setting)).map_err(at)?;
-            continue;
-        }
-        stage.get_or_insert_with(|| Stage::new(chosen.clone())).line(line).map_err(at)?;
-    }
-    stage.ok_or("nothing happens")?.nothing_left()
+    transcripts::play_all::<Stage>("devices");
 }
 
 /// What a transcript chooses.
@@ -153,8 +135,14 @@ struct Stage {
     shown: HashSet<String>,
 }
 
-impl Stage {
-    fn new(chosen: Chosen) -> Self {
+impl transcripts::Play for Stage {
+    type Chosen = Chosen;
+
+    fn choose(chosen: &mut Chosen, setting: &str) -> Result<(), String> {
+        chosen.set(setting)
+    }
+
+    fn begin(chosen: Chosen) -> Self {
         let mut stage = Self {
             devices: devices(&chosen, None),
             owner: (!chosen.is_alone).then(|| ":1.5".into()),
@@ -179,22 +167,6 @@ impl Stage {
         stage
     }
 
-    fn start(&mut self) {
-        self.devices.bus_up(self.now());
-        self.pump();
-        self.devices.link_up(self.now());
-        self.devices.set_mode(self.now(), Mode::Bridge);
-        self.pump();
-    }
-
-    fn now(&self) -> Time {
-        Time::since_start(self.elapsed)
-    }
-
-    fn unix(&self) -> u64 {
-        EPOCH + (self.before + self.elapsed).as_secs()
-    }
-
     fn line(&mut self, line: &str) -> Result<(), String> {
         let words: Vec<&str> = line.split_whitespace().collect();
         let is_expectation = matches!(
@@ -216,6 +188,30 @@ impl Stage {
         }
         self.pump();
         Ok(())
+    }
+
+    fn nothing_left(&self) -> Result<(), String> {
+        let queues = [&self.published, &self.bus, &self.calls, &self.link, &self.answers];
+        let left: Vec<_> = queues.into_iter().flatten().collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("before that, this was not expected: {left:#?}")) }
+    }
+}
+
+impl Stage {
+    fn start(&mut self) {
+        self.devices.bus_up(self.now());
+        self.pump();
+        self.devices.link_up(self.now());
+        self.devices.set_mode(self.now(), Mode::Bridge);
+        self.pump();
+    }
+
+    fn now(&self) -> Time {
+        Time::since_start(self.elapsed)
+    }
+
+    fn unix(&self) -> u64 {
+        EPOCH + (self.before + self.elapsed).as_secs()
     }
 
     fn mqtt(&mut self, words: &[&str]) -> Result<(), String> {
@@ -537,12 +533,6 @@ impl Stage {
         for (path, value) in std::mem::take(&mut self.settings.changed) {
             self.devices.setting_changed(self.now(), &path, &value);
         }
-    }
-
-    fn nothing_left(&self) -> Result<(), String> {
-        let queues = [&self.published, &self.bus, &self.calls, &self.link, &self.answers];
-        let left: Vec<_> = queues.into_iter().flatten().collect();
-        if left.is_empty() { Ok(()) } else { Err(format!("before that, this was not expected: {left:#?}")) }
     }
 }
 

@@ -63,25 +63,7 @@ const START: &str = "2025-10-30T15:27:00";
 
 #[test]
 fn transcripts() {
-    transcripts::play_all("measure", play);
-}
-
-fn play(text: &str) -> Result<(), String> {
-    let mut stage = None;
-    let mut chosen = Chosen::default();
-    for (number, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let at = |error: String| format!("line {}: {line}\n    {error}", number + 1);
-        if let Some(settings) = line.strip_prefix("setup ") {
-            settings.split_whitespace().try_for_each(|setting| chosen.set(setting)).map_err(at)?;
-            continue;
-        }
-        stage.get_or_insert_with(|| Stage::new(chosen.clone())).line(line).map_err(at)?;
-    }
-    stage.ok_or("nothing happens")?.nothing_left()
+    transcripts::play_all::<Stage>("measure");
 }
 
 /// What a transcript chooses.
@@ -179,8 +161,14 @@ struct Stage {
     shown: HashSet<String>,
 }
 
-impl Stage {
-    fn new(chosen: Chosen) -> Self {
+impl transcripts::Play for Stage {
+    type Chosen = Chosen;
+
+    fn choose(chosen: &mut Chosen, setting: &str) -> Result<(), String> {
+        chosen.set(setting)
+    }
+
+    fn begin(chosen: Chosen) -> Self {
         let portal = PortalId::parse(PORTAL).unwrap();
         let options = BridgeOptions { enabled: Enabled::Yes, ..BridgeOptions::default() };
         let bridge =
@@ -210,31 +198,6 @@ impl Stage {
         // which target there is, as every daemon says
         stage.logged.clear();
         stage
-    }
-
-    fn start(&mut self) {
-        self.measures = measures(&self.chosen);
-        if self.chosen.is_linked {
-            self.measures.link_up();
-        }
-        for n in 0..self.disks.len() {
-            self.posting[n] = None;
-            let disk = &mut self.disks[n];
-            disk.waiting.clear();
-            let entries = disk.kept.iter().map(|(seq, body)| Entry { seq: *seq, len: u32::try_from(body.len()).unwrap() }).collect();
-            let event = Event::Opened { entries, next_seq: disk.next_seq };
-            self.measures.event(self.moment(), n, event);
-        }
-        self.pump();
-    }
-
-    fn now(&self) -> Time {
-        Time::since_start(self.elapsed)
-    }
-
-    fn moment(&self) -> Moment {
-        let elapsed = i64::try_from(self.elapsed.as_micros()).unwrap();
-        Moment { now: self.now(), wall: Wall::from_micros(self.clock + elapsed) }
     }
 
     fn line(&mut self, line: &str) -> Result<(), String> {
@@ -272,6 +235,40 @@ impl Stage {
         }
         self.pump();
         Ok(())
+    }
+
+    fn nothing_left(&self) -> Result<(), String> {
+        let queues = [&self.done, &self.published, &self.logged];
+        let posts = self.posts.iter().map(|(target, time, body)| format!("http > {target} {time}: {body}"));
+        let left: Vec<_> = queues.into_iter().flatten().cloned().chain(posts).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("before that, this was not expected: {left:#?}")) }
+    }
+}
+
+impl Stage {
+    fn start(&mut self) {
+        self.measures = measures(&self.chosen);
+        if self.chosen.is_linked {
+            self.measures.link_up();
+        }
+        for n in 0..self.disks.len() {
+            self.posting[n] = None;
+            let disk = &mut self.disks[n];
+            disk.waiting.clear();
+            let entries = disk.kept.iter().map(|(seq, body)| Entry { seq: *seq, len: u32::try_from(body.len()).unwrap() }).collect();
+            let event = Event::Opened { entries, next_seq: disk.next_seq };
+            self.measures.event(self.moment(), n, event);
+        }
+        self.pump();
+    }
+
+    fn now(&self) -> Time {
+        Time::since_start(self.elapsed)
+    }
+
+    fn moment(&self) -> Moment {
+        let elapsed = i64::try_from(self.elapsed.as_micros()).unwrap();
+        Moment { now: self.now(), wall: Wall::from_micros(self.clock + elapsed) }
     }
 
     fn bus(&mut self, words: &[&str]) -> Result<(), String> {
@@ -511,13 +508,6 @@ impl Stage {
         let before = self.posting[n].replace(seq);
         assert!(before.is_none(), "one at a time");
         None
-    }
-
-    fn nothing_left(&self) -> Result<(), String> {
-        let queues = [&self.done, &self.published, &self.logged];
-        let posts = self.posts.iter().map(|(target, time, body)| format!("http > {target} {time}: {body}"));
-        let left: Vec<_> = queues.into_iter().flatten().cloned().chain(posts).collect();
-        if left.is_empty() { Ok(()) } else { Err(format!("before that, this was not expected: {left:#?}")) }
     }
 }
 

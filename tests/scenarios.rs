@@ -44,30 +44,10 @@ const PORTAL: &str = "c0619ab1c2d3";
 
 #[test]
 fn transcripts() {
-    transcripts::play_all("scenarios", play);
+    transcripts::play_all::<Stage>("scenarios");
 }
 
-fn play(text: &str) -> Result<(), String> {
-    let mut stage = None;
-    let mut options = Options { enabled: Enabled::Yes, ..Options::default() };
-    let (mut prefix, mut connected) = (String::new(), true);
-    for (number, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let at = |error: String| format!("line {}: {line}\n    {error}", number + 1);
-        if let Some(settings) = line.strip_prefix("setup ") {
-            settings.split_whitespace().try_for_each(|setting| set(setting, &mut options, &mut prefix, &mut connected)).map_err(at)?;
-            continue;
-        }
-        let stage = stage.get_or_insert_with(|| Stage::new(options.clone(), &prefix, connected));
-        stage.line(line).map_err(at)?;
-    }
-    stage.ok_or("nothing happens")?.nothing_left()
-}
-
-fn set(setting: &str, options: &mut Options, prefix: &mut String, connected: &mut bool) -> Result<(), String> {
+fn set(setting: &str, Chosen { options, prefix, connected }: &mut Chosen) -> Result<(), String> {
     let (key, value) = setting.split_once('=').ok_or("key=value")?;
     let filters = || value.split(',').map(|text| Filter::parse(text).map_err(|e| e.to_string())).collect::<Result<Vec<_>, _>>();
     match (key, value) {
@@ -87,6 +67,20 @@ fn set(setting: &str, options: &mut Options, prefix: &mut String, connected: &mu
     Ok(())
 }
 
+/// What a transcript chooses.
+#[derive(Clone)]
+struct Chosen {
+    options: Options,
+    prefix: String,
+    connected: bool,
+}
+
+impl Default for Chosen {
+    fn default() -> Self {
+        Self { options: Options { enabled: Enabled::Yes, ..Options::default() }, prefix: String::new(), connected: true }
+    }
+}
+
 struct Stage {
     bridge: Bridge,
     elapsed: Duration,
@@ -100,10 +94,16 @@ struct Stage {
     shown: HashSet<String>,
 }
 
-impl Stage {
-    fn new(options: Options, prefix: &str, connected: bool) -> Self {
+impl transcripts::Play for Stage {
+    type Chosen = Chosen;
+
+    fn choose(chosen: &mut Chosen, setting: &str) -> Result<(), String> {
+        set(setting, chosen)
+    }
+
+    fn begin(Chosen { options, prefix, connected }: Chosen) -> Self {
         let portal = PortalId::parse(PORTAL).unwrap();
-        let setup = Setup { portal, prefix: prefix.into(), options, beside: false, nonce: 1, verbosity: log::Level::Debug };
+        let setup = Setup { portal, prefix: prefix.clone(), options, beside: false, nonce: 1, verbosity: log::Level::Debug };
         let mut stage = Self {
             bridge: Bridge::new(setup),
             elapsed: Duration::ZERO,
@@ -133,10 +133,6 @@ impl Stage {
         stage.published.clear();
         stage.link.clear();
         stage
-    }
-
-    fn now(&self) -> Time {
-        Time::since_start(self.elapsed)
     }
 
     fn line(&mut self, line: &str) -> Result<(), String> {
@@ -198,6 +194,17 @@ impl Stage {
         }
         self.pump();
         Ok(())
+    }
+
+    fn nothing_left(&self) -> Result<(), String> {
+        let left: Vec<_> = self.published.iter().chain(&self.calls).chain(&self.link).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("before that, this was not expected: {left:#?}")) }
+    }
+}
+
+impl Stage {
+    fn now(&self) -> Time {
+        Time::since_start(self.elapsed)
     }
 
     fn answer(&mut self, kind: &str, owner: &str, rest: &[&str], late: bool) -> Result<(), String> {
@@ -271,11 +278,6 @@ impl Stage {
             let payload = if payload.is_empty() { "(empty)".into() } else { String::from_utf8(payload).unwrap() };
             self.published.push_back(format!("{topic} {payload}{}", if retain { " retained" } else { "" }));
         }
-    }
-
-    fn nothing_left(&self) -> Result<(), String> {
-        let left: Vec<_> = self.published.iter().chain(&self.calls).chain(&self.link).collect();
-        if left.is_empty() { Ok(()) } else { Err(format!("before that, this was not expected: {left:#?}")) }
     }
 }
 

@@ -1,12 +1,27 @@
-//! What the players of transcripts share: finding them, telling which line failed, what is expected, and the words for time.
+//! What the players of transcripts share: finding them, going through them, telling which line failed, what is expected, and the words for time.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
+/// Where a transcript is played.
+pub trait Play: Sized {
+    /// What its first lines choose.
+    type Chosen: Clone + Default;
+
+    fn choose(chosen: &mut Self::Chosen, setting: &str) -> Result<(), String>;
+
+    fn begin(chosen: Self::Chosen) -> Self;
+
+    fn line(&mut self, line: &str) -> Result<(), String>;
+
+    /// Everything that came was expected.
+    fn nothing_left(&self) -> Result<(), String>;
+}
+
 /// Plays every transcript in a folder below `tests`, and fails with what is wrong in any of them.
-pub fn play_all(folder: &str, play: impl Fn(&str) -> Result<(), String>) {
+pub fn play_all<Stage: Play>(folder: &str) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(folder);
     let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|file| file.extension().is_some_and(|of| of == "txt"));
@@ -15,11 +30,29 @@ pub fn play_all(folder: &str, play: impl Fn(&str) -> Result<(), String>) {
     let mut failed = String::new();
     for file in files {
         let text = std::fs::read_to_string(&file).unwrap();
-        if let Err(error) = play(&text) {
+        if let Err(error) = play::<Stage>(&text) {
             writeln!(failed, "{}: {error}", file.display()).unwrap();
         }
     }
     assert!(failed.is_empty(), "\n{failed}");
+}
+
+fn play<Stage: Play>(text: &str) -> Result<(), String> {
+    let mut stage = None;
+    let mut chosen = Stage::Chosen::default();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let at = |error: String| format!("line {}: {line}\n    {error}", number + 1);
+        if let Some(settings) = line.strip_prefix("setup ") {
+            settings.split_whitespace().try_for_each(|setting| Stage::choose(&mut chosen, setting)).map_err(at)?;
+            continue;
+        }
+        stage.get_or_insert_with(|| Stage::begin(chosen.clone())).line(line).map_err(at)?;
+    }
+    stage.ok_or("nothing happens")?.nothing_left()
 }
 
 /// Takes what came first, which must be what is expected.
