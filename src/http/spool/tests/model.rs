@@ -37,8 +37,8 @@ fn op() -> impl Strategy<Value = Op> {
         4 => Just(Op::Read),
         1 => Just(Op::Sync),
         2 => Just(Op::Reopen),
-        3 => Just(Op::Break),
-        3 => Just(Op::Mend),
+        6 => Just(Op::Break),
+        10 => Just(Op::Mend),
         2 => (0.0..1.0).prop_map(Op::Cut),
         2 => (any::<prop::sample::Index>(), 0.0..1.0, 1_u8..).prop_map(|(file, place, bits)| Op::Flip(file, place, bits)),
     ]
@@ -175,7 +175,7 @@ impl Model {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
     fn as_the_model(ops in prop::collection::vec(op(), 1..100)) {
