@@ -481,7 +481,10 @@ impl Spool {
             && !self.index.is_empty()
             && let Err(error) = current.mark(self.done)
         {
-            let _ = fs::remove_file(path);
+            if fs::remove_file(path).is_err() {
+                // it is in the way until it can be
+                self.segments.insert(first, Segment::default());
+            }
             return Err(error);
         }
         self.segments.insert(first, Segment { dirty: current.len > 0, ..Segment::default() });
