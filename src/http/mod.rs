@@ -203,8 +203,7 @@ impl Worker {
 
 /// The queue with what is in it, and at its end what an earlier life could not write.
 fn open(dir: &Path, what: &str, unwritten: Vec<Box<[u8]>>) -> (Spool, Event) {
-    let (mut spool, entries, mut next_seq) = Spool::open(dir, what);
-    let mut entries: Vec<_> = entries.into_iter().map(|entry| Entry { seq: entry.seq, len: entry.len }).collect();
+    let (mut spool, mut entries, mut next_seq) = Spool::open(dir, what);
     for body in unwritten {
         spool.append(next_seq, &body);
         entries.push(Entry { seq: next_seq, len: u32::try_from(body.len()).unwrap_or(u32::MAX) });

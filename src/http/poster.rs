@@ -46,9 +46,6 @@ const BUFFER: usize = 16 << 10;
 /// How long a connection is kept for the next measurement: less than the 5 s after which common servers close theirs.
 const IDLE_MAX: Duration = Duration::from_secs(4);
 
-/// No `Retry-After` holds us up for longer.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
-
 /// Most characters of a `Content-Type`.
 const CONTENT_TYPE_MAX: usize = 100;
 
@@ -444,14 +441,14 @@ fn text_of(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name)?.to_str().ok().map(str::trim)
 }
 
-/// Seconds or a date, as a span from `now`, the time since 1970.
+/// Seconds or a date, as a span from `now`, the time since 1970. How much of it is waited is the core's business.
 fn retry_after(text: &str, now: Duration) -> Option<Duration> {
     if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
         // more digits than fit are more than we wait anyway
-        return Some(text.parse().map_or(RETRY_AFTER_MAX, Duration::from_secs).min(RETRY_AFTER_MAX));
+        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
     }
     let at = rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?.as_second();
-    Some(Duration::from_secs(at.try_into().unwrap_or(0)).saturating_sub(now).min(RETRY_AFTER_MAX))
+    Some(Duration::from_secs(at.try_into().unwrap_or(0)).saturating_sub(now))
 }
 
 fn content_type(text: &str) -> String {

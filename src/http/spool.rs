@@ -11,6 +11,7 @@
 //! goes when all in it is done, and the last one is emptied when nothing waits: a record that is delivered soon never gets to the
 //! flash. All of this blocks; called by the target's worker, on a thread where that is allowed.
 
+mod memory;
 mod segment;
 #[cfg(test)]
 pub(super) mod tests;
@@ -22,7 +23,9 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::config::why;
+use crate::measure::Entry;
 
+use memory::Memory;
 use segment::{BODY_MAX, Current, Found, SPAN};
 
 /// Size of a segment, in bytes: what is done in one with something that waits still costs so much at most.
@@ -30,16 +33,6 @@ const SEGMENT: u64 = 512 * 1024;
 
 /// Most bytes of bodies kept in memory while the disk cannot be written.
 const MEMORY: usize = 4 << 20;
-
-/// What a record in memory costs beside its body.
-const OVERHEAD: usize = 64;
-
-/// A record that waits.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Entry {
-    pub seq: u64,
-    pub len: u32,
-}
 
 /// Why there is no body.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -55,7 +48,6 @@ pub struct Spool {
     /// Names the target in log lines.
     what: String,
     segment_size: u64,
-    memory_max: usize,
     /// The folder, locked unless its file system knows no locks; `None`: there is none yet.
     folder: Option<File>,
     /// The folder is somebody else's, or holds what an earlier life of ours could not see: all stays in memory.
@@ -69,8 +61,7 @@ pub struct Spool {
     /// What waits on disk, in order.
     index: VecDeque<Slot>,
     /// What waits and could not be written, in order; newer than all on disk.
-    memory: VecDeque<(u64, Box<[u8]>)>,
-    memory_bytes: usize,
+    memory: Memory,
     /// How many were dropped from memory since the trouble began.
     dropped: u64,
     /// The latest that was appended.
@@ -121,15 +112,13 @@ impl Spool {
             dir: dir.into(),
             what: what.into(),
             segment_size,
-            memory_max,
             folder: None,
             foreign: false,
             segments: BTreeMap::new(),
             current: None,
             reader: None,
             index: VecDeque::new(),
-            memory: VecDeque::new(),
-            memory_bytes: 0,
+            memory: Memory::new(memory_max),
             dropped: 0,
             last: 0,
             done: 0,
@@ -176,8 +165,8 @@ impl Spool {
 
     /// The body. What is damaged, or was not there any more, is lost, and that was said.
     pub fn read(&mut self, seq: u64) -> Result<Vec<u8>, Unread> {
-        if let Ok(at) = self.memory.binary_search_by_key(&seq, |(seq, _)| *seq) {
-            return self.memory.get(at).map(|(_, body)| body.to_vec()).ok_or(Unread::Lost);
+        if let Some(body) = self.memory.get(seq) {
+            return Ok(body.to_vec());
         }
         let at = self.index.binary_search_by_key(&seq, |slot| slot.seq).map_err(|_| Unread::Lost)?;
         let slot = *self.index.get(at).ok_or(Unread::Lost)?;
@@ -206,11 +195,7 @@ impl Spool {
                 segment.live = segment.live.saturating_sub(1);
             }
         }
-        while self.memory.front().is_some_and(|(seq, _)| *seq <= self.done)
-            && let Some((_, body)) = self.memory.pop_front()
-        {
-            self.memory_bytes = self.memory_bytes.saturating_sub(body.len() + OVERHEAD);
-        }
+        self.memory.forget(self.done);
         if let error @ Err(_) = self.note() {
             self.report(error);
         }
@@ -244,7 +229,7 @@ impl Spool {
         if !self.memory.is_empty() || self.noted < self.done {
             self.sync();
         }
-        std::mem::take(&mut self.memory).into_iter().map(|(_, body)| body).collect()
+        std::iter::from_fn(|| self.memory.pop()).map(|(_, body)| body).collect()
     }
 
     /// Makes what folders are missing, and locks the last. Gives the numbers of the segments that are there.
@@ -344,29 +329,21 @@ impl Spool {
 
     /// Brings what is in memory to the disk.
     fn bring(&mut self) -> io::Result<()> {
-        while let Some((seq, body)) = self.memory.pop_front() {
+        while let Some((seq, body)) = self.memory.pop() {
             if let Err(error) = self.write(seq, &body) {
-                self.memory.push_front((seq, body));
+                self.memory.put_back(seq, body);
                 return Err(error);
             }
-            self.memory_bytes = self.memory_bytes.saturating_sub(body.len() + OVERHEAD);
         }
-        self.memory.shrink_to(0);
         Ok(())
     }
 
     fn remember(&mut self, seq: u64, body: &[u8]) {
-        self.memory_bytes += body.len() + OVERHEAD;
-        self.memory.push_back((seq, body.into()));
-        while self.memory_bytes > self.memory_max
-            && let Some((_, oldest)) = self.memory.pop_front()
-        {
-            self.memory_bytes = self.memory_bytes.saturating_sub(oldest.len() + OVERHEAD);
-            if self.dropped == 0 {
-                log::warn!("{}: memory holds no more measurements: the oldest of those that are only there are dropped", self.what);
-            }
-            self.dropped += 1;
+        let dropped = self.memory.push(seq, body);
+        if dropped > 0 && self.dropped == 0 {
+            log::warn!("{}: memory holds no more measurements: the oldest of those that are only there are dropped", self.what);
         }
+        self.dropped += dropped;
     }
 
     fn write(&mut self, seq: u64, body: &[u8]) -> io::Result<()> {
@@ -406,7 +383,7 @@ impl Spool {
     }
 
     fn mark(&mut self) -> io::Result<()> {
-        let next = self.memory.front().map_or(self.last.saturating_add(1), |(seq, _)| *seq);
+        let next = self.memory.first().unwrap_or(self.last.saturating_add(1));
         self.ensure(next, |_| true)?;
         let Some(current) = &mut self.current else { return Err(gone()) };
         current.mark(self.done)?;
