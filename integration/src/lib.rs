@@ -12,6 +12,7 @@
 pub mod certs;
 pub mod device;
 pub mod fake;
+pub mod gx;
 pub mod http;
 pub mod items;
 pub mod mqtt;
@@ -23,6 +24,7 @@ pub mod watch;
 
 pub use device::Device;
 pub use fake::Fake;
+pub use gx::Gx;
 pub use http::{Answer, Backend, Request};
 pub use items::{Item, Items, empty_array, invalid, item, items, owned};
 pub use mqtt::{Client, Message};

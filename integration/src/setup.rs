@@ -33,6 +33,8 @@ pub struct Setup {
     pub settings: bool,
     /// how many connections one user may have to the bus
     pub connections: u32,
+    /// a line of /etc/passwd for the bus, which turns away whom it does not know
+    pub account: Option<String>,
 }
 
 impl Default for Setup {
@@ -55,6 +57,7 @@ impl Default for Setup {
             credentials: None,
             settings: false,
             connections: 2048,
+            account: None,
         }
     }
 }
@@ -131,6 +134,12 @@ impl Setup {
     /// One user may have so many connections to the bus.
     pub fn connections(mut self, connections: u32) -> Self {
         self.connections = connections;
+        self
+    }
+
+    /// The bus knows this account, a line of /etc/passwd; only root can have that.
+    pub fn account(mut self, line: &str) -> Self {
+        self.account = Some(line.into());
         self
     }
 

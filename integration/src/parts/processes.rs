@@ -40,6 +40,8 @@ pub struct Processes {
     env: Vec<(String, String)>,
     /// see [`Setup::disk`]
     disk: Option<u32>,
+    /// see [`Setup::account`]
+    account: Option<String>,
 }
 
 impl Processes {
@@ -49,7 +51,7 @@ impl Processes {
         let port = free_port()?;
         let second = if setup.has_listener() { Some(free_port()?) } else { None };
         let proxy = if setup.proxied { Some(Proxy::start(loopback(second.unwrap_or(port)))?) } else { None };
-        let mut parts = Self { dir, children: BTreeMap::new(), port, second, proxy, env: Vec::new(), disk: None };
+        let mut parts = Self { dir, children: BTreeMap::new(), port, second, proxy, env: Vec::new(), disk: None, account: None };
         parts.configure(setup)?;
         Ok(parts)
     }
@@ -81,6 +83,11 @@ impl Processes {
                 command.args(own_disk(&dir.join("state"), kib)?);
             }
         }
+        if part == Part::Bus
+            && let Some(line) = &self.account
+        {
+            command.args(own_accounts(&dir.join("passwd"), line)?);
+        }
         command.arg(program).args(arguments);
         Ok(command)
     }
@@ -100,6 +107,7 @@ impl Parts for Processes {
         std::fs::write(dir.join("mosquitto.conf"), setup.mosquitto_conf(dir, "127.0.0.1", self.port, self.second))?;
         self.env = setup.environment(dir).map(|(name, value)| (name.to_owned(), value)).collect();
         self.disk = setup.disk;
+        self.account.clone_from(&setup.account);
         let port = self.proxy.as_ref().map_or(self.second.unwrap_or(self.port), |proxy| proxy.address().port());
         std::fs::write(dir.join("venus-mqtt.toml"), setup.bridge_toml(dir, &setup.host, port))?;
         Ok(())
@@ -206,6 +214,14 @@ fn own_disk(dir: &Path, kib: u32) -> Result<Vec<String>> {
     let mut words: Vec<String> = words.into_iter().map(ToOwned::to_owned).collect();
     words.extend([dir.display().to_string(), kib.to_string()]);
     Ok(words)
+}
+
+/// What runs a program with one account more than this machine has, for which one has to be root.
+fn own_accounts(file: &Path, line: &str) -> Result<Vec<String>> {
+    let known = std::fs::read_to_string("/etc/passwd")?;
+    std::fs::write(file, format!("{known}{line}\n"))?;
+    let words = ["unshare", "--mount", "sh", "-c", r#"mount --bind "$0" /etc/passwd && exec "$@""#];
+    Ok(words.iter().map(|&word| word.to_owned()).chain([file.display().to_string()]).collect())
 }
 
 /// A program of this workspace: from the environment, else beside the test's own folder in the build directory.

@@ -1,0 +1,199 @@
+//! What survives a firmware update: `venus-mqtt-setup`, and what it leaves in /data.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+use venus_mqtt_integration::Gx;
+
+use crate::{MINE, TOP, USER, device, package, program, rig, same, serves, serves_anew};
+
+const SETUP: &str = "/data/venus-mqtt/venus-mqtt-setup";
+const HOOK: &str = "[ ! -x /data/venus-mqtt/venus-mqtt-setup ] || /data/venus-mqtt/venus-mqtt-setup boot # venus-mqtt";
+
+/// What a user has copied onto the device and unpacked, without any package.
+fn unpack(gx: &Gx) {
+    gx.write("download/.keep", "");
+    for file in ["venus-mqtt-setup", "venus-mqtt.toml", "service"] {
+        gx.copy(&Path::new(TOP).join("packaging").join(file), &format!("download/{file}"));
+    }
+    gx.copy(program(), "download/venus-mqtt");
+}
+
+fn install(gx: &Gx) -> String {
+    gx.run("sh /data/download/venus-mqtt-setup install")
+}
+
+#[test]
+#[ignore = "needs root: integration/test"]
+fn a_firmware_update_takes_nothing_away() {
+    let rig = rig();
+    let mut gx = device(&rig);
+    unpack(&gx);
+    gx.boot();
+    let before = gx.inventory();
+    let said = install(&gx);
+    assert!(said.contains("is started at each boot by /data/rc.local"), "{said}");
+    serves(&gx, &rig);
+
+    gx.reboot();
+    serves(&gx, &rig);
+
+    // nothing is needed but /data: not even what it was installed from
+    gx.run("rm -r /data/download");
+    gx.update_firmware();
+    serves(&gx, &rig);
+    assert!(gx.run("cat /data/conf/venus-mqtt.toml").starts_with(MINE));
+    let status = gx.run(&format!("{SETUP} status"));
+    assert!(status.contains("survives firmware updates") && status.contains(": up (pid "), "{status}");
+
+    let said = gx.run(&format!("{SETUP} remove"));
+    assert!(said.contains("/data/conf/venus-mqtt.toml stays"), "{said}");
+    assert!(gx.process("venus-mqtt").is_none());
+    assert_eq!(
+        gx.run("ls -A /service; ls /data /data/venus-mqtt"),
+        "neighbour\n/data:\nconf\nlog\nvenus\nvenus-mqtt\n\n/data/venus-mqtt:\ndevices.json\n"
+    );
+    gx.reboot();
+    assert_eq!(gx.run("ls -A /service"), "neighbour\n");
+    same(&before, &gx.inventory());
+}
+
+#[test]
+#[ignore = "needs root: integration/test"]
+fn installing_again_changes_nothing_but_the_version() {
+    let rig = rig();
+    let mut gx = device(&rig);
+    unpack(&gx);
+    gx.boot();
+    install(&gx);
+    let old = serves(&gx, &rig);
+    let files = "find /data -path /data/log -prune -o ! -name devices.json -print | sort; cat /data/rc.local";
+    let once = gx.run(files);
+    install(&gx);
+    serves_anew(&gx, &rig, Some(old));
+    assert_eq!(gx.run(files), once);
+    assert_eq!(gx.run("cat /data/rc.local"), format!("#!/bin/sh\n{HOOK}\n"));
+}
+
+#[test]
+#[ignore = "needs root: integration/test"]
+fn where_even_the_accounts_are_read_only() {
+    let rig = rig();
+    let mut gx = device(&rig).with_read_only_etc();
+    unpack(&gx);
+    gx.boot();
+    install(&gx);
+    serves(&gx, &rig);
+    gx.update_firmware();
+    serves(&gx, &rig);
+}
+
+#[test]
+#[ignore = "needs root: integration/test"]
+fn a_package_goes_first_until_an_update_takes_it_away() {
+    let rig = rig();
+    let mut gx = device(&rig);
+    gx.boot();
+    gx.remount_rw();
+    assert!(gx.dpkg(&format!("--install {}", package("armv7ahf-vfp").display())).success);
+    let said = gx.run("/opt/victronenergy/venus-mqtt/venus-mqtt-setup install");
+    assert!(said.contains("what runs is the installed package"), "{said}");
+    gx.reboot();
+    serves(&gx, &rig);
+    assert!(gx.run("cat /service/venus-mqtt/run").contains(" /opt/victronenergy/venus-mqtt/venus-mqtt\n"));
+    gx.update_firmware();
+    serves(&gx, &rig);
+    assert!(gx.run("cat /service/venus-mqtt/run").contains(" /data/venus-mqtt/venus-mqtt\n"));
+}
+
+#[test]
+#[ignore = "needs root: integration/test"]
+fn removing_the_package_removes_what_brings_it_back() {
+    let rig = rig();
+    let mut gx = device(&rig);
+    gx.boot();
+    gx.remount_rw();
+    let package = package("armv7ahf-vfp");
+    assert!(gx.dpkg(&format!("--install {}", package.display())).success);
+    gx.run("/opt/victronenergy/venus-mqtt/venus-mqtt-setup install");
+    serves(&gx, &rig);
+    // an upgrade of the package is one of the copy
+    gx.run("echo old > /data/venus-mqtt/venus-mqtt.toml");
+    assert!(gx.dpkg(&format!("--install {}", package.display())).success);
+    assert_eq!(gx.run("cat /data/venus-mqtt/venus-mqtt.toml"), crate::read("packaging/venus-mqtt.toml"));
+    assert!(gx.dpkg("--remove venus-mqtt").success);
+    assert_eq!(gx.run("ls -A /service; ls -A /data"), "neighbour\nconf\nlog\nvenus\nvenus-mqtt\n");
+    gx.reboot();
+    assert_eq!(gx.run("ls -A /service"), "neighbour\n");
+}
+
+#[test]
+#[ignore = "needs root: integration/test"]
+fn the_hook_runs_whatever_else_is_in_the_file() {
+    let mut gx = Gx::new();
+    unpack(&gx);
+    let path = gx.data().join("rc.local");
+    gx.boot();
+    for (before, hooked) in [
+        // what many drivers leave at the end
+        ("#!/bin/bash\n/data/other/start.sh\nexit 0\n", format!("#!/bin/bash\n{HOOK}\n/data/other/start.sh\nexit 0\n")),
+        ("/data/other/start.sh", format!("{HOOK}\n/data/other/start.sh\n")),
+        ("#!/bin/sh\n# nothing yet\n", format!("#!/bin/sh\n{HOOK}\n# nothing yet\n")),
+        ("", format!("{HOOK}\n")),
+    ] {
+        fs::write(&path, before).expect("written");
+        // some forget that it is run only if it may be
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("changed");
+        install(&gx);
+        install(&gx);
+        assert_eq!(fs::read_to_string(&path).expect("there"), hooked);
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o755);
+        gx.run(&format!("{SETUP} remove"));
+        assert_eq!(fs::read_to_string(&path).expect("the user's own file stays").trim_end(), before.trim_end());
+    }
+}
+
+#[test]
+#[ignore = "needs root: integration/test"]
+fn what_is_run_as_root_cannot_be_put_there_by_the_daemon() {
+    let mut gx = Gx::new();
+    unpack(&gx);
+    gx.boot();
+    install(&gx);
+    let tried = |line: &str| gx.sh(&format!("setuidgid venus-mqtt sh -c '{line}'")).success;
+    assert!(tried("echo > /data/venus-mqtt/devices.json && mv /data/venus-mqtt/devices.json /data/venus-mqtt/other"), "its own files");
+    for line in [
+        "echo > /data/venus-mqtt/venus-mqtt-setup",
+        "mv /data/venus-mqtt/service /data/venus-mqtt/mine",
+        "rm -f /data/venus-mqtt/venus-mqtt",
+        "echo > /data/venus-mqtt/service/run",
+        "echo > /data/rc.local",
+    ] {
+        assert!(!tried(line), "{line}");
+    }
+    // nor lie in wait where the next installation puts it
+    gx.run(&format!("{SETUP} remove"));
+    assert!(tried("mkdir -p /data/venus-mqtt/service /data/venus-mqtt/venus-mqtt-setup && echo > /data/venus-mqtt/service/run"));
+    install(&gx);
+    let owners = gx.run("cd /data/venus-mqtt; ls -nd service service/run venus-mqtt-setup venus-mqtt");
+    assert!(owners.lines().count() == 4 && !owners.contains(&USER.to_string()), "{owners}");
+}
+
+#[test]
+#[ignore = "needs root: integration/test"]
+fn a_mistake_is_told() {
+    let mut gx = Gx::new();
+    unpack(&gx);
+    gx.boot();
+    let refused = |line: &str, expected: &str| {
+        let said = gx.sh(line);
+        assert!(!said.success && said.text.contains(expected), "{line}: {}", said.text);
+    };
+    refused("sh /data/download/venus-mqtt-setup instal", "no command instal; there are install, remove and status");
+    gx.run("cp -r /data/download /data/partial; rm /data/partial/venus-mqtt");
+    refused("sh /data/partial/venus-mqtt-setup install", "there is no venus-mqtt or no service beside this script");
+    gx.run("printf '\\177ELF of another machine' > /data/partial/venus-mqtt; chmod +x /data/partial/venus-mqtt");
+    refused("sh /data/partial/venus-mqtt-setup install", "is it the package of another architecture?");
+    assert!(gx.run("sh /data/download/venus-mqtt-setup status").contains("is gone after a firmware update"));
+    assert!(gx.run("sh /data/download/venus-mqtt-setup").contains("venus-mqtt-setup install "), "without a word it says what there is");
+    assert_eq!(gx.run("ls -A /data"), "conf\ndownload\nlog\npartial\n", "nothing was done");
+}
