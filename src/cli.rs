@@ -3,6 +3,7 @@
 //! [`main`] is all of it, and blocks until the end; the binary only calls it.
 
 mod devices;
+mod health;
 mod http;
 
 use std::ffi::OsString;
@@ -26,7 +27,7 @@ use crate::tls::{self, TlsError};
 
 /// Ended politely, or did what it was asked.
 pub const OK: u8 = 0;
-/// What was asked for was refused: by the daemon, or by a backend.
+/// What was asked for was refused, by the daemon or by a backend; or there is no daemon.
 pub const REFUSED: u8 = 1;
 /// Wrong arguments (`EX_USAGE` of sysexits).
 pub const USAGE: u8 = 64;
@@ -58,6 +59,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> u8 {
             say("error", "--json belongs to the list: leave it out beside forget");
             USAGE
         }
+        Command::Health { timeout } => health::health(&source, timeout),
         Command::Http { command: HttpCommand::Test { name, show } } => http::test(&source, name.as_deref(), show),
     }
 }
@@ -121,6 +123,23 @@ The daemon must run: it is the one who frees them.
 
 {all-args}";
 
+const HEALTH_TEMPLATE: &str = "\
+{about-with-newline}
+The broker keeps `online` for a daemon that serves, on venus-mqtt/<portal ID>/status, and
+`offline` for one that has gone. The configuration must be the daemon's own: options that
+it was started with are wanted here, too.
+
+{usage-heading} {usage}
+
+{all-args}{after-help}";
+
+const HEALTH_AFTER_HELP: &str = "\
+Exit codes:
+  0   the daemon is online
+  1   it is not, or the broker gives no answer
+  64  wrong arguments
+  78  wrong configuration";
+
 const HTTP_TEMPLATE: &str = "\
 {about-with-newline}
 Where measurements are posted to stands in the configuration, one [[http]] for each
@@ -166,12 +185,14 @@ Examples:
   venus-mqtt --config ./venus-mqtt.toml
   venus-mqtt devices
   venus-mqtt http test
+  venus-mqtt health
   venus-mqtt --host broker.example --ca ca.pem --user boat --password-file password
   venus-mqtt --dbus unix:path=/tmp/bus --port 1884 --portal-id c0619ab1c2d3 --log-level debug
 
 Exit codes:
   0   ended politely, by SIGTERM or SIGINT
-  1   the daemon refused what `devices forget` asked, or a backend what `http test` posted
+  1   the daemon refused what `devices forget` asked, or a backend what `http test` posted;
+      or `health` found no daemon online
   64  wrong arguments
   75  the bus is gone, or not there yet: start me again
   78  wrong configuration
@@ -217,6 +238,13 @@ enum Command {
         /// Print JSON, for programs
         #[arg(long)]
         json: bool,
+    },
+    /// Say whether the daemon is there, as its broker knows; for health checks of containers
+    #[command(help_template = HEALTH_TEMPLATE, after_help = HEALTH_AFTER_HELP)]
+    Health {
+        /// Longest it may take
+        #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = config::patience)]
+        timeout: std::time::Duration,
     },
     /// Measurements for HTTP backends: try whether they arrive
     #[command(help_template = HTTP_TEMPLATE, disable_help_subcommand = true)]
@@ -372,7 +400,7 @@ fn check(source: &Source) -> u8 {
             obstacles.iter().for_each(|obstacle| say("warn", obstacle));
             let (_, mistakes) = catalogue_files::load(&loaded.config.devices.catalogue_dir);
             mistakes.iter().for_each(|mistake| say("warn", mistake));
-            let _ = io::stdout().write_all(loaded.show().as_bytes());
+            print(&loaded.show());
             OK
         }
         Err(error) => {
@@ -387,6 +415,11 @@ fn check(source: &Source) -> u8 {
 fn say(level: &str, line: &str) {
     // a closed stderr is nobody's error
     let _ = writeln!(io::stderr(), "{level}: {}", escape_to(line, MESSAGE_MAX));
+}
+
+fn print(text: &str) {
+    // a closed stdout is nobody's error
+    let _ = io::stdout().write_all(text.as_bytes());
 }
 
 fn run(source: &Source) -> u8 {
@@ -500,6 +533,7 @@ mod tests {
             (&["--host"], "a value is required for '--host <HOST>'"),
             (&["--host", "a", "--host", "b"], "cannot be used multiple times"),
             (&["http"], "Usage: venus-mqtt http [OPTIONS] <COMMAND>"),
+            (&["health", "--timeout", "soon"], "for '--timeout <SECONDS>': must be a number of seconds from 0.1 to 600, not \"soon\""),
             (&["http", "test", "a", "b"], "unexpected argument 'b' found"),
         ] {
             let error = parse(args).unwrap_err();

@@ -28,11 +28,12 @@ use crate::mqtt::link::{Broker, Link, LinkEvent};
 use crate::portal;
 use crate::signals::{Signal, Signals};
 use crate::store::Store;
+use crate::supervisor::Supervisor;
 use crate::text::escape;
 use crate::tls;
 use crate::watch::Timer;
 
-pub use once::sample_once;
+pub use once::{Status, sample_once, status_once};
 
 /// Messages of the bus in one turn.
 const BUS_BUDGET: usize = 64;
@@ -141,6 +142,7 @@ async fn set_up(config: &Config, unwritten: &mut Unwritten) -> Result<Daemon, En
         control,
         orders: BTreeMap::new(),
         next_token: 0,
+        supervisor: Supervisor::new(),
         began: Instant::now(),
     })
 }
@@ -202,6 +204,7 @@ struct Daemon {
     /// What somebody at a command line waits for.
     orders: BTreeMap<device::Token, control::Answer>,
     next_token: device::Token,
+    supervisor: Supervisor,
     began: Instant,
 }
 
@@ -228,6 +231,7 @@ impl Daemon {
         let now = self.now();
         self.bridge.bus_up(now);
         self.devices.bus_up(now);
+        self.supervisor.ready();
         loop {
             self.carry_out();
             let ended = match self.turn(signals).await {
@@ -240,11 +244,13 @@ impl Daemon {
                 }
                 Ok(Some(Signal::Stop)) => {
                     log::info!("told to stop");
+                    self.supervisor.stopping();
                     Ended::Stopped
                 }
                 Ok(Some(Signal::Reload)) => match reload() {
                     Ok(config) => {
                         log::info!("told to start again with the configuration as it is now");
+                        self.supervisor.reloading();
                         Ended::Reload(Box::new(config))
                     }
                     Err(error) => {
@@ -269,6 +275,7 @@ impl Daemon {
         let (control, http) = (&mut self.control, &mut self.http);
         let due = [self.bridge.poll_timeout(), self.devices.poll_timeout(), self.measures.poll_timeout()].into_iter().flatten().min();
         let wake_up = due.map(|time| self.began + time.after(Time::default()));
+        let wake_up = [wake_up, self.supervisor.due()].into_iter().flatten().min();
         let wake = tokio::select! {
             biased;
             signal = signals.next() => Wake::Signal(signal),
@@ -279,6 +286,7 @@ impl Daemon {
             (target, event) = http.next() => Wake::Http(target, event),
             _ = timer.wait_until(wake_up) => Wake::Time,
         };
+        self.supervisor.live();
         let now = self.now();
         match wake {
             Wake::Signal(signal) => return Ok(Some(signal)),
@@ -367,6 +375,7 @@ impl Daemon {
     fn take(&mut self, now: Time, event: LinkEvent) {
         match event {
             LinkEvent::Up => {
+                self.supervisor.status("connected to the bus and to the broker");
                 self.bridge.link_up(now);
                 self.devices.link_up(now);
                 self.measures.link_up();
@@ -384,6 +393,7 @@ impl Daemon {
                 }
             }
             LinkEvent::Down => {
+                self.supervisor.status("connected to the bus; there is no broker");
                 self.bridge.link_down();
                 self.devices.link_down();
                 self.measures.link_down();
@@ -570,8 +580,13 @@ fn broker(config: &Config, portal: &PortalId) -> Result<Broker, String> {
         login: mqtt.user.clone().map(|user| (user, password)),
         keep_alive: mqtt.keep_alive,
         tls,
-        will: (format!("{}venus-mqtt/{portal}/status", mqtt.prefix), "offline"),
+        will: Some((status_topic(config, portal), "offline")),
     })
+}
+
+/// Where the broker knows whether a daemon is there.
+fn status_topic(config: &Config, portal: &PortalId) -> String {
+    format!("{}venus-mqtt/{portal}/status", config.mqtt.prefix)
 }
 
 /// Seconds since 1970, as far as the clock knows.

@@ -3,7 +3,7 @@
 //! The house, from the door inwards; an arrow means "uses", and none points the other way:
 //!
 //! ```text
-//! main -> cli -> daemon -> { bus, mqtt, http, portal, signals, store, control, catalogue_files, watch } -> device, measure -> bridge -> text
+//! main -> cli -> daemon -> { bus, mqtt, http, portal, signals, store, control, supervisor, catalogue_files, watch } -> device, measure -> bridge -> text
 //!           \-> config, tls, log
 //! ```
 //!
@@ -24,6 +24,7 @@
 //! | [`catalogue_files`] | the user's own types of devices, read; what is wrong with them costs nothing else |
 //! | [`store`] | the registered devices' note on disk: written whole or not at all, and never waited for |
 //! | [`signals`] | what the system wants of the process |
+//! | [`supervisor`] | what systemd is told: ready, alive, at the end |
 //! | `watch` | descriptors watched for one thing only, a timer that wakes once |
 //! | [`log`] | one line per event, for multilog, a terminal or the journal |
 //! | [`text`] | PURE: what peers say, made fit for a log line |
@@ -58,6 +59,7 @@ pub mod portal;
 mod scratch;
 pub mod signals;
 pub mod store;
+pub mod supervisor;
 pub mod text;
 pub mod tls;
 mod watch;

@@ -1,13 +1,12 @@
 //! `venus-mqtt devices`: what has registered itself, asked of the daemon that runs, else read from what it has noted.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use super::{CONFIG, GONE, OK, REFUSED, say};
+use super::{CONFIG, GONE, OK, REFUSED, print, say};
 use crate::config::{Source, why};
 use crate::control::{self, AskError};
 use crate::store;
@@ -79,11 +78,6 @@ fn with_state_dir(source: &Source, act: impl FnOnce(&Path) -> Result<(), Failed>
             failed.code
         }
     }
-}
-
-fn print(text: &str) {
-    // a closed stdout is nobody's error
-    let _ = io::stdout().write_all(text.as_bytes());
 }
 
 /// The devices as the daemon noted them last, as it would list them. Says so.

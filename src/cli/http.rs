@@ -1,10 +1,9 @@
 //! `venus-mqtt http test`: one measurement, taken now and posted to the backends, without the daemon and its queue.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 use std::time::{Duration, Instant};
 
-use super::{CONFIG, GONE, LoadError, OK, REFUSED, USAGE, Usable, load, say};
+use super::{CONFIG, GONE, LoadError, OK, REFUSED, USAGE, Usable, load, print, say};
 use crate::config::{Config, HttpTarget, Source};
 use crate::daemon::{self, Ended};
 use crate::http::poster::Poster;
@@ -160,11 +159,6 @@ fn came_back(outcome: &Outcome, format: &Format, took: Duration) -> (bool, Strin
         let _ = writeln!(text, "  it said: {}", escape_bytes(answer.body.trim_ascii()));
     }
     (delivered, text)
-}
-
-fn print(text: &str) {
-    // a closed stdout is nobody's error
-    let _ = io::stdout().write_all(text.as_bytes());
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ use crate::device::options::Options as DeviceOptions;
 use crate::measure::options::Options as HttpOptions;
 
 pub use given::{At, Given, GivenTarget, Place};
-pub use parse::{bus_address, client_id, enabled, host, keepalive_interval, log_level, portal_id, user};
+pub use parse::{bus_address, client_id, enabled, host, keepalive_interval, log_level, patience, portal_id, user};
 
 /// Where the configuration is looked for, in this order, when no file is named.
 pub const DEFAULT_PATHS: [&str; 2] = ["/data/conf/venus-mqtt.toml", "/etc/venus-mqtt/config.toml"];

@@ -25,6 +25,8 @@ const CARRIERS: [&str; 6] = ["Host", "Content-Length", "Content-Type", "Content-
 
 /// What `keepalive_interval` may be, in seconds.
 pub(super) const KEEPALIVE_INTERVAL: RangeInclusive<f64> = 0.1..=86_400.0;
+/// What a command may take, in seconds.
+const PATIENCE: RangeInclusive<f64> = 0.1..=600.0;
 
 pub fn portal_id(text: &str) -> Result<PortalId, String> {
     PortalId::parse(text).map_err(|error| format!("{error}, not \"{}\"", escape(text)))
@@ -114,7 +116,16 @@ pub fn enabled(text: &str) -> Result<Enabled, String> {
 }
 
 pub fn keepalive_interval(text: &str) -> Result<Duration, String> {
-    seconds(text.parse().ok(), KEEPALIVE_INTERVAL).map_err(|must_be| format!("{must_be}, not \"{}\"", escape(text)))
+    seconds_of(text, KEEPALIVE_INTERVAL)
+}
+
+/// How long a command may take.
+pub fn patience(text: &str) -> Result<Duration, String> {
+    seconds_of(text, PATIENCE)
+}
+
+fn seconds_of(text: &str, range: RangeInclusive<f64>) -> Result<Duration, String> {
+    seconds(text.parse().ok(), range).map_err(|must_be| format!("{must_be}, not \"{}\"", escape(text)))
 }
 
 /// A span of time in `range`; the error says what it must be.

@@ -1,19 +1,20 @@
-//! One look at the bus, without serving anything: what `venus-mqtt http test` sends.
+//! One look, without serving anything: at the bus, for what `venus-mqtt http test` sends; at the broker, for what `venus-mqtt health` says.
 
 use std::future::poll_fn;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use log::Level;
 
-use super::{Ended, bus_address, nonce, wall};
+use super::{Ended, broker, bus_address, nonce, status_topic, wall};
 use crate::bridge::options::{Enabled, Options};
-use crate::bridge::{Bridge, Setup, Time};
+use crate::bridge::{Bridge, LinkCommand, Setup, Time};
 use crate::bus::Watcher;
 use crate::config::Config;
 use crate::device::catalogue::Catalogue;
 use crate::device::options::Options as DeviceOptions;
 use crate::device::{self, Devices};
 use crate::measure::{Moment, Sample, Sampler};
+use crate::mqtt::link::{Broker, Link, LinkEvent};
 use crate::portal;
 use crate::text::escape;
 use crate::watch::Timer;
@@ -67,4 +68,51 @@ pub async fn sample_once(config: &Config) -> Result<Vec<Option<Sample>>, Ended> 
     }
     let sample = |options| Sampler::default().sample(options, portal.as_str(), at, &bridge);
     Ok(config.http.iter().map(|target| sample(&target.options)).collect())
+}
+
+/// What the broker knows of the daemon.
+#[derive(PartialEq, Eq, Debug)]
+pub struct Status {
+    pub topic: String,
+    /// What is retained there; `None`: nothing.
+    pub said: Option<String>,
+}
+
+/// Asks the broker whether a daemon of this configuration is there. Fails when there is no answer in time.
+pub async fn status_once(config: &Config, patience: Duration) -> Result<Status, Ended> {
+    let asked = tokio::time::timeout(patience, ask_status(config)).await;
+    asked.unwrap_or_else(|_| {
+        let (host, port) = (escape(&config.mqtt.host), config.mqtt.port);
+        Err(Ended::Unready(format!("no answer within {} s from the broker {host}:{port}", patience.as_secs_f64())))
+    })
+}
+
+async fn ask_status(config: &Config) -> Result<Status, Ended> {
+    let sources = portal::Sources::new(config.portal_id.clone());
+    // the bus is asked where nobody else knows, as the daemon does
+    let serial = async || {
+        let address = bus_address(&config.dbus)?;
+        Watcher::connect(&address).await.map_err(|error| error.to_string())?.system_serial().await
+    };
+    let portal = sources.find(serial).await.map_err(|error| Ended::Unready(error.to_string()))?.id;
+    let topic = status_topic(config, &portal);
+    let broker = broker(config, &portal).map_err(Ended::Unusable)?;
+    // under a name of its own, and leaving nothing behind
+    let mut link = Link::start(Broker { client_id: format!("venus-mqtt-{:x}", nonce()), will: None, ..broker });
+    // what is retained comes between the answer to the first subscription and that to the second
+    let barrier = format!("{topic}/{:x}", nonce());
+    let mut said = None;
+    loop {
+        match link.next().await {
+            LinkEvent::Up => [&topic, &barrier].iter().for_each(|filter| link.command(LinkCommand::Subscribe(vec![(*filter).clone()]))),
+            LinkEvent::Message { topic: of, payload, .. } if of == topic => said = Some(String::from_utf8_lossy(&payload).into_owned()),
+            LinkEvent::Subscribed { filter, accepted: false } if filter == topic => {
+                return Err(Ended::Unready(format!("the broker does not let us read {}", escape(&topic))));
+            }
+            LinkEvent::Subscribed { filter, .. } if filter == barrier => break,
+            _ => {}
+        }
+    }
+    link.disconnect();
+    Ok(Status { topic, said })
 }

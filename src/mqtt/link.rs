@@ -56,7 +56,7 @@ pub struct Broker {
     pub keep_alive: Duration,
     pub tls: Option<Arc<rustls::ClientConfig>>,
     /// Topic and payload that the broker publishes, retained, when we are gone without a word.
-    pub will: (String, &'static str),
+    pub will: Option<(String, &'static str)>,
 }
 
 /// What the connection has to tell.
@@ -344,8 +344,10 @@ fn connection(broker: &Broker, pipe: &Arc<OnceLock<Pipe>>) -> (AsyncClient, Even
     options
         .set_keep_alive(u16::try_from(broker.keep_alive.as_secs()).unwrap_or(u16::MAX))
         .set_max_packet_size(PACKET_MAX, PACKET_MAX)
-        .set_clean_session(true)
-        .set_last_will(LastWill::new(broker.will.0.clone(), broker.will.1, QoS::AtLeastOnce, true));
+        .set_clean_session(true);
+    if let Some((topic, payload)) = &broker.will {
+        options.set_last_will(LastWill::new(topic.clone(), *payload, QoS::AtLeastOnce, true));
+    }
     match &broker.login {
         Some((user, Some(password))) => drop(options.set_credentials(user.clone(), password.clone().into_bytes())),
         Some((user, None)) => drop(options.set_username(user.clone())),

@@ -46,6 +46,7 @@ mod notifications;
 mod process;
 mod requests;
 mod retained;
+mod supervised;
 mod values;
 mod writes;
 

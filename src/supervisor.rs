@@ -1,0 +1,76 @@
+//! What systemd is told, where it has asked for it: that the daemon is ready, that it is alive, that it ends.
+//!
+//! Promises: nothing is sent and nothing is due where nobody asks (daemontools, a container, a terminal). A sign of life comes out of
+//! the loop and from nowhere else: a loop that hangs gives none, and is started anew. Called by the daemon.
+
+use std::time::{Duration, Instant};
+
+use sd_notify::NotifyState;
+
+/// Who started us.
+pub struct Supervisor {
+    asks: bool,
+    /// Between two signs of life.
+    interval: Option<Duration>,
+    due: Option<Instant>,
+}
+
+impl Supervisor {
+    /// As the environment has it (`NOTIFY_SOCKET`, `WATCHDOG_USEC`, `WATCHDOG_PID`).
+    pub fn new() -> Self {
+        let asks = std::env::var_os("NOTIFY_SOCKET").is_some_and(|socket| !socket.is_empty());
+        // twice in the time there is, as systemd advises
+        let interval = sd_notify::watchdog_enabled().filter(|deadline| asks && !deadline.is_zero()).map(|deadline| deadline / 2);
+        Self { asks, interval, due: None }
+    }
+
+    /// The bus is there, and everything can be asked of us.
+    pub fn ready(&mut self) {
+        self.tell(&[NotifyState::Ready]);
+        self.due = self.interval.map(|_| Instant::now());
+    }
+
+    /// A line for whoever asks how it goes.
+    pub fn status(&self, text: &str) {
+        self.tell(&[NotifyState::Status(text)]);
+    }
+
+    /// It goes on with another configuration: [`Supervisor::ready`] says when.
+    pub fn reloading(&self) {
+        self.tell(&[NotifyState::Reloading]);
+    }
+
+    pub fn stopping(&self) {
+        self.tell(&[NotifyState::Stopping]);
+    }
+
+    /// When the next sign of life is wanted.
+    pub fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Gives a sign of life if one is due.
+    pub fn live(&mut self) {
+        let Some(interval) = self.interval else { return };
+        let now = Instant::now();
+        if self.due.is_some_and(|due| due <= now) {
+            self.tell(&[NotifyState::Watchdog]);
+            self.due = Some(now + interval);
+        }
+    }
+
+    fn tell(&self, what: &[NotifyState<'_>]) {
+        if !self.asks {
+            return;
+        }
+        if let Err(error) = sd_notify::notify(what) {
+            log::debug!("systemd is not told: {error}");
+        }
+    }
+}
+
+impl Default for Supervisor {
+    fn default() -> Self {
+        Self::new()
+    }
+}
