@@ -1,0 +1,3 @@
+require venus-image.inc
+
+IMAGE_INSTALL += "packagegroup-venus-large"

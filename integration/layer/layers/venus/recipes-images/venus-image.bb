@@ -1,0 +1,1 @@
+require venus-image.inc

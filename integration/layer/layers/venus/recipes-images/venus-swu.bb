@@ -1,0 +1,2 @@
+# No image: an update made of one.
+IMAGE_INSTALL = ""
