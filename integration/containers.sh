@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the image the scenarios run their parts in, and prints its name; all else goes to stderr.
+# Builds the image that is shipped and the one the scenarios run the other parts in, and prints their names; all else goes to stderr.
 #
 #     integration/containers.sh FOLDER [NAME]     FOLDER holds fake-venus, fake-localsettings and venus-mqtt (a build directory)
 #
@@ -43,9 +43,10 @@ for binary in fake-venus fake-localsettings venus-mqtt; do
     [ -x "$binaries/$binary" ] || { say "no $binary in $binaries: cargo build --workspace first"; exit 1; }
     objcopy --strip-debug "$binaries/$binary" "$context/$binary" 2>/dev/null || cp "$binaries/$binary" "$context/$binary"
 done
-docker build -q --build-arg BASE="$parts" -t "$name" -f "$here/containers/Dockerfile" "$context" >&2
-if ! docker run --rm "$name" venus-mqtt --version >&2; then
+docker build -q --build-arg BASE="$parts" -t "$name-parts" -f "$here/containers/Dockerfile" "$context" >&2
+docker build -q --build-arg BASE="$base" --build-arg BINARY=venus-mqtt -t "$name" -f "$here/../Containerfile" "$context" >&2
+if ! docker run --rm "$name" --version >&2; then
     say "venus-mqtt does not run in Debian bookworm: it was built against a newer glibc than 2.36"
     exit 1
 fi
-echo "$name"
+echo "$name $name-parts"

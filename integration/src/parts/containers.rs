@@ -7,6 +7,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::Command,
     time::{Duration, Instant},
@@ -23,23 +24,28 @@ use crate::Setup;
 pub struct Containers {
     dir: TempDir,
     project: String,
-    image: String,
+    /// of venus-mqtt, and of everything else
+    images: [String; 2],
     port: u16,
     ids: BTreeMap<Part, String>,
 }
 
 impl Containers {
     pub fn new(setup: &Setup) -> Result<Self> {
-        let image = std::env::var("VENUS_MQTT_IMAGE").context(
-            "no VENUS_MQTT_IMAGE: `integration/test --containers` builds the image and says its name; by hand: integration/containers.sh",
-        )?;
+        let image = |name: &str| {
+            let hint = "`integration/test --containers` builds the images and names them; by hand: integration/containers.sh";
+            std::env::var(name).with_context(|| format!("no {name}: {hint}"))
+        };
+        let images = [image("VENUS_MQTT_IMAGE")?, image("RIG_PARTS_IMAGE")?];
         if setup.has_listener() {
             bail!("scenarios with a listener of their own run as processes only");
         }
         let dir = tempfile::Builder::new().prefix("venus-rig-").tempdir()?;
+        // venus-mqtt has a user of its own
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777))?;
         setup.write_files(dir.path())?;
         let project = dir.path().file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
-        let mut parts = Self { dir, project, image, port: free_port()?, ids: BTreeMap::new() };
+        let mut parts = Self { dir, project, images, port: free_port()?, ids: BTreeMap::new() };
         parts.configure(setup)?;
         Ok(parts)
     }
@@ -52,7 +58,12 @@ impl Containers {
             command.arg("compose");
         }
         command.args(["-f", concat!(env!("CARGO_MANIFEST_DIR"), "/compose.yaml"), "-p", &self.project]).args(arguments);
-        command.env("VENUS_MQTT_IMAGE", &self.image).env("RIG_DIR", self.dir.path()).env("RIG_PORT", self.port.to_string());
+        let [image, parts] = &self.images;
+        command
+            .env("VENUS_MQTT_IMAGE", image)
+            .env("RIG_PARTS_IMAGE", parts)
+            .env("RIG_DIR", self.dir.path())
+            .env("RIG_PORT", self.port.to_string());
         run(&mut command)
     }
 

@@ -137,3 +137,26 @@ fn health_of_a_broker_that_takes_the_connection_and_says_nothing() {
     refused(&health(&rig, &["--timeout", "0.5"]), "no answer within 0.5 s");
     rig.resume(Part::Broker);
 }
+
+#[test]
+#[ignore = "needs a container engine and the image: integration/test --containers"]
+fn containers_are_healthy_while_the_daemon_is_online() {
+    let mut rig = Rig::in_containers(Setup::default());
+    rig.start_bridge();
+    let project = rig.dir().file_name().expect("a name").to_string_lossy().to_lowercase();
+    let docker = |arguments: &[&str]| {
+        let output = Command::new("docker").args(arguments).output().expect("docker");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    };
+    let labels = [format!("label=com.docker.compose.project={project}"), "label=com.docker.compose.service=bridge".into()];
+    let id = docker(&["ps", "-q", "--filter", &labels[0], "--filter", &labels[1]]);
+    let inspect = |what: &str| docker(&["inspect", "-f", what, &id]);
+    assert_eq!(inspect("{{.Config.User}} {{.HostConfig.ReadonlyRootfs}}"), "venus-mqtt true");
+    // the engine asks every 30 s
+    eventually("healthy", Duration::from_secs(60), || (inspect("{{.State.Health.Status}}") == "healthy").then_some(()));
+    let config = rig.config();
+    let asked = || Command::new("docker").args(["exec", &id, "venus-mqtt", "health", "--config"]).arg(&config).output().expect("docker");
+    assert!(asked().status.success());
+    rig.kill(Part::Broker);
+    refused(&asked(), "no answer");
+}
