@@ -3,8 +3,8 @@
 #
 #     integration/containers.sh FOLDER [NAME]     FOLDER holds fake-venus, fake-localsettings and venus-mqtt (a build directory)
 #
-# The base is Debian bookworm: pulled where a registry can be reached, else made from Debian's packages. It and the layer with the
-# bus and the broker are kept for the next run; remove them with `docker rmi venus-mqtt-base:bookworm venus-mqtt-parts:bookworm`.
+# The base is Debian bookworm: pulled where a registry can be reached, else made from Debian's packages. It, the layer with the
+# bus and the broker, and the one with systemd are kept for the next run: `docker rmi venus-mqtt-{base,parts,systemd}:bookworm`.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -12,6 +12,7 @@ binaries=${1:?the folder with fake-venus, fake-localsettings and venus-mqtt}
 name=${2:-venus-mqtt-test:by-hand}
 base=venus-mqtt-base:bookworm
 parts=venus-mqtt-parts:bookworm
+systemd=venus-mqtt-systemd:bookworm
 
 say() { echo "containers: $*" >&2; }
 
@@ -31,10 +32,14 @@ make_base() {
 }
 
 docker image inspect "$base" >/dev/null 2>&1 || make_base
-if ! docker image inspect "$parts" >/dev/null 2>&1; then
-    say "adding the bus and the broker"
-    docker build -q --build-arg BASE="$base" -t "$parts" -f "$here/containers/Dockerfile.parts" "$here/containers" >&2
-fi
+# layer BASE NAME FILE: one that is made once
+layer() {
+    docker image inspect "$2" >/dev/null 2>&1 && return
+    say "making $2"
+    docker build -q --build-arg BASE="$1" -t "$2" -f "$here/containers/$3" "$here/containers" >&2
+}
+layer "$base" "$parts" Dockerfile.parts
+layer "$parts" "$systemd" Dockerfile.systemd
 
 context=$(mktemp -d)
 trap 'rm -rf "$context"' EXIT

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod cross;
+mod debian;
 mod device;
 mod package;
 mod setup;
