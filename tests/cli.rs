@@ -475,3 +475,43 @@ fn check_tells_mistakes_in_types_of_devices_and_goes_on() {
     assert_eq!(err.lines().count(), 1, "{err}");
     assert!(out.contains("\ncatalogue_dir = \"types\"\n"), "{out}");
 }
+
+/// What packages bring: everything there is as a comment, with its default.
+#[test]
+fn the_example_is_everything_there_is() {
+    let example = include_str!("../packaging/venus-mqtt.toml");
+    let settings = |text: &str| -> Vec<String> {
+        let lines = text.lines().map(|line| line.split("  #").next().unwrap_or_default().to_owned());
+        lines.filter(|line| line.contains(" = ") && !line.starts_with('#')).collect()
+    };
+    let folder = Folder::new();
+    let (code, defaults, _) = run(&folder, &["--config", "/dev/null", "check"]);
+    let file = folder.file("example.toml", example);
+    let (same, out, err) = run(&folder, &["--config", file.to_str().unwrap(), "check"]);
+    assert_eq!((code, same, err), (0, 0, String::new()));
+    assert_eq!(settings(&out), settings(&defaults), "as it is, it changes nothing");
+
+    // every comment taken away; what contradicts something else, and files that are not there, are made to fit
+    let mut full: String = example.lines().fold(String::new(), |text, line| {
+        let setting = line.strip_prefix('#').filter(|rest| !rest.starts_with(' ') && !rest.is_empty());
+        text + setting.unwrap_or(line) + "\n"
+    });
+    full = full
+        .replace("tls = false", "tls = true")
+        .replace("port = 1883", "port = 8883")
+        .replace("\"victron-measurements\"\nf", "\"json-lines\"\nf");
+    full = full.replace("/data/conf/", &format!("{}/", folder.0.display()));
+    for (name, of) in [("ca.pem", "ca.pem"), ("backend-ca.pem", "ca.pem"), ("client.pem", "client.pem"), ("client.key", "client.key")] {
+        folder.file(name, &fs::read_to_string(fixture(of)).unwrap());
+    }
+    folder.file("mqtt-password", "hunter2\n");
+    folder.file("backend.key", "key\n");
+    let file = folder.file("full.toml", &full);
+    let (code, out, err) = run(&folder, &["--config", file.to_str().unwrap(), "check"]);
+    assert_eq!((code, err), (0, String::new()), "{out}");
+    let here = format!("{}/", folder.0.display());
+    let (mut wanted, mut shown) = (settings(&full.replace(&here, "")), settings(&out));
+    wanted.sort();
+    shown.sort();
+    assert_eq!(shown, wanted, "nothing is missing in it, and nothing is more");
+}

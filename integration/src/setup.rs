@@ -35,6 +35,8 @@ pub struct Setup {
     pub connections: u32,
     /// a line of /etc/passwd for the bus, which turns away whom it does not know
     pub account: Option<String>,
+    /// the bridge reaches the bus over TCP, by this port of the loopback
+    pub bus_port: Option<u16>,
 }
 
 impl Default for Setup {
@@ -58,6 +60,7 @@ impl Default for Setup {
             settings: false,
             connections: 2048,
             account: None,
+            bus_port: None,
         }
     }
 }
@@ -137,6 +140,12 @@ impl Setup {
         self
     }
 
+    /// The bus listens on this port of the loopback as well, open to all, as a GX does that exports it; the bridge comes by that way.
+    pub fn bus_over_tcp(mut self, port: u16) -> Self {
+        self.bus_port = Some(port);
+        self
+    }
+
     /// The bus knows this account, a line of /etc/passwd; only root can have that.
     pub fn account(mut self, line: &str) -> Self {
         self.account = Some(line.into());
@@ -194,7 +203,7 @@ impl Setup {
 
     /// Writes the bus' configuration, the broker's files, and what the scenario added.
     pub fn write_files(&self, dir: &Path) -> std::io::Result<()> {
-        std::fs::write(dir.join("bus.conf"), bus_conf(dir, self.connections))?;
+        std::fs::write(dir.join("bus.conf"), bus_conf(dir, self.connections, self.bus_port))?;
         for (name, content) in &self.files {
             std::fs::write(dir.join(name), content)?;
         }
@@ -227,7 +236,8 @@ impl Setup {
         for line in &self.top {
             let _ = writeln!(text, "{line}");
         }
-        let _ = writeln!(text, "[dbus]\naddress = \"{}\"", bus_address(dir));
+        let address = self.bus_port.map_or_else(|| bus_address(dir), tcp_address);
+        let _ = writeln!(text, "[dbus]\naddress = \"{address}\"");
         let _ = writeln!(text, "[mqtt]\nhost = \"{host}\"\nport = {port}");
         for line in &self.mqtt {
             let _ = writeln!(text, "{}", line.replace("{dir}", &dir.display().to_string()));
@@ -265,15 +275,22 @@ pub fn bus_address(dir: &Path) -> String {
     format!("unix:path={}/bus", dir.display())
 }
 
+fn tcp_address(port: u16) -> String {
+    format!("tcp:host=127.0.0.1,port={port}")
+}
+
 /// A bus for everyone, as a session bus is, without services of its own to start. What is not said here is what a system bus has:
 /// 128 calls of a connection that wait for their reply, 64 connections that are being made.
-fn bus_conf(dir: &Path, connections: u32) -> String {
+fn bus_conf(dir: &Path, connections: u32, port: Option<u16>) -> String {
+    let tcp = port
+        .map_or_else(String::new, |port| format!("<listen>{}</listen>\n  <auth>ANONYMOUS</auth>\n  <allow_anonymous/>", tcp_address(port)));
     format!(
         r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN" "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig>
   <type>session</type>
   <listen>{}</listen>
   <auth>EXTERNAL</auth>
+  {tcp}
   <policy context="default">
     <allow user="*"/>
     <allow own="*"/>

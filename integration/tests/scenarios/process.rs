@@ -8,7 +8,7 @@ use std::{
 use venus_mqtt_integration::{
     Client, DEADLINE, Ended, PORTAL, Part, Rig, Setup, item, items,
     mqtt::packet,
-    parts::{Signal, binary},
+    parts::{Signal, binary, free_port},
 };
 
 use crate::{BATTERY, TANK, battery, tank};
@@ -289,6 +289,18 @@ fn the_session_bus_is_taken_where_there_is_one() {
     mqtt.expect(&rig.status_topic(), "online");
     mqtt.keepalive("");
     mqtt.n("battery/512/Soc", r#"{"value":87.0}"#);
+}
+
+/// As that of a GX which exports it, from a container on another machine.
+#[test]
+fn the_bus_may_be_on_another_machine() {
+    let mut rig = Rig::new(Setup::default().bus_over_tcp(free_port().expect("a port")).without_portal());
+    rig.fake().add(BATTERY, battery());
+    rig.fake().add("com.victronenergy.system", items([("/Serial", item(PORTAL)), ("/DeviceInstance", item(0))]));
+    let mqtt = rig.awake();
+    assert!(rig.log(Part::Bridge).contains("connected to the bus tcp:host=127.0.0.1"));
+    mqtt.write("battery/512/Soc", r#"{"value":50.0}"#);
+    mqtt.n("battery/512/Soc", r#"{"value":50.0}"#);
 }
 
 #[test]
