@@ -4,6 +4,7 @@
 //! starved), at the broker and on the clock, gives it to the core, and carries out what the core wants. Nothing in a turn waits.
 
 mod once;
+mod peers;
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -18,20 +19,21 @@ use crate::bridge::{Bridge, Mode, Publish, Setup, Time};
 use crate::bus::Watcher;
 use crate::bus::services::{ServiceEvent, Services, read_call};
 use crate::catalogue_files;
-use crate::config::{BusAddress, Config};
+use crate::config::Config;
 use crate::control::{self, Command, Control};
 use crate::device::catalogue::Catalogue;
 use crate::device::{self, BusEvent, Devices, registry};
 use crate::http::{self, Http, Unwritten};
 use crate::measure::{self, Measures, Moment, Wall};
-use crate::mqtt::link::{Broker, Link, LinkEvent};
+use crate::mqtt::link::{Link, LinkEvent};
 use crate::portal;
 use crate::signals::{Signal, Signals};
 use crate::store::Store;
 use crate::supervisor::Supervisor;
 use crate::text::escape;
-use crate::tls;
 use crate::watch::Timer;
+
+use peers::{broker, bus_address};
 
 pub use once::{Status, sample_once, status_once};
 
@@ -554,39 +556,6 @@ impl Daemon {
     fn now(&self) -> Time {
         Time::since_start(self.began.elapsed())
     }
-}
-
-fn bus_address(address: &BusAddress) -> Result<String, String> {
-    let session_is_named = std::env::var_os("DBUS_SESSION_BUS_ADDRESS").is_some_and(|address| !address.is_empty());
-    let known = match address {
-        BusAddress::Address(address) => return Ok(address.clone()),
-        BusAddress::Session => zbus::Address::session(),
-        BusAddress::Auto if session_is_named => zbus::Address::session(),
-        BusAddress::Auto | BusAddress::System => zbus::Address::system(),
-    };
-    known
-        .map(|address| address.to_string())
-        .map_err(|error| format!("the address of the {address} bus in the environment is none: {error}"))
-}
-
-fn broker(config: &Config, portal: &PortalId) -> Result<Broker, String> {
-    let mqtt = &config.mqtt;
-    let tls = mqtt.tls.as_ref().map(tls::client_config).transpose().map_err(|error| error.to_string())?;
-    let password = mqtt.password.as_ref().map(|secret| secret.reveal().to_owned());
-    Ok(Broker {
-        host: mqtt.host.clone(),
-        port: mqtt.port,
-        client_id: mqtt.client_id.clone().unwrap_or_else(|| format!("venus-mqtt-{portal}")),
-        login: mqtt.user.clone().map(|user| (user, password)),
-        keep_alive: mqtt.keep_alive,
-        tls,
-        will: Some((status_topic(config, portal), "offline")),
-    })
-}
-
-/// Where the broker knows whether a daemon is there.
-fn status_topic(config: &Config, portal: &PortalId) -> String {
-    format!("{}venus-mqtt/{portal}/status", config.mqtt.prefix)
 }
 
 /// Seconds since 1970, as far as the clock knows.

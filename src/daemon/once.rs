@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
-use super::{Ended, broker, bus_address, nonce, status_topic, wall};
+use super::peers::{broker, bus_address, status_topic};
+use super::{Ended, nonce, wall};
 use crate::bridge::options::{Enabled, Options};
 use crate::bridge::{Bridge, LinkCommand, Setup, Time};
 use crate::bus::Watcher;
