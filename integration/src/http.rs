@@ -348,7 +348,10 @@ mod tests {
             backend.unknown(unknown);
             assert_eq!(answered(post(&backend, key)), format!("HTTP/1.1 {status} As Ordered"));
         }
-        let requests = backend.requests();
+        // what was answered is noted when it has been sent
+        let requests = crate::eventually("four requests are answered", crate::DEADLINE, || {
+            Some(backend.requests()).filter(|requests| requests.iter().filter(|request| request.status.is_some()).count() == 4)
+        });
         assert_eq!(requests.iter().map(|request| request.status).collect::<Vec<_>>(), [401, 201, 207, 404].map(Some));
         assert_eq!((requests[0].path.as_str(), requests[0].header("x-api-key")), ("/x", Some("wrong")));
         assert_eq!(requests[1].stamp(), "2025-10-30T15:27:33+00:00");
