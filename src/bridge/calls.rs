@@ -2,13 +2,13 @@
 //!
 //! The ID of a call is the serial number of its message, so the bus side needs no table of its own.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use super::items::{Change, ServiceId};
 use super::limits;
 use super::name::{BUS, ServiceName};
-use super::outgoing::{BusCall, Method, Outgoing};
+use super::outgoing::{BusCall, Method, Outgoing, UnderWay};
 use super::time::Time;
 use super::value::Value;
 
@@ -24,8 +24,10 @@ pub enum Reply {
         name: String,
         text: String,
     },
-    /// A body of a kind no call of ours is answered with.
+    /// A body of a kind no call of ours is answered with, or a call that could not be sent, with the reason.
     Unreadable(String),
+    /// The call was sent without a place for its answer.
+    Unasked,
 }
 
 impl Reply {
@@ -40,6 +42,7 @@ impl Reply {
         match self {
             Self::Error { name, text } => format!("{name}: {text}"),
             Self::Unreadable(why) => why.clone(),
+            Self::Unasked => "sent without asking for an answer".into(),
             _ => "an answer of the wrong kind".into(),
         }
     }
@@ -58,26 +61,69 @@ pub enum Purpose {
     Write(Box<str>),
 }
 
+impl Purpose {
+    /// A read or a write, which an MQTT client asked for.
+    fn is_request(&self) -> bool {
+        matches!(self, Self::Read(_) | Self::Write(_))
+    }
+}
+
 #[derive(Debug)]
 pub struct Calls {
     next: u32,
     out: Outgoing,
+    /// Sent without a place for the answer.
+    unasked: VecDeque<BusCall>,
     waiting: HashMap<u32, Call>,
+    /// Reads and writes of each service that wait for their answers.
     each: HashMap<ServiceId, usize>,
+    /// All other calls that wait: scans of services, and questions to the bus, which it answers at once.
+    scans: usize,
     deadlines: BTreeSet<(Time, u32)>,
+    /// Of the values that wait.
+    bytes: usize,
 }
 
 #[derive(Debug)]
 struct Call {
     service: Option<ServiceId>,
+    destination: Box<str>,
     purpose: Purpose,
     deadline: Time,
+    /// What comes after that: a write that still waits for a place then is sent without one.
+    last_deadline: Time,
+    bytes: usize,
+}
+
+/// A call that came to its end without an answer, and what is said of it.
+#[derive(Debug)]
+pub struct Expired {
+    pub service: Option<ServiceId>,
+    pub purpose: Purpose,
+    pub reply: Option<Reply>,
+}
+
+/// What an answer means.
+#[derive(Debug, Default)]
+pub struct Answered {
+    pub call: Option<(Option<ServiceId>, Purpose)>,
+    /// The connection whose call was overdue.
+    pub late: Option<Box<str>>,
 }
 
 impl Default for Calls {
     fn default() -> Self {
-        // the first serials belong to the connection's own hello
-        Self { next: 1000, out: Outgoing::default(), waiting: HashMap::new(), each: HashMap::new(), deadlines: BTreeSet::new() }
+        Self {
+            // the first serials belong to the connection's own hello
+            next: 1000,
+            out: Outgoing::new(limits::PLACES),
+            unasked: VecDeque::new(),
+            waiting: HashMap::new(),
+            each: HashMap::new(),
+            scans: 0,
+            deadlines: BTreeSet::new(),
+            bytes: 0,
+        }
     }
 }
 
@@ -88,32 +134,57 @@ impl Calls {
     }
 
     /// A call to the connection of a service.
-    pub fn ask(&mut self, now: Time, service: ServiceId, owner: &str, path: &str, method: Method, purpose: Purpose) {
-        self.start(now, Some(service), owner, path, method, purpose);
+    pub fn ask(&mut self, now: Time, service: ServiceId, owner: &str, path: &str, method: Method, purpose: Purpose) -> u32 {
+        self.start(now, Some(service), owner, path, method, purpose)
     }
 
-    fn start(&mut self, now: Time, service: Option<ServiceId>, owner: &str, path: &str, method: Method, purpose: Purpose) {
-        let (id, deadline) = (self.next, deadline(now, &purpose));
+    /// A newer value takes the place of that of a write which waits for a place at the bus; otherwise it is given back.
+    pub fn replace(&mut self, id: u32, value: Value) -> Option<Value> {
+        let Some(call) = self.waiting.get_mut(&id) else { return Some(value) };
+        let Some(method) = self.out.waiting(&call.destination, id) else { return Some(value) };
+        let bytes = value.heap();
+        *method = Method::SetValue(value);
+        self.bytes = self.bytes - call.bytes + bytes;
+        call.bytes = bytes;
+        None
+    }
+
+    fn start(&mut self, now: Time, service: Option<ServiceId>, owner: &str, path: &str, method: Method, purpose: Purpose) -> u32 {
+        let (id, last_deadline) = (self.next, deadline(now, &purpose));
+        let deadline = if matches!(purpose, Purpose::Write(_)) { now + limits::OVERDUE } else { last_deadline };
         self.next = self.next.checked_add(1).unwrap_or(1000);
-        self.out.push(BusCall { id, destination: owner.into(), path: path.into(), method });
-        self.waiting.insert(id, Call { service, purpose, deadline });
-        if let Some(service) = service {
-            *self.each.entry(service).or_default() += 1;
+        let bytes = if let Method::SetValue(value) = &method { value.heap() } else { 0 };
+        self.bytes += bytes;
+        if purpose.is_request() {
+            if let Some(service) = service {
+                *self.each.entry(service).or_default() += 1;
+            }
+        } else {
+            self.scans += 1;
         }
+        self.out.push(BusCall { id, destination: owner.into(), path: path.into(), method, answered: true });
+        self.waiting.insert(id, Call { service, destination: owner.into(), purpose, deadline, last_deadline, bytes });
         self.deadlines.insert((deadline, id));
+        id
     }
 
-    pub fn poll(&mut self) -> Option<BusCall> {
-        self.out.poll()
+    /// The next call that may be sent now. `heard` says when a connection last sent anything.
+    pub fn poll(&mut self, now: Time, heard: impl Fn(&str) -> Option<Time>) -> Option<BusCall> {
+        self.unasked.pop_front().or_else(|| self.out.poll(now, heard))
     }
 
     pub fn expects(&self, id: u32) -> bool {
         self.out.is_under_way(id) || self.waiting.contains_key(&id)
     }
 
-    /// The call that is answered, if anybody still waits for it.
-    pub fn answered(&mut self, id: u32) -> Option<(Option<ServiceId>, Purpose)> {
-        self.out.answered(id);
+    /// The answer to a call, or to one that is given up already.
+    pub fn answered(&mut self, now: Time, id: u32) -> Answered {
+        Answered { late: self.out.answered(now, id), call: self.take(id) }
+    }
+
+    /// A call could not be sent.
+    pub fn unsent(&mut self, id: u32) -> Option<(Option<ServiceId>, Purpose)> {
+        self.out.unsent(id);
         self.take(id)
     }
 
@@ -121,17 +192,36 @@ impl Calls {
         self.waiting.len()
     }
 
-    /// Whether no more calls of this service can wait, with how many that are.
+    /// Bytes of the values that wait.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Calls that hold places at the bus.
+    pub fn under_way(&self, now: Time) -> UnderWay {
+        self.out.under_way(now)
+    }
+
+    /// Whether no more requests of this service can wait, with how many that are.
     pub fn is_full(&self, service: ServiceId) -> Option<usize> {
-        let full = |count: usize, most: usize| (count >= most).then_some(most);
         let each = self.each.get(&service).copied().unwrap_or_default();
-        full(self.waiting.len(), limits::CALLS).or_else(|| full(each, limits::CALLS_EACH))
+        let requests = self.waiting.len().saturating_sub(self.scans);
+        let share = limits::CALLS_SHARED.saturating_sub(requests) / 2;
+        (each >= share.clamp(limits::CALLS_RESERVED, limits::CALLS_EACH)).then_some(each)
+    }
+
+    /// Whether a service that waits for an answer to its scan gets no more calls for it.
+    pub fn is_crowded_by_scans(&self) -> bool {
+        self.scans >= limits::SCANS_AT_ONCE
     }
 
     fn take(&mut self, id: u32) -> Option<(Option<ServiceId>, Purpose)> {
         let call = self.waiting.remove(&id)?;
         self.deadlines.remove(&(call.deadline, id));
-        if let Some(service) = call.service
+        self.bytes -= call.bytes;
+        if !call.purpose.is_request() {
+            self.scans -= 1;
+        } else if let Some(service) = call.service
             && let Some(count) = self.each.get_mut(&service)
         {
             *count -= 1;
@@ -143,26 +233,49 @@ impl Calls {
     }
 
     /// A call whose time is up.
-    pub fn expired(&mut self, now: Time) -> Option<(Option<ServiceId>, Purpose)> {
-        let (deadline, id) = *self.deadlines.first()?;
-        if deadline > now {
-            return None;
+    pub fn expired(&mut self, now: Time) -> Option<Expired> {
+        loop {
+            let (deadline, id) = *self.deadlines.first()?;
+            if deadline > now {
+                return None;
+            }
+            self.deadlines.pop_first();
+            let Some(call) = self.waiting.get_mut(&id) else { continue };
+            let reply = if deadline < call.last_deadline {
+                call.deadline = call.last_deadline;
+                let Some(sent) = self.out.send_unanswered(now, &call.destination, id) else {
+                    self.deadlines.insert((call.last_deadline, id));
+                    continue;
+                };
+                self.unasked.push_back(sent);
+                Some(Reply::Unasked)
+            } else {
+                self.out.cancel(&call.destination, id);
+                None
+            };
+            let (service, purpose) = self.take(id)?;
+            return Some(Expired { service, purpose, reply });
         }
-        self.out.retain(|waiting| waiting != id);
-        self.take(id)
     }
 
     pub fn next_deadline(&self) -> Option<Time> {
-        self.deadlines.first().map(|(deadline, _)| *deadline)
+        self.deadlines.first().map(|(deadline, _)| *deadline).into_iter().chain(self.out.next_look()).min()
     }
 
-    /// Nobody waits for this service any more.
+    /// The answers of this service do not matter any more.
     pub fn forget(&mut self, service: ServiceId) {
-        self.waiting.retain(|_, call| call.service != Some(service));
-        self.each.remove(&service);
-        let waiting = &self.waiting;
-        self.deadlines.retain(|(_, id)| waiting.contains_key(id));
-        self.out.retain(|id| waiting.contains_key(&id));
+        let ids: Vec<u32> = self.waiting.iter().filter(|(_, call)| call.service == Some(service)).map(|(id, _)| *id).collect();
+        for id in ids {
+            if let Some(call) = self.waiting.get(&id) {
+                self.out.cancel(&call.destination, id);
+            }
+            self.take(id);
+        }
+    }
+
+    /// The last service of a connection has left.
+    pub fn gone(&mut self, owner: &str) {
+        self.out.gone(owner);
     }
 
     pub fn waits_for_owner(&self) -> bool {
@@ -178,4 +291,23 @@ fn deadline(now: Time, purpose: &Purpose) -> Time {
         Purpose::Read(_) | Purpose::Write(_) => limits::CALL_DEADLINE,
     };
     now + span
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scans_take_nothing_from_requests() {
+        let mut calls = Calls::default();
+        for n in 0..1024 {
+            let purpose = Purpose::WalkNode("/".into());
+            calls.ask(Time::default(), ServiceId::numbered(n), ":1.1", "/", Method::Introspect, purpose);
+        }
+        assert_eq!((calls.is_full(ServiceId::numbered(0)), calls.is_crowded_by_scans()), (None, true));
+        for n in 0..1024 {
+            calls.forget(ServiceId::numbered(n));
+        }
+        assert!(!calls.is_crowded_by_scans());
+    }
 }

@@ -6,7 +6,7 @@ use log::Level;
 
 use super::Bridge;
 use super::calls::{Purpose, Reply};
-use super::items::{Change, Secrecy, ServiceId};
+use super::items::{Change, Origin, Secrecy, Service, ServiceId};
 use super::limits;
 use super::name::is_item_path;
 use super::notes::Kind;
@@ -21,14 +21,30 @@ use crate::text::escape;
 pub struct Pending {
     reads: BTreeSet<(ServiceId, Box<str>)>,
     /// What is written next, if anything came meanwhile.
-    writes: BTreeMap<(ServiceId, Box<str>), Option<Value>>,
+    writes: BTreeMap<(ServiceId, Box<str>), Writing>,
+    /// Of the values that are written next.
+    bytes: usize,
+}
+
+/// A write that is not answered yet.
+#[derive(Debug)]
+struct Writing {
+    call: u32,
+    /// What is written then.
+    next: Option<Value>,
 }
 
 impl Pending {
     pub fn forget(&mut self, service: ServiceId) -> usize {
         let before = self.writes.len();
         self.reads.retain(|(id, _)| *id != service);
-        self.writes.retain(|(id, _), _| *id != service);
+        self.writes.retain(|(id, _), writing| {
+            let stays = *id != service;
+            if !stays {
+                self.bytes -= writing.next.as_ref().map_or(0, Value::heap);
+            }
+            stays
+        });
         before - self.writes.len()
     }
 }
@@ -39,7 +55,7 @@ impl Bridge {
             return self.ignore_read(now, address, "no such service");
         };
         let Some(service) = self.services.get(id) else { return };
-        if service.items.get(address.path).is_some_and(|item| item.secrecy == Secrecy::Blocked) {
+        if service.items.get(address.path).is_some_and(|item| item.secrecy == Secrecy::Blocked && !item.gone) {
             return self.ignore_read(now, address, "this item is never published");
         }
         if address.path != "/" && !is_item_path(address.path) {
@@ -99,12 +115,15 @@ impl Bridge {
 
     /// A fresh value, which goes out whether or not anybody keeps it awake.
     fn answer(&mut self, now: Time, id: ServiceId, path: &str, value: Value) {
-        let Some((index, _)) = self.item_at(now, id, path) else { return };
+        if value == Value::Invalid && self.services.get(id).is_some_and(Service::removes_items) {
+            return self.remove_item(now, id, path);
+        }
+        let Some(index) = self.item_at(now, id, path) else { return };
+        self.apply(now, id, index, Change::of(value), Origin::Signal);
         let Some(service) = self.services.get_mut(id) else { return };
         let Some((_, item)) = service.items.get_index_mut(index) else {
             return;
         };
-        item.apply(Change::of(value));
         if item.secrecy != Secrecy::Blocked && !item.answering && service.holder {
             item.answering = true;
             self.outbox.push_answer(id, index);
@@ -149,8 +168,15 @@ impl Bridge {
         if !is_item_path(address.path) {
             return Err("not the path of an item".into());
         }
-        if let Some(next) = self.pending.writes.get_mut(&(id, address.path.into())) {
-            *next = Some(value);
+        let bytes = value.heap();
+        if self.calls.bytes() + self.pending.bytes + bytes > limits::CALLS_BYTES {
+            return Err(format!("{} MiB of values are waiting to be written", limits::CALLS_BYTES / (1024 * 1024)));
+        }
+        if let Some(writing) = self.pending.writes.get_mut(&(id, address.path.into())) {
+            let Some(value) = self.calls.replace(writing.call, value) else { return Ok(()) };
+            self.pending.bytes -= writing.next.as_ref().map_or(0, Value::heap);
+            self.pending.bytes += bytes;
+            writing.next = Some(value);
         } else if let Some(most) = self.calls.is_full(id) {
             return Err(format!("{most} calls are waiting for their answers"));
         } else {
@@ -162,17 +188,21 @@ impl Bridge {
     fn begin_write(&mut self, now: Time, id: ServiceId, path: &str, value: Value) {
         if let Some(service) = self.services.get(id) {
             self.notes.add(Level::Debug, || format!("{}{path} is set to a {}", service.name, value.signature()));
-            self.calls.ask(now, id, &service.owner, path, Method::SetValue(value), Purpose::Write(path.into()));
-            self.pending.writes.insert((id, path.into()), None);
+            let call = self.calls.ask(now, id, &service.owner, path, Method::SetValue(value), Purpose::Write(path.into()));
+            self.pending.writes.insert((id, path.into()), Writing { call, next: None });
             self.counters.writes += 1;
         }
     }
 
     pub(super) fn take_write(&mut self, now: Time, id: ServiceId, path: Box<str>, reply: Option<Reply>) {
-        let next = self.pending.writes.remove(&(id, path.clone())).flatten();
+        let next = self.pending.writes.remove(&(id, path.clone())).and_then(|writing| writing.next);
+        self.pending.bytes -= next.as_ref().map_or(0, Value::heap);
         let failure = match reply {
             Some(Reply::Code(0)) => None,
             Some(Reply::Code(code)) => Some(format!("refuses it (SetValue gives {code})")),
+            Some(Reply::Unasked) => {
+                Some("is sent it without asking for an answer: calls that are not answered hold the places for answers at the bus".into())
+            }
             Some(other) => Some(format!("did not take it: {}", other.reason())),
             None => Some("did not answer in time".into()),
         };

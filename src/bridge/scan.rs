@@ -8,7 +8,7 @@ use quick_xml::events::Event;
 
 use super::Bridge;
 use super::calls::{Purpose, Reply};
-use super::items::{Change, Scan, ServiceId, State, Walk};
+use super::items::{Change, Origin, Scan, Service, ServiceId, State, Walk};
 use super::limits;
 use super::name::{NAMESPACE, ServiceName, is_item_path};
 use super::notes::Kind;
@@ -33,17 +33,28 @@ impl Bridge {
             self.leave(now, id);
         }
         if !new.is_empty() {
-            self.appear(now, name, new);
+            self.appear(now, name.clone(), new);
+            if let Some(service) = self.services.by_name(name.as_str()).and_then(|id| self.services.get_mut(id)) {
+                service.heard = now;
+            }
         }
     }
 
     pub(super) fn take_names(&mut self, now: Time, reply: Reply) {
         match reply {
             Reply::Names(names) => {
-                for name in names.iter().filter(|name| name.starts_with(NAMESPACE)) {
-                    if let Ok(name) = ServiceName::parse(name) {
-                        self.calls.ask_bus(now, Method::GetNameOwner(name.as_str().into()), Purpose::Owner(name));
+                let ours = names.iter().filter(|name| name.starts_with(NAMESPACE)).filter_map(|name| ServiceName::parse(name).ok());
+                let (mut left, mut beyond) = (limits::SERVICES, 0_usize);
+                for name in ours {
+                    if left == 0 {
+                        beyond += 1;
+                        continue;
                     }
+                    left -= 1;
+                    self.calls.ask_bus(now, Method::GetNameOwner(name.as_str().into()), Purpose::Owner(name));
+                }
+                if beyond > 0 {
+                    self.notes.add(Level::Warn, || format!("more than {} services: {beyond} are left out", limits::SERVICES));
                 }
             }
             other => self.notes.add(Level::Error, || format!("the bus does not say which services it has: {other:?}")),
@@ -78,6 +89,18 @@ impl Bridge {
         let Some(service) = self.services.get_mut(id) else { return };
         service.state = State::Scanning(Scan { attempts, walk: Walk::default() });
         self.calls.ask(now, id, &service.owner, "/", Method::GetItems, Purpose::ScanItems);
+    }
+
+    /// A connection answers again: its services that did not answer their scan are asked now.
+    pub(super) fn scan_silent(&mut self, now: Time, owner: &str) {
+        for id in self.services.by_owner(owner).to_vec() {
+            if let Some(service) = self.services.get_mut(id) {
+                service.heard = now;
+            }
+            if let Some(State::Silent { attempts, .. }) = self.services.get(id).map(|service| &service.state) {
+                self.begin_scan(now, id, *attempts);
+            }
+        }
     }
 
     /// The services that did not answer and are to be asked again.
@@ -171,7 +194,9 @@ impl Bridge {
         self.next_retry = Some(self.next_retry.map_or(again, |at| at.min(again)));
         let level = if attempts == 0 { Level::Warn } else { Level::Debug };
         let name = service.name.clone();
-        self.notes.add(level, || format!("{name} {why}: its values are not published; it is asked again in {} s", wait.as_secs()));
+        self.notes.add_caused(now, level, Kind::Service, || {
+            format!("{name} {why}: its values are not published; it is asked again in {} s", wait.as_secs())
+        });
         self.services.clear_items(id);
         self.calls.forget(id);
     }
@@ -179,10 +204,11 @@ impl Bridge {
     /// One item of a snapshot. Older services leave out the leading slash.
     fn take_scanned(&mut self, now: Time, id: ServiceId, path: &str, change: Change) {
         let whole = if path.starts_with('/') { path.into() } else { format!("/{path}") };
-        if let Some((index, _)) = self.item_at(now, id, &whole)
-            && let Some((_, item)) = self.services.get_mut(id).and_then(|service| service.items.get_index_mut(index))
-        {
-            item.apply_snapshot(change);
+        if change.value == Some(Value::Invalid) && self.services.get(id).is_some_and(Service::removes_items) {
+            return self.remove_item(now, id, &whole);
+        }
+        if let Some(index) = self.item_at(now, id, &whole) {
+            self.apply(now, id, index, change, Origin::Snapshot);
         }
     }
 
@@ -211,17 +237,22 @@ impl Bridge {
 
     fn take_node(&mut self, id: ServiceId, path: &str, reply: Reply) {
         self.finished_one(id);
-        let Some(walk) = self.walk(id) else { return };
         let Reply::Text(xml) = reply else { return };
         let node = read_node(&xml);
+        let waiting = self.services.iter().map(|(_, service)| match &service.state {
+            State::Scanning(scan) => scan.walk.queue.len(),
+            _ => 0,
+        });
+        let mut room = limits::WALK_NODES_ALL.saturating_sub(waiting.sum());
+        let Some(walk) = self.walk(id) else { return };
         if node.is_item && is_item_path(path) {
             walk.queue.push_back((path.into(), true));
         }
         let parent = path.trim_end_matches('/');
         for child in node.children {
             let child = format!("{parent}/{child}");
-            if walk.nodes < limits::WALK_NODES && is_item_path(&child) {
-                walk.nodes += 1;
+            if walk.nodes < limits::WALK_NODES && room > 0 && is_item_path(&child) {
+                (walk.nodes, room) = (walk.nodes + 1, room - 1);
                 walk.queue.push_back((child.into(), false));
             }
         }
@@ -229,8 +260,9 @@ impl Bridge {
 
     /// Asks for the next nodes, or ends the walk.
     fn step_walk(&mut self, now: Time, id: ServiceId) {
+        let mut crowded = self.calls.is_crowded_by_scans();
         while let Some(walk) = self.walk(id)
-            && walk.in_flight < limits::WALK_AT_ONCE
+            && (walk.in_flight == 0 || (walk.in_flight < limits::WALK_AT_ONCE && !crowded))
             && let Some((path, value)) = walk.queue.pop_front()
         {
             walk.in_flight += 1;
@@ -241,6 +273,7 @@ impl Bridge {
                 (Method::Introspect, Purpose::WalkNode(path.clone()))
             };
             self.calls.ask(now, id, &service.owner, &path, method, purpose);
+            crowded = self.calls.is_crowded_by_scans();
         }
         if self.walk(id).is_some_and(|walk| walk.in_flight == 0) {
             if self.services.get(id).is_some_and(|service| service.items.is_empty()) {

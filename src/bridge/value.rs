@@ -3,14 +3,28 @@
 //! Integers are exact (64 bit), doubles print as the shortest text that reads back the same, NaN and infinities are `null`. An
 //! empty array, of whatever type, is "no value": [`Value::Invalid`], JSON `null`.
 
+use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-/// Deepest nesting taken from outside, on either side.
-pub const DEPTH_MAX: usize = 32;
-/// Largest value kept, in bytes of its JSON: a packet of 1 MiB holds it with its limits and topic.
-pub const VALUE_MAX: usize = 256 * 1024;
+use super::topic::to_level;
+
+/// Containers that D-Bus lets a value be in, of all signatures together (the specification's). A variant, an array and a dictionary
+/// entry are one each, so that an object takes three and a mixed array two.
+pub const CONTAINERS_MAX: usize = 64;
+/// Arrays that D-Bus lets one signature nest (the specification's).
+pub const ARRAYS_MAX: usize = 32;
+/// Containers between a JSON document and a value in it that is written on its own: an object of objects.
+const AROUND_MAX: usize = 2;
+/// Largest value that is kept, in bytes of its JSON, and the largest limit: a packet of 256 KiB holds a value, its three limits and its topic.
+pub const VALUE_JSON_MAX: usize = 224 * 1024;
+pub const LIMIT_JSON_MAX: usize = 4 * 1024;
+/// Largest value that is kept, in bytes of memory: as many numbers as the payload of a write can hold.
+pub const VALUE_MAX: usize = 32 * 1024 * size_of::<Value>();
+
+/// Most characters of an instance that is a text: it stands in every topic of its service.
+const INSTANCE_MAX: usize = 64;
 
 /// A value as the bus knows it, without the width of its integers.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -25,6 +39,8 @@ pub enum Value {
     Str(Box<str>),
     Array(Box<[Value]>),
     Dict(Box<[(Box<str>, Value)]>),
+    /// What was larger than [`VALUE_MAX`] when it was decoded. Never kept: [`Value::cut`] decides what is shown.
+    TooLarge,
 }
 
 impl Value {
@@ -35,9 +51,7 @@ impl Value {
             Self::UInt(n) => Some(n.to_string()),
             // some services have their integers as doubles
             Self::Double(d) if d.fract() == 0.0 && d.abs() < 1e15 => Some(format!("{d:.0}")),
-            Self::Str(s) if !s.is_empty() => {
-                Some(s.chars().take(64).map(|c| if c.is_control() || "/+#$".contains(c) { '_' } else { c }).collect())
-            }
+            Self::Str(s) if !s.is_empty() => Some(to_level(s, INSTANCE_MAX)),
             _ => None,
         }
     }
@@ -45,7 +59,7 @@ impl Value {
     /// Appends the value as JSON.
     pub fn write_json(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Invalid => out.extend_from_slice(b"null"),
+            Self::Invalid | Self::TooLarge => out.extend_from_slice(b"null"),
             Self::Bool(b) => out.extend_from_slice(if *b { b"true" } else { b"false" }),
             Self::Int(n) => json(out, n),
             Self::UInt(n) => json(out, n),
@@ -61,42 +75,186 @@ impl Value {
         }
     }
 
-    /// About the length of the JSON, so that a value too large is never kept.
-    pub fn weight(&self) -> usize {
+    /// Bytes on the heap.
+    pub fn heap(&self) -> usize {
         match self {
-            Self::Invalid | Self::Bool(_) | Self::Int(_) | Self::UInt(_) | Self::Double(_) => 8,
-            Self::Str(s) => s.len().saturating_add(2),
-            Self::Array(values) => values.iter().fold(2, |sum: usize, v| sum.saturating_add(v.weight())),
-            Self::Dict(entries) => entries.iter().fold(2, |sum: usize, (k, v)| sum.saturating_add(k.len() + 4).saturating_add(v.weight())),
+            Self::Invalid | Self::Bool(_) | Self::Int(_) | Self::UInt(_) | Self::Double(_) | Self::TooLarge => 0,
+            Self::Str(s) => s.len(),
+            Self::Array(values) => values.iter().fold(size_of_val(&**values), |sum, value| sum.saturating_add(value.heap())),
+            Self::Dict(entries) => {
+                entries.iter().fold(size_of_val(&**entries), |sum, (key, value)| sum.saturating_add(key.len()).saturating_add(value.heap()))
+            }
+        }
+    }
+
+    /// Replaces a value of more than `most` bytes of JSON, or of more than is kept at all, with [`Value::Invalid`]. True if it was.
+    pub fn cut(&mut self, most: usize) -> bool {
+        let cut = match self {
+            Self::TooLarge => true,
+            Self::Str(_) | Self::Array(_) | Self::Dict(_) => {
+                let mut left = most;
+                self.heap() > VALUE_MAX || !self.takes_json(&mut left)
+            }
+            _ => false,
+        };
+        if cut {
+            *self = Self::Invalid;
+        }
+        cut
+    }
+
+    /// Takes the length of the JSON from `left`; false when that is not enough.
+    fn takes_json(&self, left: &mut usize) -> bool {
+        let mut take = |bytes: usize| left.checked_sub(bytes).map(|rest| *left = rest).is_some();
+        match self {
+            Self::Str(text) => take(json_length(text)),
+            // with the comma or bracket behind each
+            Self::Array(values) => take(values.len() + 1) && values.iter().all(|value| value.takes_json(left)),
+            Self::Dict(entries) => {
+                take(2 * entries.len() + 1)
+                    && entries
+                        .iter()
+                        .all(|(key, value)| left.checked_sub(json_length(key)).map(|rest| *left = rest).is_some() && value.takes_json(left))
+            }
+            Self::Int(n) => take(digits(n.unsigned_abs()) + usize::from(*n < 0)),
+            Self::UInt(n) => take(digits(*n)),
+            Self::Double(d) => {
+                let mut printed = Vec::with_capacity(32);
+                json(&mut printed, d);
+                take(printed.len())
+            }
+            Self::Bool(_) | Self::Invalid | Self::TooLarge => take(5),
         }
     }
 
     /// The signature the value has when it is written to the bus.
     pub fn signature(&self) -> String {
+        self.layout().signature.to_string()
+    }
+
+    /// Whether D-Bus carries the value as the argument of SetValue.
+    pub fn fits_bus(&self) -> Result<(), TooDeep> {
+        let layout = self.layout();
+        if layout.too_many_arrays || layout.levels() > CONTAINERS_MAX { Err(TooDeep) } else { Ok(()) }
+    }
+
+    /// What the value looks like on the bus.
+    pub(crate) fn layout(&self) -> Layout {
+        let plain = |code| Layout { signature: Signature { arrays: 0, code }, inner: 0, too_many_arrays: false };
         match self {
-            Self::Invalid => "ai".into(),
-            Self::Bool(_) => "b".into(),
-            Self::Int(n) if i32::try_from(*n).is_ok() => "i".into(),
-            Self::Int(_) => "x".into(),
-            Self::UInt(_) => "t".into(),
-            Self::Double(_) => "d".into(),
-            Self::Str(_) => "s".into(),
+            Self::Invalid | Self::TooLarge => Layout { signature: Signature { arrays: 1, code: 'i' }, ..plain('i') },
+            Self::Bool(_) => plain('b'),
+            Self::Int(n) if i32::try_from(*n).is_ok() => plain('i'),
+            Self::Int(_) => plain('x'),
+            Self::UInt(_) => plain('t'),
+            Self::Double(_) => plain('d'),
+            Self::Str(_) => plain('s'),
             Self::Array(values) => {
-                let mut signatures = values.iter().map(Value::signature);
-                match signatures.next() {
-                    None => "ai".into(),
-                    Some(first) if signatures.all(|next| next == first) => format!("a{first}"),
-                    Some(_) => "av".into(),
+                let mut layouts = values.iter().map(Self::layout);
+                let Some(first) = layouts.next() else { return Self::Invalid.layout() };
+                let (mut same, mut inner, mut levels, mut too_many) = (true, first.inner, first.levels(), first.too_many_arrays);
+                for next in layouts {
+                    same &= next.signature == first.signature;
+                    (inner, levels) = (inner.max(next.inner), levels.max(next.levels()));
+                    too_many |= next.too_many_arrays;
                 }
+                let signature = if same {
+                    Signature { arrays: first.signature.arrays + 1, ..first.signature }
+                } else {
+                    Signature { arrays: 1, code: 'v' }
+                };
+                let inner = match (same, inner) {
+                    (true, 0) => 0,
+                    (true, inner) => 1 + inner,
+                    (false, _) => 1 + levels,
+                };
+                Layout { signature, inner, too_many_arrays: too_many || signature.nested() > ARRAYS_MAX }
             }
-            Self::Dict(_) => "a{sv}".into(),
+            Self::Dict(entries) => {
+                let levels = entries.iter().map(|(_, value)| value.layout());
+                let (levels, too_many) =
+                    levels.fold((0, false), |(levels, many), next| (levels.max(next.levels()), many | next.too_many_arrays));
+                let inner = if entries.is_empty() { 0 } else { 2 + levels };
+                Layout { signature: Signature { arrays: 0, code: '{' }, inner, too_many_arrays: too_many }
+            }
         }
     }
+}
+
+/// The signature of a value: so many arrays of a basic type, a variant (`v`) or a dictionary (`{`, which is `a{sv}`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Signature {
+    pub(crate) arrays: usize,
+    pub(crate) code: char,
+}
+
+impl Signature {
+    fn nested(self) -> usize {
+        self.arrays + usize::from(self.code == '{')
+    }
+}
+
+impl fmt::Display for Signature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (0..self.arrays).try_for_each(|_| f.write_str("a"))?;
+        match self.code {
+            '{' => f.write_str("a{sv}"),
+            code => write!(f, "{code}"),
+        }
+    }
+}
+
+/// A value as D-Bus counts it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layout {
+    pub(crate) signature: Signature,
+    /// Levels from the value to the deepest that a variant inside it reaches, 0 if there is none.
+    inner: usize,
+    too_many_arrays: bool,
+}
+
+impl Layout {
+    /// Levels that a variant with this value reaches: its type's own, even where an array of it is empty (so does GLib count, which is
+    /// stricter than libdbus), or those of the variants inside.
+    fn levels(self) -> usize {
+        let own = self.signature.arrays + if self.signature.code == '{' { 3 } else { 1 };
+        own.max(if self.inner == 0 { 0 } else { 1 + self.inner })
+    }
+}
+
+/// A value is nested deeper than D-Bus carries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TooDeep;
+
+impl std::error::Error for TooDeep {}
+
+impl fmt::Display for TooDeep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "nested deeper than D-Bus carries ({CONTAINERS_MAX} containers, of which an object takes 3 a level and a mixed array 2; {ARRAYS_MAX} arrays of arrays)"
+        )
+    }
+}
+
+/// Bytes of a text as JSON.
+fn json_length(text: &str) -> usize {
+    let escaped = |byte: u8| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 1,
+        0..0x20 => 5,
+        _ => 0,
+    };
+    text.bytes().fold(text.len() + 2, |sum, byte| sum + escaped(byte))
 }
 
 fn json<T: serde::Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
     // writing a number or a string to memory cannot fail
     let _ = serde_json::to_writer(out, value);
+}
+
+/// Bytes of an integer as text.
+fn digits(number: u64) -> usize {
+    number.checked_ilog10().map_or(1, |digits| digits as usize + 1)
 }
 
 fn list<T>(out: &mut Vec<u8>, open: u8, close: u8, elements: &[T], mut each: impl FnMut(&mut Vec<u8>, &T)) {
@@ -110,20 +268,57 @@ fn list<T>(out: &mut Vec<u8>, open: u8, close: u8, elements: &[T], mut each: imp
     out.push(close);
 }
 
-/// The `value` of a `{"value": …}` payload.
+/// The `value` of a `{"value": …}` payload, if D-Bus carries it.
 pub fn parse_payload(payload: &[u8]) -> Result<Value, PayloadError> {
-    let mut reader = serde_json::Deserializer::from_slice(payload);
+    let payload = integer_zeros(utf8(payload).map_err(PayloadError::Json)?);
+    let mut reader = serde_json::Deserializer::from_slice(&payload);
     let found = reader.deserialize_any(PayloadVisitor).map_err(PayloadError::from_json)?;
     reader.end().map_err(PayloadError::from_json)?;
-    found.ok_or(PayloadError::NoValue)
+    let value = found.ok_or(PayloadError::NoValue)?;
+    value.fits_bus().map_err(|error| PayloadError::Json(error.to_string()))?;
+    Ok(value)
 }
 
-/// Any JSON, as a value. An empty array is [`Value::Invalid`], as it is on the bus; an object keeps its order.
+/// Any JSON, as a value. An empty array is [`Value::Invalid`], as it is on the bus; an object keeps its order. What of it goes to the bus
+/// has to be checked ([`Value::fits_bus`]).
 pub fn parse_json(text: &[u8]) -> Result<Value, String> {
-    let mut reader = serde_json::Deserializer::from_slice(text);
+    let text = integer_zeros(utf8(text)?);
+    let mut reader = serde_json::Deserializer::from_slice(&text);
     let value = ValueSeed { depth: 0 }.deserialize(&mut reader).map_err(|error| error.to_string())?;
     reader.end().map_err(|error| error.to_string())?;
     Ok(value)
+}
+
+/// JSON is UTF-8. serde_json checks only those texts that are kept.
+fn utf8(text: &[u8]) -> Result<&[u8], String> {
+    std::str::from_utf8(text).map(str::as_bytes).map_err(|error| format!("no UTF-8 after byte {}", error.valid_up_to()))
+}
+
+/// `-0` is an integer, which serde_json reads as a double: its sign is replaced with a space.
+fn integer_zeros(text: &[u8]) -> Cow<'_, [u8]> {
+    let mut result = Cow::Borrowed(text);
+    if !text.windows(2).any(|pair| pair == b"-0") {
+        return result;
+    }
+    let (mut in_string, mut escaped) = (false, false);
+    for (at, byte) in text.iter().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'-' if !in_string && is_integer_zero(text.get(at + 1..).unwrap_or_default()) => {
+                if let Some(sign) = result.to_mut().get_mut(at) {
+                    *sign = b' ';
+                }
+            }
+            _ => {}
+        }
+    }
+    result
+}
+
+fn is_integer_zero(text: &[u8]) -> bool {
+    matches!(text, [b'0', rest @ ..] if !matches!(rest, [b'.' | b'e' | b'E' | b'0'..=b'9', ..]))
 }
 
 /// Why a payload is no value.
@@ -162,25 +357,26 @@ impl<'de> Visitor<'de> for PayloadVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut found = None;
-        while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
-            let value = map.next_value_seed(ValueSeed { depth: 0 })?;
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
             if key == "value" {
-                found = Some(value);
+                found = Some(map.next_value_seed(ValueSeed { depth: 0 })?);
+            } else {
+                map.next_value::<IgnoredAny>()?;
             }
         }
         Ok(found)
     }
 }
 
-/// Reads any JSON as a [`Value`], no deeper than [`DEPTH_MAX`].
+/// Reads any JSON as a [`Value`], no deeper than anything that D-Bus carries.
 struct ValueSeed {
     depth: usize,
 }
 
 impl ValueSeed {
     fn deeper<E: de::Error>(&self) -> Result<usize, E> {
-        if self.depth >= DEPTH_MAX {
-            return Err(E::custom(format_args!("nested deeper than {DEPTH_MAX}")));
+        if self.depth >= CONTAINERS_MAX + AROUND_MAX {
+            return Err(E::custom(TooDeep));
         }
         Ok(self.depth + 1)
     }
@@ -289,6 +485,10 @@ mod tests {
             ("2147483648", Value::Int(2_147_483_648), "x"),
             ("9223372036854775808", Value::UInt(9_223_372_036_854_775_808), "t"),
             ("-9223372036854775808", Value::Int(i64::MIN), "x"),
+            ("-0", Value::Int(0), "i"),
+            ("-0.0", Value::Double(-0.0), "d"),
+            ("-0e0", Value::Double(-0.0), "d"),
+            ("[-0,-1,\"-0\"]", Value::Array([Value::Int(0), Value::Int(-1), Value::Str("-0".into())].into()), "av"),
             ("5.0", Value::Double(5.0), "d"),
             ("5e0", Value::Double(5.0), "d"),
             ("true", Value::Bool(true), "b"),
@@ -309,10 +509,24 @@ mod tests {
 
     #[test]
     fn refuses() {
-        let nested = |depth: usize| format!("{{\"value\":{}1{}}}", "[".repeat(depth), "]".repeat(depth));
-        assert!(parse_payload(nested(DEPTH_MAX).as_bytes()).is_ok());
-        assert!(matches!(parse_payload(nested(DEPTH_MAX + 1).as_bytes()), Err(PayloadError::Json(e)) if e.contains("nested deeper")));
-        assert!(matches!(parse_payload(nested(10_000).as_bytes()), Err(PayloadError::Json(_))));
+        let nested = |depth: usize, open: &str, inner: &str, close: &str| {
+            parse_payload(format!("{{\"value\":{}{inner}{}}}", open.repeat(depth), close.repeat(depth)).as_bytes())
+        };
+        for (deepest, open, inner, close) in [
+            (32, "[", "1", "]"),
+            (31, "[", "[]", "]"),
+            (31, "[", "{}", "]"),
+            (21, "{\"a\":", "1", "}"),
+            (20, "{\"a\":", "null", "}"),
+            (20, "{\"a\":", "{}", "}"),
+            (31, "[1,", "2.5", "]"),
+            (15, "[{\"a\":", "1", "}]"),
+        ] {
+            assert!(nested(deepest, open, inner, close).is_ok(), "{deepest} {open} {inner}");
+            let error = nested(deepest + 1, open, inner, close).unwrap_err();
+            assert!(error.to_string().contains("nested deeper than D-Bus carries (64 containers"), "{error}");
+        }
+        assert!(matches!(nested(10_000, "[", "1", "]"), Err(PayloadError::Json(_))));
         assert_eq!(parse_payload(b"{}"), Err(PayloadError::NoValue));
         assert_eq!(parse_payload(b"{\"Value\":1}"), Err(PayloadError::NoValue));
         for bad in [
@@ -337,6 +551,7 @@ mod tests {
             (Value::Int(512), Some("512")),
             (Value::Double(3.0), Some("3")),
             (Value::Str("can0/2".into()), Some("can0_2")),
+            (Value::Str("a\u{fffe}\u{85}$".into()), Some("a___")),
             (Value::Str("".into()), None),
             (Value::Invalid, None),
             (Value::Double(f64::NAN), None),

@@ -48,13 +48,13 @@ impl<'a> ServiceView<'a> {
     }
 
     pub fn value(self, path: &str) -> Option<&'a Value> {
-        self.service.items.get(path).map(|item| &item.value)
+        self.service.items.get(path).filter(|item| !item.gone).map(|item| &item.value)
     }
 
     /// Every item that may be shown to others, `None` for those whose value may not.
     pub fn shown(self) -> impl Iterator<Item = (&'a str, Option<&'a Value>)> {
         let service_type = self.service_type();
-        let open = self.service.items.iter().filter(move |(path, _)| !access::is_blocked(service_type, path));
+        let open = self.service.items.iter().filter(move |(path, item)| !item.gone && !access::is_blocked(service_type, path));
         open.map(move |(path, item)| (&**path, (!access::is_masked(service_type, path)).then_some(&item.value)))
     }
 }

@@ -3,20 +3,23 @@
 //! Calls are sent and never waited for; their replies come back in the same stream as the signals, so that the order of a reply
 //! and a change is known. The loop must take what comes without waiting for anyone.
 
+#[doc(hidden)] // for the fuzz targets
 mod cursor;
 pub mod services;
-mod socket;
-mod wire;
+pub(crate) mod socket;
+#[doc(hidden)] // for the fuzz targets
+pub mod wire;
 
 use std::collections::VecDeque;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_core::Stream;
 use tokio::sync::mpsc::{Sender, channel};
-use zbus::message::{Header, Type};
+use zbus::message::{Flags, Header, Type};
 use zbus::{Connection, Message, MessageStream};
 
 use crate::bridge::name::BUS;
@@ -37,11 +40,11 @@ const RULES: [&str; 3] = [
 ];
 /// The one question that is waited for, before anything is served.
 const SERIAL: Duration = Duration::from_secs(2);
-/// Messages read ahead of the loop.
-const QUEUE: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+/// Messages read ahead of the loop, none of them over [`socket::LARGE`] but one.
+pub(crate) const QUEUE: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 /// A bus that does not even let us in.
 const CONNECT: Duration = Duration::from_secs(10);
-/// Calls waiting to be written. What finds no room is lost, and found missing at its deadline.
+/// Messages waiting to be written, more than calls can be under way: those beyond come back as errors.
 const CALLS: usize = 8192;
 /// Signals on their way that have to be told.
 const TOLD: usize = 1024;
@@ -56,18 +59,20 @@ pub struct Watcher {
     /// Signals of services of ours that have to be published whether or not anybody keeps their items awake: who sent them, and
     /// their serial numbers.
     told: VecDeque<(String, u32)>,
+    turn: Arc<socket::Turn>,
 }
 
 impl Watcher {
     /// Connects to `address` and listens.
     pub async fn connect(address: &str) -> zbus::Result<Self> {
         let connecting = async {
-            let connection = socket::connect(address).await?.max_queued(QUEUE).method_timeout(CONNECT).build().await?;
+            let turn = Arc::new(socket::Turn::new());
+            let connection = socket::connect(address, turn.clone()).await?.max_queued(QUEUE).method_timeout(CONNECT).build().await?;
             let stream = MessageStream::from(&connection);
             for rule in RULES {
                 connection.call_method(Some(BUS), BUS_PATH, Some(BUS), "AddMatch", &rule).await?;
             }
-            Ok(Self { stream, calls: spawn_sender(connection), told: VecDeque::new() })
+            Ok(Self { stream, calls: spawn_sender(connection), told: VecDeque::new(), turn })
         };
         tokio::time::timeout(CONNECT, connecting)
             .await
@@ -79,18 +84,16 @@ impl Watcher {
         let connection = Connection::from(&self.stream);
         let call = connection.call_method(Some("com.victronenergy.system"), "/Serial", Some(ITEM), "GetValue", &());
         let reply = tokio::time::timeout(SERIAL, call).await.map_err(|_| "no answer".to_owned())?.map_err(|error| error.to_string())?;
-        match wire::read_reply(&reply.body()) {
+        match wire::read_reply(&reply.body()).0 {
             Reply::Value(Value::Str(serial)) => Ok(serial.into()),
             _ => Err("it is no text".into()),
         }
     }
 
-    /// Sends a call; its answer comes with the stream.
-    pub fn call(&self, call: &BusCall) {
-        match build_call(call) {
-            Ok(message) => drop(self.calls.try_send(message)),
-            Err(error) => log::warn!("cannot call {} on {}: {error}", call.path, call.destination),
-        }
+    /// Sends a call; its answer comes with the stream. Why not, if it cannot be sent: then no answer comes.
+    pub fn call(&self, call: &BusCall) -> Result<(), String> {
+        let message = build_call(call).map_err(|error| format!("the call cannot be built: {error}"))?;
+        self.calls.try_send(message).map_err(|error| format!("the call cannot be sent: {error}"))
     }
 
     /// The next message; an error is the end of the bus.
@@ -121,19 +124,28 @@ impl Watcher {
             Type::MethodReturn | Type::Error => {
                 if let Some(serial) = header.reply_serial().map(NonZeroU32::get) {
                     let body = message.body();
-                    let reply = || match message.message_type() {
+                    let read = |bridge: &mut Bridge| match message.message_type() {
                         Type::Error => wire::read_error(header.error_name().map(|name| name.as_str()), &body),
-                        _ => wire::read_reply(&body),
+                        _ => {
+                            let (reply, skipped) = wire::read_reply(&body);
+                            if skipped > 0 {
+                                let sender = header.sender().map(|name| name.as_str()).unwrap_or_default();
+                                bridge.answer_cut(now, sender, skipped);
+                            }
+                            reply
+                        }
                     };
                     if bridge.expects(serial) {
-                        bridge.reply(now, serial, reply());
+                        let reply = read(bridge);
+                        bridge.reply(now, serial, reply);
                     } else if devices.expects(serial) {
-                        devices.reply(now, serial, reply());
+                        devices.reply(now, serial, read(bridge));
                     }
                 }
             }
             Type::MethodCall => self.refuse(&header),
         }
+        self.turn.end(message);
     }
 
     fn dispatch_signal(&mut self, bridge: &mut Bridge, devices: &mut Devices, now: Time, message: &Message, header: &Header<'_>) {
@@ -170,7 +182,7 @@ impl Watcher {
             _ => Ok(()),
         };
         if let Err(error) = read {
-            log::debug!("a signal of {sender} cannot be read: {}", escape(&error.to_string()));
+            log::debug!("a signal of {sender} cannot be read: {}", escape(&error));
         }
     }
 
@@ -181,8 +193,10 @@ impl Watcher {
 
     /// The watcher has nothing that could be called, but nobody shall wait for it either.
     fn refuse(&self, header: &Header<'_>) {
-        let wants_reply = !header.primary().flags().contains(zbus::message::Flags::NO_REPLY_EXPECTED);
+        let wants_reply = !header.primary().flags().contains(Flags::NO_REPLY_EXPECTED);
+        // what others send us must not take the places of our own calls
         if wants_reply
+            && self.calls.capacity() > CALLS / 2
             && let Ok(message) = Message::error(header, "org.freedesktop.DBus.Error.UnknownMethod").build(&"venus-mqtt has no objects here")
         {
             drop(self.calls.try_send(message));
@@ -220,7 +234,10 @@ fn build_call(call: &BusCall) -> zbus::Result<Message> {
         Method::RemoveSettings(_) => (SETTINGS, "RemoveSettings"),
     };
     let serial = NonZeroU32::new(call.id).ok_or(zbus::Error::InvalidSerial)?;
-    let message = Message::method_call(&*call.path, member).destination(&*call.destination).interface(interface).serial(serial);
+    let mut message = Message::method_call(&*call.path, member).destination(&*call.destination).interface(interface).serial(serial);
+    if !call.answered {
+        message = message.with_flags(Flags::NO_REPLY_EXPECTED);
+    }
     match &call.method {
         Method::GetNameOwner(name) => message.build(&&**name),
         Method::SetValue(value) => message.build(&wire::to_variant(value)?),
@@ -252,9 +269,12 @@ mod tests {
         let (bus, ours) = tokio::join!(bus, ours);
         let (_bus, ours) = (bus.unwrap(), ours.unwrap());
         let stream = MessageStream::from(&ours);
-        let mut watcher = Watcher { stream, calls: spawn_sender(ours), told: VecDeque::new() };
+        let turn = Arc::new(socket::Turn::new());
+        let mut watcher = Watcher { stream, calls: spawn_sender(ours), told: VecDeque::new(), turn };
         socket.shutdown(std::net::Shutdown::Write).unwrap();
-        watcher.call(&BusCall { id: 1, destination: BUS.into(), path: BUS_PATH.into(), method: Method::ListNames });
+        watcher
+            .call(&BusCall { id: 1, destination: BUS.into(), path: BUS_PATH.into(), method: Method::ListNames, answered: true })
+            .unwrap();
         let ended = tokio::time::timeout(CONNECT, std::future::poll_fn(|context| watcher.poll_next(context))).await.unwrap();
         assert!(ended.is_err(), "{ended:?}");
     }

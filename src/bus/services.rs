@@ -9,30 +9,36 @@ use std::collections::{HashMap, VecDeque};
 use std::io::{self, Write};
 use std::num::NonZeroU32;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::AbortHandle;
 use zbus::Message;
 use zbus::connection::socket::ReadHalf;
 use zbus::message::{Flags, Type};
 
-use super::socket::{Reader, dial};
+use super::socket::{Bounded, Reader, dial};
 use super::{BUS, BUS_PATH, ITEM, wire};
+use crate::bridge::limits::WRITE_PAYLOAD;
 use crate::device::service::{Answer, Call, ItemAnswer};
 use crate::device::{BusCommand, BusEvent, Key};
+use crate::files::read_bounded;
 use crate::text::escape;
 use crate::watch::watch_room;
 
-/// Messages read ahead of the loop, of all services together.
-const INCOMING: usize = 256;
+/// Messages read ahead of the loop, of all services together, and bytes of the largest, which holds the largest write: together 3 MiB.
+pub(crate) const INCOMING: usize = 32;
+pub(crate) const MESSAGE_MAX: usize = WRITE_PAYLOAD + 16 * 1024;
 /// Most calls are less.
 const BUFFER: usize = 1024;
 /// From the connection to its name.
 const OPENING: Duration = Duration::from_secs(10);
-/// Bytes the bus has not taken, beyond which nothing is added; a bus that reads takes them at once.
+/// Bytes the bus has not taken, beyond which nothing is added, of one connection and of all; a bus that reads takes them at once.
 const BACKLOG: usize = 256 * 1024;
+pub(crate) const BACKLOG_ALL: usize = 2 * 1024 * 1024;
 
 /// Serial numbers of the three calls that a connection makes itself; its signals and replies come after them.
 const HELLO: NonZeroU32 = NonZeroU32::new(1).unwrap();
@@ -58,6 +64,8 @@ pub struct Services {
     /// What happened without any task.
     own: VecDeque<(Key, BusEvent)>,
     machine_id: Option<String>,
+    /// One service at a time reads a large message.
+    reading: Arc<Semaphore>,
 }
 
 struct Connection {
@@ -87,7 +95,15 @@ impl Services {
     /// Connections will be made to this address.
     pub fn new(address: &str) -> Self {
         let (to_loop, events) = channel(INCOMING);
-        Self { address: address.into(), to_loop, events, open: HashMap::new(), own: VecDeque::new(), machine_id: machine_id() }
+        Self {
+            address: address.into(),
+            to_loop,
+            events,
+            open: HashMap::new(),
+            own: VecDeque::new(),
+            machine_id: machine_id(),
+            reading: Arc::new(Semaphore::new(1)),
+        }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -176,14 +192,14 @@ impl Services {
     }
 
     fn connect(&mut self, key: Key, name: String) {
-        let (address, wanted, to_loop) = (self.address.clone(), name.clone(), self.to_loop.clone());
+        let (address, wanted, to_loop, reading) = (self.address.clone(), name.clone(), self.to_loop.clone(), self.reading.clone());
         let task = tokio::spawn(async move {
             let last = match tokio::time::timeout(OPENING, open(&address, &wanted)).await {
                 Ok(Ok((reader, socket, owner))) => {
                     if to_loop.send((key, FromTask::Up(socket, owner))).await.is_err() {
                         return;
                     }
-                    serve(key, reader, &to_loop).await;
+                    serve(key, reader.sharing(reading), &to_loop).await;
                     FromTask::Down
                 }
                 Ok(Err(why)) => FromTask::Refused(why),
@@ -232,6 +248,11 @@ impl Services {
             },
             Answer::Error { name, text } => Message::error(&header, name).build(&text),
         };
+        // a caller never waits for an answer that cannot be built
+        let built = built.or_else(|error| {
+            log::warn!("the answer to a call of a service cannot be built: {}", escape(&error.to_string()));
+            Message::error(&header, "org.freedesktop.DBus.Error.Failed").build(&format!("the answer cannot be built: {error}"))
+        });
         match built {
             Ok(message) => self.send(key, &message),
             Err(error) => log::warn!("a call of a service cannot be answered: {}", escape(&error.to_string())),
@@ -242,7 +263,9 @@ impl Services {
         if self.backlog(key) >= BACKLOG {
             self.flush(key);
         }
-        if self.backlog(key) >= BACKLOG {
+        let waiting = self.backlog(key);
+        let all = || self.open.values().map(|connection| connection.out.len()).sum::<usize>();
+        if waiting >= BACKLOG || (waiting > 0 && all() >= BACKLOG_ALL) {
             return self.give_up(key, log::Level::Warn, "the bus does not read");
         }
         let Some(connection) = self.open.get_mut(&key) else { return };
@@ -325,7 +348,7 @@ pub fn read_call<T>(message: &Message, own_name: &str, take: impl FnOnce(&Call<'
 }
 
 /// Connects, says who we are, and takes the name.
-async fn open(address: &str, name: &str) -> Result<(Reader, Arc<UnixStream>, String), String> {
+async fn open(address: &str, name: &str) -> Result<(Bounded, Arc<UnixStream>, String), String> {
     let lost = |error: io::Error| match error.kind() {
         io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
             "the bus closes the connection: it may have as many as its limits allow (max_connections_per_user)".to_owned()
@@ -334,7 +357,7 @@ async fn open(address: &str, name: &str) -> Result<(Reader, Arc<UnixStream>, Str
     };
     let dialled = dial(address).await.map_err(|error| format!("no connection to the bus: {}", escape(&error.to_string())))?;
     let socket = Arc::new(dialled.ok_or("registered services need a bus with a unix socket (`address` in [dbus])")?);
-    let mut reader = Reader::new(socket.clone(), BUFFER).map_err(lost)?;
+    let mut reader = Bounded::new(Reader::new(socket.clone(), BUFFER).map_err(lost)?, MESSAGE_MAX, None);
     let uid: String = nix::unistd::geteuid().to_string().bytes().map(|digit| format!("{digit:02x}")).collect();
     (&*socket).write_all(format!("\0AUTH EXTERNAL {uid}\r\n").as_bytes()).map_err(lost)?;
     let answer = read_line(&mut reader).await.map_err(lost)?;
@@ -371,7 +394,7 @@ async fn open(address: &str, name: &str) -> Result<(Reader, Arc<UnixStream>, Str
 }
 
 /// Reads until the name has been given back, or the connection ends.
-async fn serve(key: Key, mut reader: Reader, to_loop: &Sender<(Key, FromTask)>) {
+async fn serve(key: Key, mut reader: Bounded, to_loop: &Sender<(Key, FromTask)>) {
     while let Ok(message) = receive(&mut reader).await {
         let goes_on = match message.message_type() {
             Type::MethodCall => to_loop.send((key, FromTask::Message(message))).await.is_ok(),
@@ -384,7 +407,7 @@ async fn serve(key: Key, mut reader: Reader, to_loop: &Sender<(Key, FromTask)>) 
     }
 }
 
-async fn receive(reader: &mut Reader) -> io::Result<Message> {
+async fn receive(reader: &mut Bounded) -> io::Result<Message> {
     reader.receive_message(0, &mut Vec::new(), &mut Vec::new()).await.map_err(|error| match error {
         zbus::Error::InputOutput(error) => io::Error::new(error.kind(), error.to_string()),
         error => io::Error::other(error.to_string()),
@@ -392,7 +415,7 @@ async fn receive(reader: &mut Reader) -> io::Result<Message> {
 }
 
 /// A line of the handshake. Nothing follows it before we have answered.
-async fn read_line(reader: &mut Reader) -> io::Result<String> {
+async fn read_line(reader: &mut Bounded) -> io::Result<String> {
     let mut line = Vec::new();
     while !line.ends_with(b"\r\n") {
         let mut byte = [0];
@@ -420,10 +443,13 @@ fn signal(items: &[ItemAnswer]) -> zbus::Result<Message> {
     }
 }
 
+/// Most bytes read of a machine ID, which has 32 and a line end.
+const MACHINE_ID_MAX: u64 = 64;
+
 /// What org.freedesktop.DBus.Peer gives.
 fn machine_id() -> Option<String> {
     let files = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
-    let text = files.iter().find_map(|file| std::fs::read_to_string(file).ok())?;
-    let id = text.trim();
+    let bytes = files.iter().find_map(|file| read_bounded(Path::new(file), MACHINE_ID_MAX).ok())?;
+    let id = str::from_utf8(&bytes).ok()?.trim();
     (id.len() == 32 && id.bytes().all(|digit| digit.is_ascii_hexdigit())).then(|| id.to_owned())
 }

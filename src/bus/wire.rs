@@ -1,116 +1,172 @@
-//! Bodies of messages, read without a copy of what is not kept: texts are skipped where they lie, and numbers go straight to
-//! the core.
+//! Bodies of messages: what of them is read, and how ours are built.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use zbus::message::Body;
-use zbus::{Array, Dict, DynamicType, Signature, Variant};
+use zbus::wire::Endian;
+use zbus::{Array, Dict, Signature, Variant};
 
 use super::cursor;
-use crate::bridge::limits::WRITE_PAYLOAD;
-use crate::bridge::value::{DEPTH_MAX, Value};
+use crate::bridge::limits::{self, WRITE_PAYLOAD};
+use crate::bridge::value::{self, Value};
 use crate::bridge::{Change, Reply, Setting};
 use crate::device::service::ItemAnswer;
 
+/// Characters of an error's text, and bytes of the text that a service answers with, that are kept.
+const ERROR_TEXT: usize = 1024;
+const TEXT: usize = 1024 * 1024;
+
 /// `a{sa{sv}}`, the body of `ItemsChanged` and of the answer to `GetItems`: hands in one item after the other.
-pub fn read_items(body: &Body, mut each: impl FnMut(&str, Change)) -> Result<(), zbus::Error> {
+pub fn read_items(body: &Body, each: impl FnMut(&str, Change)) -> Result<(), String> {
     expect(body, &ITEMS)?;
-    // what was read before something unusual came is read again, to the same end
-    if is_little_endian(body) && cursor::read_items(body.data(), &mut each).is_ok() {
-        return Ok(());
-    }
-    body.data().deserialize_with_seed(Items { each }).map(|_| ())
+    cursor::read_items(body.data(), endian(body), each).map_err(broken)
 }
 
 /// `a{sv}`, the body of `PropertiesChanged`.
-pub fn read_change(body: &Body) -> Result<Change, zbus::Error> {
+pub fn read_change(body: &Body) -> Result<Change, String> {
     expect(body, &CHANGE)?;
-    if is_little_endian(body)
-        && let Ok(change) = cursor::read_change(body.data())
-    {
-        return Ok(change);
-    }
-    body.data().deserialize_with_seed(OneItem).map(|(change, _)| change)
+    cursor::read_change(body.data(), endian(body)).map_err(broken)
 }
 
 /// The three names of `NameOwnerChanged`.
-pub fn read_names(body: &Body) -> Result<(&str, &str, &str), zbus::Error> {
-    body.deserialize()
+pub fn read_names(body: &Body) -> Result<(&str, &str, &str), String> {
+    body.deserialize().map_err(|error| error.to_string())
 }
 
-/// The answer to a call, by its signature.
-pub fn read_reply(body: &Body) -> Reply {
+/// The answer to a call, by its signature, and how many values at its end were left out because it holds more than
+/// [`limits::REPLY_BYTES`].
+pub fn read_reply(body: &Body) -> (Reply, usize) {
+    let (data, endian) = (body.data(), endian(body));
+    let mut room = Room { left: limits::REPLY_BYTES, skipped: 0 };
     let read = match body.signature() {
         signature if *signature == ITEMS => {
             let mut items = Vec::new();
-            read_items(body, |path, change| items.push((path.to_owned(), change))).map(|()| Reply::Items(items))
+            let each = |path: &str, change: Change| {
+                if room.takes(size_of::<(String, Change)>() + path.len() + change.heap()) {
+                    items.push((path.to_owned(), change));
+                }
+            };
+            cursor::read_items(data, endian, each).map(|()| Reply::Items(items))
         }
-        Signature::Variant => body.data().deserialize_with_seed(AnyValue { depth: 0 }).map(|(value, _)| Reply::Value(value)),
-        Signature::Str => body.deserialize::<String>().map(Reply::Text),
-        signature if *signature == NAMES => body.deserialize::<Vec<String>>().map(Reply::Names),
-        Signature::I32 => body.deserialize::<i32>().map(|code| Reply::Code(code.into())),
-        Signature::U32 => body.deserialize::<u32>().map(|code| Reply::Code(code.into())),
-        Signature::I64 => body.deserialize::<i64>().map(Reply::Code),
+        Signature::Variant => {
+            let mut values = Vec::new();
+            let each = |key: &str, value: Value| {
+                if room.takes(size_of::<(Box<str>, Value)>() + key.len() + value.heap()) {
+                    values.push((key.into(), value));
+                }
+            };
+            let value = cursor::read_values(data, endian, each);
+            value.map(|value| Reply::Value(value.unwrap_or_else(|| Value::Dict(values.into()))))
+        }
+        Signature::Str => match body.deserialize::<&str>() {
+            Ok(text) if text.len() > TEXT => return (Reply::Unreadable(format!("a text of {} bytes", text.len())), 0),
+            Ok(text) => Ok(Reply::Text(text.to_owned())),
+            Err(_) => Err(cursor::Broken),
+        },
+        signature if *signature == NAMES => {
+            let mut names = Vec::new();
+            let each = |name: &str| {
+                if room.takes(size_of::<String>() + name.len()) {
+                    names.push(name.to_owned());
+                }
+            };
+            cursor::read_texts(data, endian, each).map(|()| Reply::Names(names))
+        }
+        signature @ (Signature::I32 | Signature::U32 | Signature::I64) => {
+            cursor::read_value(data, endian, &signature.to_string(), 0).map(|value| match value {
+                Value::Int(code) => Reply::Code(code),
+                other => Reply::Value(other),
+            })
+        }
         // of localsettings: a list of dictionaries, a list of numbers
-        signature @ Signature::Array(_) => read_typed(body, signature).map(Reply::Value),
-        other => return Reply::Unreadable(format!("an answer of signature `{other}`")),
+        signature @ Signature::Array(_) => {
+            cursor::read_value(data, endian, &signature.to_string(), limits::REPLY_BYTES).map(|value| match value {
+                Value::TooLarge => Reply::Unreadable("an answer that is too large".into()),
+                value => Reply::Value(value),
+            })
+        }
+        other => return (Reply::Unreadable(format!("an answer of signature `{other}`")), 0),
     };
-    read.unwrap_or_else(|error| Reply::Unreadable(format!("a broken answer: {error}")))
-}
-
-/// The first argument of a call, if it is the only one. Not all callers wrap it in a variant. What is larger than any write may be is
-/// not looked at: as a value it takes many times the space.
-pub fn read_argument(body: &Body) -> Option<Value> {
-    match body.signature() {
-        _ if body.len() > WRITE_PAYLOAD => None,
-        Signature::Unit | Signature::Structure(_) => None,
-        Signature::Variant => body.data().deserialize_with_seed(AnyValue { depth: 0 }).map(|(value, _)| value).ok(),
-        signature => read_typed(body, signature).ok(),
+    match read {
+        Ok(reply) => (reply, room.skipped),
+        Err(cursor::Broken) => (Reply::Unreadable("a broken answer".into()), 0),
     }
 }
 
-fn read_typed(body: &Body, signature: &Signature) -> Result<Value, zbus::Error> {
-    body.data().deserialize_with_seed(Typed { signature, depth: 0 }).map(|(value, _)| value)
+/// What of an answer may still be kept.
+struct Room {
+    left: usize,
+    skipped: usize,
+}
+
+impl Room {
+    /// From the first that is too large, all are left out: which they are then depends on their order alone.
+    fn takes(&mut self, bytes: usize) -> bool {
+        match self.left.checked_sub(bytes) {
+            Some(left) if self.skipped == 0 => self.left = left,
+            _ => self.skipped += 1,
+        }
+        self.skipped == 0
+    }
+}
+
+/// The first argument of a call, if it is the only one. Not all callers wrap it in a variant. What is larger than any write may be is
+/// not looked at.
+pub fn read_argument(body: &Body) -> Option<Value> {
+    let signature = match body.signature() {
+        _ if body.len() > WRITE_PAYLOAD => return None,
+        Signature::Unit | Signature::Structure(_) => return None,
+        signature => signature.to_string(),
+    };
+    cursor::read_value(body.data(), endian(body), &signature, WRITE_PAYLOAD * size_of::<Value>())
+        .ok()
+        .filter(|value| *value != Value::TooLarge)
 }
 
 /// What comes back instead of an answer.
 pub fn read_error(name: Option<&str>, body: &Body) -> Reply {
     let text = body.deserialize::<&str>().unwrap_or_default();
-    Reply::Error { name: name.unwrap_or_default().to_owned(), text: text.to_owned() }
+    let text = text.chars().take(ERROR_TEXT).collect();
+    Reply::Error { name: name.unwrap_or_default().to_owned(), text }
 }
 
 /// A value as the bus wants it.
 pub fn to_variant(value: &Value) -> zbus::Result<Variant<'static>> {
+    value.fits_bus().map_err(|error| zbus::Error::Failure(error.to_string()))?;
+    to_typed(value, value.layout().signature)
+}
+
+/// A value whose signature is known.
+fn to_typed(value: &Value, signature: value::Signature) -> zbus::Result<Variant<'static>> {
     Ok(match value {
-        Value::Invalid => Variant::Array(Array::new(&Signature::I32)),
+        Value::Invalid | Value::TooLarge => Variant::Array(Array::new(&Signature::I32)),
         Value::Bool(b) => Variant::Bool(*b),
         Value::Int(n) => i32::try_from(*n).map_or(Variant::I64(*n), Variant::I32),
         Value::UInt(n) => Variant::U64(*n),
         Value::Double(d) => Variant::F64(*d),
         Value::Str(s) => Variant::Str(String::from(&**s).into()),
         Value::Array(values) => {
-            let signature = Signature::try_from(value.signature().as_str())?;
-            let Signature::Array(element) = &signature else {
-                return Err(zbus::Error::IncorrectType);
-            };
-            let mixed = *element.signature() == Signature::Variant;
-            let mut array = Array::new(element.signature());
+            let element = value::Signature { arrays: signature.arrays.saturating_sub(1), ..signature };
+            let mut array = Array::new(&Signature::try_from(element.to_string().as_str())?);
+            let mixed = (element.arrays, element.code) == (0, 'v');
             for value in values {
-                let variant = to_variant(value)?;
-                array.append(if mixed { Variant::Variant(Box::new(variant)) } else { variant })?;
+                array.append(if mixed { boxed(value)? } else { to_typed(value, element)? })?;
             }
             Variant::Array(array)
         }
         Value::Dict(entries) => {
             let mut dict = Dict::new(&Signature::Str, &Signature::Variant);
             for (key, value) in entries {
-                dict.append(Variant::Str(String::from(&**key).into()), Variant::Variant(Box::new(to_variant(value)?)))?;
+                dict.append(Variant::Str(String::from(&**key).into()), boxed(value)?)?;
             }
             Variant::Dict(dict)
         }
     })
+}
+
+/// A value in a variant of its own.
+fn boxed(value: &Value) -> zbus::Result<Variant<'static>> {
+    Ok(Variant::Variant(Box::new(to_typed(value, value.layout().signature)?)))
 }
 
 /// The items of a service, as `GetItems` gives them.
@@ -145,263 +201,23 @@ const ITEMS: Signature = zbus::signature!("a{sa{sv}}");
 const CHANGE: Signature = zbus::signature!("a{sv}");
 const NAMES: Signature = zbus::signature!("as");
 
-fn is_little_endian(body: &Body) -> bool {
-    body.data().context().endian() == zbus::wire::Endian::Little
+fn endian(body: &Body) -> Endian {
+    body.data().context().endian()
 }
 
-fn expect(body: &Body, signature: &Signature) -> Result<(), zbus::Error> {
-    if body.signature() == signature { Ok(()) } else { Err(zbus::Error::Failure(format!("a body of signature `{}`", body.signature()))) }
+fn broken(_: cursor::Broken) -> String {
+    "it does not hold what its signature says".into()
 }
 
-struct Items<F> {
-    each: F,
-}
-
-impl<F> DynamicType for Items<F> {
-    fn signature(&self) -> Signature {
-        ITEMS
-    }
-}
-
-impl<'de, F: FnMut(&str, Change)> DeserializeSeed<'de> for Items<F> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de, F: FnMut(&str, Change)> Visitor<'de> for Items<F> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("items")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
-        while let Some(path) = map.next_key::<&str>()? {
-            let change = map.next_value_seed(OneItem)?;
-            (self.each)(path, change);
-        }
-        Ok(())
-    }
-}
-
-struct OneItem;
-
-impl DynamicType for OneItem {
-    fn signature(&self) -> Signature {
-        CHANGE
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for OneItem {
-    type Value = Change;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Change, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for OneItem {
-    type Value = Change;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the properties of an item")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Change, A::Error> {
-        let mut change = Change::default();
-        while let Some(key) = map.next_key::<&str>()? {
-            let field = match key {
-                "Value" => &mut change.value,
-                "Min" => &mut change.min,
-                "Max" => &mut change.max,
-                "Default" => &mut change.default,
-                _ => {
-                    map.next_value::<IgnoredAny>()?;
-                    continue;
-                }
-            };
-            *field = Some(map.next_value_seed(AnyValue { depth: 0 })?);
-        }
-        Ok(change)
-    }
-}
-
-/// A variant of whatever type, as a value.
-struct AnyValue {
-    depth: usize,
-}
-
-impl DynamicType for AnyValue {
-    fn signature(&self) -> Signature {
-        Signature::Variant
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for AnyValue {
-    type Value = Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        deserializer.deserialize_seq(self)
-    }
-}
-
-impl<'de> Visitor<'de> for AnyValue {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a variant")
-    }
-
-    /// A variant comes as two elements: its signature, and what it holds.
-    fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Value, A::Error> {
-        let signature: &str = parts.next_element()?.ok_or_else(|| A::Error::custom("a variant without a signature"))?;
-        let value = if signature.len() == 1 && signature != "v" {
-            parts.next_element_seed(Plain)?
-        } else {
-            let signature = Signature::try_from(signature).map_err(A::Error::custom)?;
-            parts.next_element_seed(Typed { signature: &signature, depth: self.depth })?
-        };
-        value.ok_or_else(|| A::Error::custom("a variant without a value"))
-    }
-}
-
-/// A value that holds no others.
-struct Plain;
-
-impl<'de> DeserializeSeed<'de> for Plain {
-    type Value = Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-/// Visits one kind of number.
-macro_rules! visit_number {
-    ($($visit:ident $number:ty),*) => {
-        $(fn $visit<E>(self, number: $number) -> Result<Value, E> {
-            Ok(Value::Int(number.into()))
-        })*
-    };
-}
-
-impl<'de> Visitor<'de> for Plain {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a number, a boolean or a text")
-    }
-
-    visit_number!(visit_u8 u8, visit_i16 i16, visit_u16 u16, visit_i32 i32, visit_u32 u32, visit_i64 i64);
-
-    fn visit_u64<E>(self, number: u64) -> Result<Value, E> {
-        Ok(i64::try_from(number).map_or(Value::UInt(number), Value::Int))
-    }
-
-    fn visit_f64<E>(self, number: f64) -> Result<Value, E> {
-        Ok(Value::Double(number))
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(Value::Bool(value))
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
-        Ok(Value::Str(text.into()))
-    }
-}
-
-/// A value of a known type, with all it holds.
-#[derive(Clone, Copy)]
-struct Typed<'s> {
-    signature: &'s Signature,
-    depth: usize,
-}
-
-impl DynamicType for Typed<'_> {
-    fn signature(&self) -> Signature {
-        self.signature.clone()
-    }
-}
-
-impl Typed<'_> {
-    fn inner<'s>(&self, signature: &'s Signature) -> Typed<'s> {
-        Typed { signature, depth: self.depth + 1 }
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for Typed<'_> {
-    type Value = Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        match self.signature {
-            // a variant and the array that holds it are one level to whoever reads the JSON; what is deeper is not shown
-            _ if self.depth > 2 * DEPTH_MAX => deserializer.deserialize_any(IgnoredAny).map(|_| Value::Invalid),
-            Signature::Variant => deserializer.deserialize_seq(AnyValue { depth: self.depth + 1 }),
-            Signature::Array(_) | Signature::Structure(_) => deserializer.deserialize_seq(self),
-            Signature::Dict { .. } => deserializer.deserialize_map(self),
-            // a file descriptor says nothing to anybody
-            Signature::Fd => deserializer.deserialize_any(IgnoredAny).map(|_| Value::Invalid),
-            _ => deserializer.deserialize_any(Plain),
-        }
-    }
-}
-
-impl<'de> Visitor<'de> for Typed<'_> {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an array, a structure or a dictionary")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Value, A::Error> {
-        let mut values = Vec::new();
-        match self.signature {
-            Signature::Array(element) => {
-                while let Some(value) = elements.next_element_seed(self.inner(element.signature()))? {
-                    values.push(value);
-                }
-            }
-            Signature::Structure(fields) => {
-                for field in fields.iter() {
-                    values.extend(elements.next_element_seed(self.inner(field))?);
-                }
-            }
-            _ => {}
-        }
-        Ok(if values.is_empty() { Value::Invalid } else { Value::Array(values.into()) })
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
-        let Signature::Dict { key, value } = self.signature else { return Ok(Value::Invalid) };
-        let mut entries = Vec::new();
-        while let Some(name) = map.next_key_seed(self.inner(key.signature()))? {
-            entries.push((to_key(name), map.next_value_seed(self.inner(value.signature()))?));
-        }
-        Ok(if entries.is_empty() { Value::Invalid } else { Value::Dict(entries.into()) })
-    }
-}
-
-/// Keys that are no text are shown as JSON shows them.
-fn to_key(key: Value) -> Box<str> {
-    match key {
-        Value::Str(text) => text,
-        other => {
-            let mut text = Vec::new();
-            other.write_json(&mut text);
-            String::from_utf8_lossy(&text).into()
-        }
-    }
+fn expect(body: &Body, signature: &Signature) -> Result<(), String> {
+    if body.signature() == signature { Ok(()) } else { Err(format!("a body of signature `{}`", body.signature())) }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
 
-    use zbus::Message;
+    use zbus::{DynamicType, Message};
 
     use super::*;
 
@@ -422,7 +238,7 @@ mod tests {
     /// As JSON, whatever type it had on the bus.
     fn json(variant: Variant<'_>) -> String {
         let mut out = Vec::new();
-        let Reply::Value(value) = read_reply(&body(&variant)) else { panic!("no value") };
+        let Reply::Value(value) = read_reply(&body(&variant)).0 else { panic!("no value") };
         value.write_json(&mut out);
         String::from_utf8(out).unwrap()
     }
@@ -450,46 +266,130 @@ mod tests {
         assert!(read_change(&body(&5_i32)).is_err());
     }
 
-    /// The quick way and the general way say the same, and neither minds a body that is cut anywhere.
+    /// In both byte orders, and a body that is cut anywhere is refused.
     #[test]
-    fn both_ways_agree() {
+    fn simple_values() {
         let entry =
             |value: Variant<'static>| HashMap::from([("Text", Variant::from("12 V")), ("Value", value), ("Max", Variant::F64(5.5))]);
-        let simple = [
-            Variant::U8(255),
-            Variant::I16(-5),
-            Variant::U16(5),
-            Variant::I32(-70_000),
-            Variant::U32(u32::MAX),
-            Variant::I64(i64::MIN),
-            Variant::U64(u64::MAX),
-            Variant::F64(926.0),
-            Variant::Bool(true),
-            Variant::from("é"),
-        ];
-        for value in simple {
-            let body = body(&HashMap::from([("/Dc/0/Voltage", entry(value.try_clone().unwrap())), ("/X", entry(value))]));
-            let (mut quick, mut general) = (Vec::new(), Vec::new());
-            cursor::read_items(body.data(), |path, change| quick.push((path.to_owned(), change))).unwrap();
-            body.data().deserialize_with_seed(Items { each: |path: &str, change| general.push((path.to_owned(), change)) }).unwrap();
-            assert_eq!(quick, general);
-            for cut in 0..body.len() {
-                assert_eq!(cursor::read_items(&body.data()[..cut], |_, _| {}), Err(cursor::Unread), "{cut}");
+        for (variant, value) in [
+            (Variant::U8(255), Value::Int(255)),
+            (Variant::I16(-5), Value::Int(-5)),
+            (Variant::U16(5), Value::Int(5)),
+            (Variant::I32(-70_000), Value::Int(-70_000)),
+            (Variant::U32(u32::MAX), Value::Int(u32::MAX.into())),
+            (Variant::I64(i64::MIN), Value::Int(i64::MIN)),
+            (Variant::U64(u64::MAX), Value::UInt(u64::MAX)),
+            (Variant::F64(926.0), Value::Double(926.0)),
+            (Variant::Bool(true), Value::Bool(true)),
+            (Variant::from("é"), Value::Str("é".into())),
+            (Variant::from(vec![1, 2]), Value::Array([Value::Int(1), Value::Int(2)].into())),
+        ] {
+            let content = HashMap::from([("/Dc/0/Voltage", entry(variant.try_clone().unwrap())), ("/X", entry(variant))]);
+            let change = Change { max: Some(Value::Double(5.5)), ..Change::of(value) };
+            for endian in [Endian::Little, Endian::Big] {
+                let signal = Message::signal("/", "com.victronenergy.BusItem", "ItemsChanged").endian(endian);
+                let body = signal.build(&content).unwrap().body();
+                let mut seen = Vec::new();
+                read_items(&body, |path, change| seen.push((path.to_owned(), change))).unwrap();
+                seen.sort_by(|(a, _), (b, _)| a.cmp(b));
+                assert_eq!(seen, [("/Dc/0/Voltage".to_owned(), change.clone()), ("/X".to_owned(), change.clone())]);
+                for cut in 0..body.len() {
+                    assert_eq!(cursor::read_items(&body.data()[..cut], endian, |_, _| {}), Err(cursor::Broken), "{cut}");
+                }
             }
         }
-        let list = body(&HashMap::from([("Value", Variant::from(vec![1, 2]))]));
-        assert_eq!(cursor::read_change(list.data()), Err(cursor::Unread));
-        assert_eq!(read_change(&list).unwrap(), Change::of(Value::Array([Value::Int(1), Value::Int(2)].into())));
-        let number = body(&HashMap::from([("Value", Variant::I32(7))]));
-        assert_eq!(cursor::read_change(number.data()), Ok(Change::of(Value::Int(7))));
+    }
+
+    /// What is too large costs no more than a value that is not, and nothing beside it is lost.
+    #[test]
+    fn what_is_too_large_is_skipped() {
+        let large = [
+            Variant::from(vec![1_u8; 8 << 20]),
+            Variant::from(vec![0.5; 1 << 20]),
+            Variant::from("x".repeat(5 << 20)),
+            Variant::from(vec!["x"; 200_000]),
+            Variant::from(vec![vec![1_u8; 1000]; 1000]),
+            Variant::from(HashMap::from([("a", Variant::from(vec![1_u8; 1 << 20])), ("b", Variant::from(5))])),
+            Variant::from(("x".repeat(2 << 20), vec![1_u8; 1 << 20])),
+        ];
+        for value in large {
+            let signature = value.value_signature().to_string();
+            let entry = |value: Variant<'static>| HashMap::from([("Value", value), ("Min", Variant::from(1))]);
+            let items = body(&BTreeMap::from([("/A", entry(value.try_clone().unwrap())), ("/B", entry(Variant::from(5)))]));
+            let (Reply::Items(seen), 0) = read_reply(&items) else { panic!("{signature}") };
+            let change = |value| Change { min: Some(Value::Int(1)), ..Change::of(value) };
+            let (a, b) = (("/A".to_owned(), change(Value::TooLarge)), ("/B".to_owned(), change(Value::Int(5))));
+            assert_eq!(seen, [a, b], "{signature}");
+            match read_reply(&body(&value)) {
+                (Reply::Value(Value::TooLarge), 0) => {}
+                // as an item's value it is too large, as the values of two items one of them is
+                (Reply::Value(Value::Dict(items)), 0) => assert!(items.iter().any(|(_, value)| *value == Value::TooLarge)),
+                (reply, _) => panic!("{signature}: {reply:?}"),
+            }
+        }
+        let many: BTreeMap<_, _> =
+            (0..40).map(|n| (format!("/{n:02}"), HashMap::from([("Value", Variant::from(vec![1_u8; 30_000]))]))).collect();
+        let (Reply::Items(items), skipped) = read_reply(&body(&many)) else { panic!("no items") };
+        assert!(items.len() >= 5 && items.len() + skipped == 40, "{}", items.len());
+        assert!(items.iter().map(|(_, change)| change.heap()).sum::<usize>() <= limits::REPLY_BYTES);
+        assert_eq!(items.first().map(|(path, _)| path.as_str()), Some("/00"));
     }
 
     proptest::proptest! {
         #[test]
-        fn no_bytes_make_the_quick_way_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
-            let _ = cursor::read_items(&bytes, |_, _| {});
-            let _ = cursor::read_change(&bytes);
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200), signature in "[a(){}vsidyog]{0,12}") {
+            for endian in [Endian::Little, Endian::Big] {
+                let _ = cursor::read_items(&bytes, endian, |_, _| {});
+                let _ = cursor::read_change(&bytes, endian);
+                let _ = cursor::read_values(&bytes, endian, |_, _| {});
+                let _ = cursor::read_value(&bytes, endian, &signature, 1000);
+            }
         }
+
+        /// What is taken from clients is what can be built, and it comes back as it was.
+        #[test]
+        fn taken_is_carried(value in nested()) {
+            let mut json = b"{\"value\":".to_vec();
+            value.write_json(&mut json);
+            json.push(b'}');
+            let parsed = value::parse_payload(&json);
+            let built = to_typed(&value, value.layout().signature)
+                .and_then(|variant| Message::method_call("/X", "SetValue").build(&variant));
+            proptest::prop_assert_eq!(parsed.is_ok(), built.is_ok(), "{} {:?}", value.signature(), built);
+            if let (Ok(parsed), Ok(message)) = (parsed, built) {
+                let argument = cursor::read_value(message.body().data(), Endian::Little, "v", usize::MAX).unwrap();
+                let shown = |value: &Value| {
+                    let mut out = Vec::new();
+                    value.write_json(&mut out);
+                    String::from_utf8(out).unwrap()
+                };
+                // an empty object is no value to those who read it
+                proptest::prop_assert_eq!(shown(&argument), shown(&parsed).replace("{}", "null"));
+            }
+        }
+    }
+
+    /// Values about as deep as D-Bus carries.
+    fn nested() -> impl proptest::strategy::Strategy<Value = Value> {
+        use proptest::prelude::*;
+        let leaf = prop_oneof![
+            Just(Value::Invalid),
+            Just(Value::Int(1)),
+            Just(Value::Int(1 << 40)),
+            Just(Value::Double(0.5)),
+            Just(Value::Str("x".into())),
+            Just(Value::Dict([].into()))
+        ];
+        let layers = proptest::collection::vec((0..3_u8, 1..24_usize), 1..5);
+        (leaf, layers).prop_map(|(leaf, layers)| {
+            layers.into_iter().fold(leaf, |value, (kind, count)| {
+                (0..count).fold(value, |value, _| match kind {
+                    0 => Value::Array([value].into()),
+                    1 => Value::Dict([("a".into(), value)].into()),
+                    _ => Value::Array([Value::Bool(true), value].into()),
+                })
+            })
+        })
     }
 
     #[test]
