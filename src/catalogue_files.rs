@@ -7,8 +7,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::config::{read_bounded, why};
 use crate::device::catalogue::Catalogue;
+use crate::files::{read_bounded, why};
 
 /// Largest file taken, in bytes: a type of 500 items has 50,000.
 const FILE_MAX: u64 = 256 << 10;
@@ -73,10 +73,6 @@ fn files(dir: &Path) -> io::Result<Vec<PathBuf>> {
 fn text(file: &Path) -> Result<String, String> {
     let name = file.display();
     let unreadable = |error: io::Error| format!("{name}: cannot read it: {}; make it readable, or take it away", why(&error));
-    // whatever else is called so would be read for ever
-    if !fs::metadata(file).map_err(unreadable)?.is_file() {
-        return Err(format!("{name}: it is not a file; take it away"));
-    }
     let bytes = read_bounded(file, FILE_MAX).map_err(|error| match error.kind() {
         io::ErrorKind::FileTooLarge => format!("{name}: it is larger than {FILE_MAX} bytes; split it"),
         _ => unreadable(error),
@@ -131,10 +127,10 @@ mod tests {
         assert_eq!(
             messages.iter().map(|message| relative(&dir, message)).collect::<Vec<_>>(),
             [
-                "DIR/folder.yml: it is not a file; take it away",
+                "DIR/folder.yml: cannot read it: it is a directory; make it readable, or take it away",
                 "DIR/large.yml: it is larger than 262144 bytes; split it",
                 "DIR/latin1.yml: not UTF-8; save the file as UTF-8",
-                "DIR/link.yml: cannot read it: no such file; make it readable, or take it away",
+                "DIR/link.yml: cannot read it: it is a symbolic link that leads nowhere; make it readable, or take it away",
             ]
         );
     }
@@ -146,7 +142,7 @@ mod tests {
         let (_, messages) = texts(dir.path());
         assert_eq!(
             messages.iter().map(|message| relative(&dir, message)).collect::<Vec<_>>(),
-            ["DIR/a.yml: it is not a file; take it away"]
+            ["DIR/a.yml: cannot read it: it is not a regular file, but a socket; make it readable, or take it away"]
         );
     }
 

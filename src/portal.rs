@@ -18,7 +18,7 @@ use tokio::net::unix::pipe;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::bridge::name::PortalId;
-use crate::config::{read_bounded, why};
+use crate::files::{read_bounded, why};
 use crate::text::escape_bytes;
 
 /// Where a device keeps its ID.

@@ -83,7 +83,7 @@ impl Cut<'_, '_> {
             '\n' => self.put_escape(2, format_args!("\\n")),
             '\r' => self.put_escape(2, format_args!("\\r")),
             '\t' => self.put_escape(2, format_args!("\\t")),
-            c if c.is_control() || is_invisible(c) => {
+            c if c.is_control() || is_invisible(c) || is_noncharacter(c) => {
                 let escape = c.escape_unicode();
                 self.put_escape(escape.len(), format_args!("{escape}"))
             }
@@ -114,6 +114,11 @@ fn is_invisible(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
+/// Unicode, section 23.7: for internal use, never to be exchanged.
+pub(crate) fn is_noncharacter(c: char) -> bool {
+    matches!(u32::from(c), 0xfdd0..=0xfdef) || u32::from(c) & 0xfffe == 0xfffe
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,6 +131,7 @@ mod tests {
             ("a\nb\r\tc", "a\\nb\\r\\tc"),
             ("\0\x1b[31m\x7f\u{9b}", "\\u{0}\\u{1b}[31m\\u{7f}\\u{9b}"),
             ("a\u{202e}b\u{2028}c\u{feff}", "a\\u{202e}b\\u{2028}c\\u{feff}"),
+            ("\u{fdd0}\u{ffff}\u{1fffe}\u{fffd}", "\\u{fdd0}\\u{ffff}\\u{1fffe}\u{fffd}"),
             ("back\\slash \"quoted\"", "back\\slash \"quoted\""),
         ];
         for (text, shown) in table {

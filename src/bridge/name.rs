@@ -1,6 +1,8 @@
-//! The names of the field, each a type that cannot hold a wrong one: portal ID, service name, type, D-Bus path.
+//! The names of the field, each a type that cannot hold a wrong one: portal ID, service name, type, D-Bus path. Checked and built
+//! here, and nowhere else.
 //!
-//! What is refused here never becomes a topic: everything that passes is free of `+`, `#` and NUL.
+//! What is refused here never becomes a topic, and never reaches dbus-daemon, which closes the connection over a name or path that is
+//! none.
 
 use std::fmt;
 
@@ -8,6 +10,8 @@ use std::fmt;
 pub const BUS: &str = "org.freedesktop.DBus";
 /// The prefix that makes a bus name a Venus service.
 pub const NAMESPACE: &str = "com.victronenergy.";
+/// localsettings: its items come and go while it runs.
+pub const SETTINGS: &str = "com.victronenergy.settings";
 
 /// The identifier of a GX device, one level of every topic.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -40,12 +44,7 @@ pub struct ServiceName(Box<str>);
 
 impl ServiceName {
     pub fn parse(text: &str) -> Result<Self, NameError> {
-        let rest = text.strip_prefix(NAMESPACE).ok_or(NameError::Service)?;
-        let word = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-        if text.len() > 255 || !rest.split('.').all(word) {
-            return Err(NameError::Service);
-        }
-        Ok(Self(text.into()))
+        if text.starts_with(NAMESPACE) && is_bus_name(text) { Ok(Self(text.into())) } else { Err(NameError::Service) }
     }
 
     pub fn as_str(&self) -> &str {
@@ -64,12 +63,40 @@ impl fmt::Display for ServiceName {
     }
 }
 
-/// Whether `path` is the path of an item: a D-Bus object path below the root, at most 255 bytes.
+/// Longest name on the bus, in bytes (D-Bus specification).
+const NAME_MAX: usize = 255;
+/// Longest path of an item, in bytes, and its most levels: several times those of any real one, and every topic of an item is one that
+/// brokers take.
+const PATH_MAX: usize = 255;
+pub const PATH_LEVELS: usize = 64;
+
+/// Whether `name` is a well-known name of the bus: two or more elements, none of which begins with a digit.
+fn is_bus_name(name: &str) -> bool {
+    let is_element = |element: &str| {
+        element.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-') && element.starts_with(|c: char| !c.is_ascii_digit())
+    };
+    name.len() <= NAME_MAX && name.contains('.') && name.split('.').all(is_element)
+}
+
+/// The name on the bus of a service of a device: `com.victronenergy.<type>.<slug>`.
+pub fn device_service(service_type: &str, slug: &str) -> String {
+    format!("{NAMESPACE}{service_type}.{slug}")
+}
+
+/// Whether `path` is the path of an item: a D-Bus object path below the root, at most 255 bytes and 64 levels.
 pub fn is_item_path(path: &str) -> bool {
-    path.len() <= 255
-        && path.strip_prefix('/').is_some_and(|rest| {
-            rest.split('/').all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'))
-        })
+    let is_path = |rest: &str| rest.split('/').all(is_path_element) && rest.split('/').count() <= PATH_LEVELS;
+    path.len() <= PATH_MAX && path.strip_prefix('/').is_some_and(is_path)
+}
+
+/// Whether `element` is one level of a D-Bus object path.
+pub fn is_path_element(element: &str) -> bool {
+    !element.is_empty() && element.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+/// Whether D-Bus carries `text`: any UTF-8 without a NUL.
+pub fn is_bus_text(text: &str) -> bool {
+    !text.contains('\0')
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -107,9 +134,19 @@ mod tests {
             "com.victronenergy.a..b",
             "com.victronenergy.a/b",
             "com.victronenergy.#",
+            "com.victronenergy.a.1b",
+            "com.victronenergy.1a",
+            "com.victronenergy.ä",
+            "com.victronenergy.a\0",
+            &format!("com.victronenergy.{}", "a".repeat(238)),
         ] {
             assert_eq!(of(bad), Err(NameError::Service), "{bad}");
         }
+        assert!(of(&format!("com.victronenergy.{}", "a".repeat(237))).is_ok());
+        assert!(of("com.victronenergy.a-b._1").is_ok());
+        // the longest that a device can have
+        let slug = format!("mqtt_{}_{}", "1".repeat(32), "1".repeat(32));
+        assert!(of(&device_service(&"t".repeat(32), &slug)).is_ok());
     }
 
     #[test]
@@ -125,8 +162,23 @@ mod tests {
         for good in ["/Soc", "/Ac/L1/Power", "/Settings/_x/0"] {
             assert!(is_item_path(good), "{good}");
         }
-        for bad in ["", "/", "Soc", "//Soc", "/Soc/", "/a b", "/a+", "/#", "/ä"] {
+        for bad in [
+            "",
+            "/",
+            "Soc",
+            "//Soc",
+            "/Soc/",
+            "/a b",
+            "/a+",
+            "/#",
+            "/ä",
+            "/a\0",
+            "/a-b",
+            &"/a".repeat(65),
+            &format!("/{}", "a".repeat(255)),
+        ] {
             assert!(!is_item_path(bad), "{bad}");
         }
+        assert!(is_item_path(&"/a".repeat(64)) && is_item_path(&format!("/{}", "a".repeat(254))));
     }
 }

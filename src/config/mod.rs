@@ -13,8 +13,7 @@ mod show;
 mod url;
 
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,6 +22,7 @@ use log::LevelFilter;
 use crate::bridge::name::PortalId;
 use crate::bridge::options::Options;
 use crate::device::options::Options as DeviceOptions;
+use crate::files::{read_configuration, why};
 use crate::measure::options::Options as HttpOptions;
 
 pub use given::{At, Given, GivenTarget, Place};
@@ -212,13 +212,13 @@ impl Source {
 
     fn find(&self) -> Result<Option<(PathBuf, String)>, ConfigError> {
         if let Some(file) = &self.file {
-            let text = text_of(file).map_err(|error| {
+            let text = read_configuration(file, FILE_MAX).map_err(|error| {
                 mistake(file, format!("cannot read the configuration: {}; correct the path after --config", why(&error)))
             })?;
             return Ok(Some((file.clone(), utf8(file, text)?)));
         }
         for file in &self.default_files {
-            match text_of(file) {
+            match read_configuration(file, FILE_MAX) {
                 Ok(text) => return Ok(Some((file.clone(), utf8(file, text)?))),
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
                 Err(error) => {
@@ -279,48 +279,6 @@ impl fmt::Display for ConfigError {
         }
         Ok(())
     }
-}
-
-/// An I/O error in the words of a message: lower case, without a number.
-pub(crate) fn why(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::NotFound => "no such file".into(),
-        io::ErrorKind::PermissionDenied => "permission denied".into(),
-        io::ErrorKind::IsADirectory => "it is a directory".into(),
-        _ => {
-            let text = error.to_string();
-            text.split(" (os error").next().unwrap_or_default().to_lowercase()
-        }
-    }
-}
-
-/// What is in `file`, refused when it is more than `max` bytes, or none that ends by itself.
-pub(crate) fn read_bounded(file: &Path, max: u64) -> io::Result<Vec<u8>> {
-    regular(file)?;
-    read_at_most(file, max)
-}
-
-/// Refuses what opening or reading could wait for: a pipe without a writer, a device.
-fn regular(file: &Path) -> io::Result<()> {
-    match fs::metadata(file)? {
-        meta if meta.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
-        meta if !meta.is_file() => Err(io::Error::other("it is not a regular file")),
-        _ => Ok(()),
-    }
-}
-
-fn read_at_most(file: &Path, max: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(file)?.take(max + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > max {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {max} bytes")));
-    }
-    Ok(bytes)
-}
-
-/// Of the configuration, which may come out of a pipe: a person is there to end it.
-fn text_of(file: &Path) -> io::Result<Vec<u8>> {
-    read_at_most(file, FILE_MAX)
 }
 
 fn utf8(file: &Path, bytes: Vec<u8>) -> Result<String, ConfigError> {

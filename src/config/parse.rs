@@ -10,6 +10,7 @@ use ureq::http::HeaderName;
 use crate::bridge::filter::Filter;
 use crate::bridge::name::PortalId;
 use crate::bridge::options::Enabled;
+use crate::bridge::topic::{PREFIX_LEVELS, check_text, check_topic};
 use crate::text::escape;
 
 use super::BusAddress;
@@ -91,17 +92,15 @@ pub fn user(text: &str) -> Result<String, String> {
 /// Normalised: empty, or ending in one slash.
 pub fn prefix(text: &str) -> Result<String, String> {
     let bare = text.strip_suffix('/').unwrap_or(text);
-    if let Some(c) = bare.chars().find(|c| "+#".contains(*c)) {
-        return Err(format!("must not contain the wildcard `{c}`"));
-    }
-    if bare.starts_with('$') {
-        return Err("must not begin with `$`: such topics belong to the broker".into());
-    }
     if bare.contains("//") || bare.ends_with('/') {
         return Err("must not have an empty level: write one slash between the levels".into());
     }
     if bare.is_empty() {
         return Ok(String::new());
+    }
+    check_topic(bare).map_err(|error| format!("a prefix {error}: \"{}\"", escape(bare)))?;
+    if bare.split('/').count() > PREFIX_LEVELS {
+        return Err(format!("must not have more than {PREFIX_LEVELS} levels"));
     }
     plain("a prefix", bare).map(|prefix| prefix + "/")
 }
@@ -171,8 +170,6 @@ fn plain(what: &str, text: &str) -> Result<String, String> {
     if text.len() > TEXT_MAX {
         return Err(format!("{what} has at most {TEXT_MAX} bytes, this has {}", text.len()));
     }
-    if text.contains(char::is_control) {
-        return Err(format!("{what} cannot contain control characters: \"{}\"", escape(text)));
-    }
+    check_text(text).map_err(|error| format!("{what} {error}: \"{}\"", escape(text)))?;
     Ok(text.into())
 }

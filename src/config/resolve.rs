@@ -2,7 +2,7 @@
 
 mod http;
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -13,11 +13,10 @@ use log::LevelFilter;
 use crate::bridge::filter::Filter;
 use crate::bridge::options::{Access, Options};
 use crate::device::options::Options as DeviceOptions;
+use crate::files::{self, read_bounded, why};
 
 use super::url::is_loopback;
-use super::{
-    At, BusAddress, ClientCertificate, Config, Devices, Given, Mqtt, Place, Remark, SECRET_MAX, Secret, Tls, read_bounded, regular, why,
-};
+use super::{At, BusAddress, ClientCertificate, Config, Devices, Given, Mqtt, Place, Remark, SECRET_MAX, Secret, Tls};
 
 /// The broker's port without and with TLS, as IANA has them.
 const PORT: u16 = 1883;
@@ -157,7 +156,7 @@ impl Notes {
     }
 
     fn unreadable(&mut self, what: &str, file: &Path, place: &Place) {
-        if let Err(error) = openable(file) {
+        if let Err(error) = files::open(file) {
             self.mistake(place, format!("cannot read {what} {}: {}; correct the path", file.display(), why(&error)));
         }
     }
@@ -219,11 +218,6 @@ impl Notes {
     fn warning(&mut self, place: &Place, text: String) {
         self.warnings.push(Remark { place: place.clone(), text });
     }
-}
-
-fn openable(file: &Path) -> io::Result<()> {
-    regular(file)?;
-    File::open(file).map(drop)
 }
 
 fn secret(what: &str, file: &Path, place: &Place) -> Result<Secret, String> {

@@ -3,11 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::model::Key;
-use crate::bridge::name::BUS;
-use crate::bridge::outgoing::Outgoing;
+use crate::bridge::name::{BUS, SETTINGS};
+use crate::bridge::outgoing::{Outgoing, UnderWay};
 use crate::bridge::{BusCall, Method, Time, limits};
-
-pub const NAME: &str = "com.victronenergy.settings";
 
 /// Above the serial numbers of the bridge's own calls on the same connection.
 const FIRST_ID: u32 = 0x8000_0000;
@@ -48,28 +46,42 @@ pub(super) struct Dialogue {
 
 impl Default for Dialogue {
     fn default() -> Self {
-        Self { owner: None, next: FIRST_ID, out: Outgoing::default(), waiting: BTreeMap::new() }
+        Self { owner: None, next: FIRST_ID, out: Outgoing::new(limits::SETTINGS_PLACES), waiting: BTreeMap::new() }
     }
 }
 
 impl Dialogue {
     pub fn ask_owner(&mut self, now: Time) {
-        self.call(now, BUS, "/org/freedesktop/DBus", Method::GetNameOwner(NAME.into()), Purpose::Owner);
+        self.call(now, BUS, "/org/freedesktop/DBus", Method::GetNameOwner(SETTINGS.into()), Purpose::Owner);
     }
 
     pub fn ask(&mut self, now: Time, path: &str, method: Method, purpose: Purpose) {
-        self.call(now, NAME, path, method, purpose);
+        self.call(now, SETTINGS, path, method, purpose);
     }
 
     fn call(&mut self, now: Time, destination: &str, path: &str, method: Method, purpose: Purpose) {
         let id = self.next;
         self.next = self.next.checked_add(1).unwrap_or(FIRST_ID);
-        self.out.push(BusCall { id, destination: destination.into(), path: path.into(), method });
+        self.out.push(BusCall { id, destination: destination.into(), path: path.into(), method, answered: true });
         self.waiting.insert(id, (purpose, now + limits::SETTINGS_DEADLINE));
     }
 
-    pub fn poll(&mut self) -> Option<BusCall> {
-        self.out.poll()
+    pub fn poll(&mut self, now: Time) -> Option<BusCall> {
+        self.out.poll(now, |_| None)
+    }
+
+    /// Calls that hold places at the bus.
+    pub fn under_way(&self, now: Time) -> UnderWay {
+        self.out.under_way(now)
+    }
+
+    /// A call could not be sent. Who owns the name is asked again at the deadline.
+    pub fn unsent(&mut self, id: u32) -> Option<Purpose> {
+        self.out.unsent(id);
+        if matches!(self.waiting.get(&id), Some((Purpose::Owner, _))) {
+            return None;
+        }
+        self.waiting.remove(&id).map(|(purpose, _)| purpose)
     }
 
     pub fn expects(&self, id: u32) -> bool {
@@ -77,20 +89,20 @@ impl Dialogue {
     }
 
     /// The call that is answered, if anybody still waits for it.
-    pub fn answered(&mut self, id: u32) -> Option<Purpose> {
-        self.out.answered(id);
+    pub fn answered(&mut self, now: Time, id: u32) -> Option<Purpose> {
+        self.out.answered(now, id);
         self.waiting.remove(&id).map(|(purpose, _)| purpose)
     }
 
     /// A call whose time is up. They all have the same time, so the first is the oldest.
     pub fn expired(&mut self, now: Time) -> Option<Purpose> {
         let (id, (purpose, _)) = self.waiting.first_entry().filter(|entry| entry.get().1 <= now)?.remove_entry();
-        self.out.retain(|waiting| waiting != id);
+        self.out.cancel(SETTINGS, id);
         Some(purpose)
     }
 
     pub fn next_deadline(&self) -> Option<Time> {
-        self.waiting.first_key_value().map(|(_, (_, deadline))| *deadline)
+        self.waiting.first_key_value().map(|(_, (_, deadline))| *deadline).into_iter().chain(self.out.next_look()).min()
     }
 
     /// Whether all settings of a service are being asked for.

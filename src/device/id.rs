@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::bridge::limits;
+use crate::bridge::topic::is_level;
 use crate::text::escape;
 
 /// A client ID, or the ID of a service: 1 to 32 characters, as the device wrote it and as the bus can bear it.
@@ -18,7 +19,7 @@ impl Id {
             0 => Err("is empty; take 1 to 32 letters and digits".into()),
             count if count > limits::ID => Err(format!("has {count} characters; take 1 to {}", limits::ID)),
             // no level of a topic, or a path in disguise
-            _ if raw.contains(|c: char| c.is_control() || matches!(c, '/' | '+' | '#')) || raw.contains("..") => {
+            _ if !is_level(raw) || raw.contains("..") => {
                 Err(format!("\"{}\" holds what no ID can hold; take letters and digits", escape(raw)))
             }
             _ => Ok(Self { raw: raw.into(), name: raw.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect() }),
@@ -53,7 +54,7 @@ mod tests {
             assert_eq!((id.raw(), id.name()), (raw, name));
         }
         assert!(Id::parse(&"é".repeat(32)).is_ok());
-        for bad in ["", "a/b", "..", "../x", "a\nb", "a+", "#", "\u{7f}", &"é".repeat(33)] {
+        for bad in ["", "a/b", "..", "../x", "a\nb", "a+", "#", "\u{7f}", "a\u{fffe}", "\u{10ffff}", "\0", &"é".repeat(33)] {
             assert!(Id::parse(bad).is_err(), "{bad:?}");
         }
     }

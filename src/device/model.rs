@@ -7,6 +7,7 @@ use super::id::Id;
 use super::service::Exported;
 use super::status::Will;
 use crate::bridge::Time;
+use crate::bridge::name::device_service;
 
 /// One life of a service on the bus; never used twice.
 pub type Key = u64;
@@ -171,6 +172,6 @@ impl Service {
     }
 
     pub fn bus_name(&self) -> String {
-        format!("com.victronenergy.{}.{}", self.kind, self.slug)
+        device_service(&self.kind, &self.slug)
     }
 }

@@ -57,8 +57,11 @@ impl Devices {
             Ok(_) => return Err(format!("the Proxy message is no JSON object with entries; {FORM}")),
             Err(error) => return Err(format!("the Proxy message is not valid JSON: {error}")),
         };
-        let count = |value: &Value| if let Value::Dict(values) = value { values.len() } else { 1 };
-        let values: usize = fields.iter().map(|(_, value)| count(value)).sum();
+        let count = |(key, value): &(Box<str>, Value)| match value {
+            Value::Dict(values) => values.len(),
+            _ => usize::from(**key != *"topicPath"),
+        };
+        let values: usize = fields.iter().map(count).sum();
         if values > limits::PROXY_VALUES {
             return Err(format!("the Proxy message has {values} values; at most {} are taken", limits::PROXY_VALUES));
         }
@@ -109,7 +112,7 @@ impl Devices {
 
     /// `W/<portal ID>/<type>/<instance>`, with the prefix or without it.
     fn target<'a>(&self, path: &'a str) -> Result<Target<'a>, String> {
-        let rest = path.strip_prefix(&*self.prefix).unwrap_or(path);
+        let rest = self.topics.behind_prefix(path).unwrap_or(path);
         let mut levels = rest.split('/');
         let (Some("W"), Some(portal), Some(service_type), Some(instance), None) =
             (levels.next(), levels.next(), levels.next(), levels.next(), levels.next())
@@ -119,8 +122,8 @@ impl Devices {
         if service_type.len() > limits::TYPE || instance.len() > limits::TYPE {
             return Err(format!("topicPath \"{}\" names no service", escape(path)));
         }
-        if portal != self.portal.as_str() {
-            return Err(format!("topicPath \"{}\" is of another portal ID than {}", escape(path), self.portal));
+        if portal != self.topics.portal().as_str() {
+            return Err(format!("topicPath \"{}\" is of another portal ID than {}", escape(path), self.topics.portal()));
         }
         let is_meant = |place: &Place| {
             let service = self.service(*place);
@@ -155,9 +158,12 @@ impl Devices {
             let address = Address { service_type: target.service_type, instance: target.instance, path: &path };
             let written = if !self.rules.may_write(&address) {
                 Err("the access rules deny it".into())
+            } else if let Err(error) = value.fits_bus() {
+                Err(error.to_string())
             } else if let Some(place) = target.place {
                 self.write_own(now, place, &path, value.clone(), !own).map_err(|refusal: Refusal| refusal.text())
-            } else if self.writes.len() < limits::WAITING {
+            } else if self.writes.len() < limits::WAITING && self.write_bytes + value.heap() <= limits::WAITING_BYTES {
+                self.write_bytes += value.heap();
                 self.writes.push_back(ForeignWrite {
                     client: client.into(),
                     service_type: target.service_type.into(),

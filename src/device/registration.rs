@@ -1,11 +1,14 @@
 //! Who is registered: Status messages, wills, what the registry remembers, and who is forgotten.
 
+use std::collections::BTreeSet;
+
 use log::Level;
 
 use super::id::Id;
 use super::model::{Device, Service, State};
-use super::status::{Registration, Request, Status, StatusError};
+use super::status::{Registration, Request, Status, StatusError, Will, check_topic_id};
 use super::{Devices, Token, registry};
+use crate::bridge::name::{is_bus_text, is_item_path};
 use crate::bridge::notes::Kind;
 use crate::bridge::value::Value;
 use crate::bridge::{LinkCommand, Time, limits};
@@ -17,7 +20,7 @@ impl Devices {
         if payload.is_empty() || topic_id.is_empty() {
             return;
         }
-        let (client, taken) = match Status::parse(topic_id, payload) {
+        let (client, taken) = match Status::parse(&self.topics, topic_id, payload) {
             Ok(Status { client, request }) => (Some(client.clone()), self.obey(now, topic_id, client, request, retained)),
             Err(StatusError { client, why }) => (client, Err(why)),
         };
@@ -230,7 +233,8 @@ impl Devices {
     /// The topics by which devices are told to be gone, each once.
     pub(super) fn wills(&self) -> Vec<String> {
         let online = self.devices.iter().filter(|device| device.online);
-        let mut topics: Vec<String> = online.filter_map(|device| device.will.as_ref()).map(|will| self.topic(&will.topic)).collect();
+        let mut topics: Vec<String> =
+            online.filter_map(|device| device.will.as_ref()).map(|will| self.topics.prefixed(&will.topic)).collect();
         topics.sort();
         topics.dedup();
         topics
@@ -244,13 +248,13 @@ impl Devices {
         if let Some(topic) = new
             && self.linked
         {
-            let filter = self.topic(&topic);
+            let filter = self.topics.prefixed(&topic);
             self.link.push_back(LinkCommand::Subscribe(vec![filter]));
         }
     }
 
     fn unfollow_will(&mut self, topic: &str) {
-        let filter = self.topic(topic);
+        let filter = self.topics.prefixed(topic);
         if self.linked && !self.wills().contains(&filter) {
             self.link.push_back(LinkCommand::Unsubscribe(vec![filter]));
         }
@@ -313,7 +317,7 @@ impl Devices {
         let clients = device.clients.clone();
         let text = format!(
             "localsettings ({}) does not answer since {} s; the registration goes on as soon as it does",
-            super::dialogue::NAME,
+            crate::bridge::name::SETTINGS,
             limits::SETTINGS_PATIENCE.as_secs()
         );
         let name = self.name_of(index);
@@ -321,46 +325,89 @@ impl Devices {
         self.complain(&clients, &text);
     }
 
-    /// Brings back who was registered when the daemon ended.
+    /// Brings back who was registered when the daemon ended. What cannot be used costs itself and nothing else: the text may be of
+    /// another version of this program, or a person's.
     pub(super) fn recall(&mut self, entries: Vec<registry::Entry>) {
         for entry in entries {
-            let (Ok(id), false) = (Id::parse(&entry.client), self.devices.len() >= limits::GONE + self.options.max_devices) else {
-                continue;
-            };
-            if self.find(id.name()).is_some() {
-                continue;
+            if self.devices.len() >= limits::GONE + self.options.max_devices {
+                let most = self.devices.len();
+                return self.notes.add(Level::Warn, || format!("the registry has more than {most} devices: the rest is left out"));
             }
-            let mut device = Device::new(id);
-            device.clients = entry.topics;
-            device.version = entry.version;
-            device.will = entry.will;
-            device.heard_unix = entry.last_heard;
-            let online = self.devices.iter().filter(|device| device.online).count();
-            device.online = entry.connected && online < self.options.max_devices;
-            device.provisional = device.online.then(|| Time::default() + limits::PROVISIONAL);
-            for remembered in entry.services {
-                let Ok(id) = Id::parse(&remembered.id) else { continue };
-                if self.catalogue.service_type(&remembered.kind).is_none() {
+            let id = match Id::parse(&entry.client) {
+                Ok(id) if self.find(id.name()).is_none() => id,
+                Ok(id) => {
+                    self.notes.add(Level::Warn, || format!("the registry: device \"{id}\" is there twice: one is left out"));
+                    continue;
+                }
+                Err(why) => {
                     self.notes.add(Level::Warn, || {
-                        format!(
-                            "device {}: the catalogue has no type \"{}\" any more; {id} is left out",
-                            device.id,
-                            escape(&remembered.kind)
-                        )
+                        format!("the registry: device \"{}\" is left out: clientId {}", escape(&entry.client), escape(&why))
                     });
                     continue;
                 }
-                let mut service = Service::new(&device.id, id, remembered.kind);
-                service.instance = remembered.instance;
-                service.written = remembered.written;
-                service.grown = remembered.grown;
-                let wanted = device.services.iter().filter(|service| service.wanted).count();
-                service.wanted = remembered.wanted && wanted < self.options.max_services;
-                service.state = if device.online && service.wanted { State::Waiting } else { State::Off };
-                device.services.push(service);
-            }
+            };
+            let online = self.devices.iter().filter(|device| device.online).count();
+            let mut device = Device::new(id);
+            device.heard_unix = entry.last_heard;
+            device.online = entry.connected && online < self.options.max_devices;
+            device.provisional = device.online.then(|| Time::default() + limits::PROVISIONAL);
+            self.recall_texts(&mut device, entry.topics, entry.version, entry.will);
+            entry.services.into_iter().for_each(|remembered| self.recall_service(&mut device, remembered));
             self.devices.push(device);
         }
+    }
+
+    fn leave_out(&mut self, device: &Device, why: &str) {
+        self.notes.add(Level::Warn, || format!("the registry: device \"{}\": {}: left out", device.id, escape(why)));
+    }
+
+    /// What of a device becomes a topic or a text on the bus.
+    fn recall_texts(&mut self, device: &mut Device, topics: Vec<Box<str>>, version: Box<str>, will: Option<Will>) {
+        for topic in topics {
+            // a Status has two at most
+            match check_topic_id(&topic) {
+                Ok(()) if device.clients.len() < 2 => device.clients.push(topic),
+                Ok(()) => self.leave_out(device, "it has more than two topics"),
+                Err(why) => self.leave_out(device, &why),
+            }
+        }
+        if device.clients.is_empty() {
+            device.clients.push(device.id.raw().into());
+        }
+        if is_bus_text(&version) && version.chars().count() <= limits::VERSION {
+            device.version = version;
+        } else {
+            self.leave_out(device, &format!("its version \"{}\" is not one that can be shown on the bus", escape(&version)));
+        }
+        match will.as_ref().map_or(Ok(()), |will| will.check(&self.topics)) {
+            Ok(()) => device.will = will,
+            Err(why) => self.leave_out(device, &why),
+        }
+    }
+
+    fn recall_service(&mut self, device: &mut Device, remembered: registry::ServiceEntry) {
+        let id = match Id::parse(&remembered.id) {
+            Ok(id) if device.services.iter().all(|service| service.id.name() != id.name()) => id,
+            Ok(id) => return self.leave_out(device, &format!("its service \"{id}\" is there twice")),
+            Err(why) => return self.leave_out(device, &format!("a service whose ID {why}")),
+        };
+        if self.catalogue.service_type(&remembered.kind).is_none() {
+            return self.notes.add(Level::Warn, || {
+                format!("device {}: the catalogue has no type \"{}\" any more; {id} is left out", device.id, escape(&remembered.kind))
+            });
+        }
+        let paths = |paths: &BTreeSet<Box<str>>| paths.iter().filter(|path| is_item_path(path)).cloned().collect::<BTreeSet<_>>();
+        let mut service = Service::new(&device.id, id, remembered.kind);
+        service.instance = remembered.instance;
+        service.written = paths(&remembered.written);
+        service.grown = paths(&remembered.grown);
+        if service.written != remembered.written || service.grown != remembered.grown {
+            self.leave_out(device, &format!("what is no path of an item, of its service \"{}\"", service.id));
+        }
+        let wanted = device.services.iter().filter(|service| service.wanted).count();
+        service.wanted = remembered.wanted && wanted < self.options.max_services;
+        service.state = if device.online && service.wanted { State::Waiting } else { State::Off };
+        device.services.push(service);
     }
 
     /// What can be told of every device that is known; `unix` is the time of day.

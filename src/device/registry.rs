@@ -7,6 +7,7 @@ use serde_json::{Value as Json, json};
 use super::model::{Device, State};
 use super::status::Will;
 use crate::bridge::Time;
+use crate::text::escape;
 
 /// The form of the text.
 const VERSION: u64 = 1;
@@ -101,8 +102,9 @@ pub fn print(entries: &[Entry]) -> String {
     text
 }
 
-/// Reads it back; an entry that lacks something is passed over, a text that is none of ours is an error.
-pub fn parse(text: &str) -> Result<Vec<Entry>, String> {
+/// Reads it back: the devices, and a line for each entry that is left out because it lacks something. A text that is none of ours is an
+/// error.
+pub fn parse(text: &str) -> Result<(Vec<Entry>, Vec<String>), String> {
     let json: Json = serde_json::from_str(text).map_err(|error| error.to_string())?;
     match json.get("version").and_then(Json::as_u64) {
         Some(VERSION) => {}
@@ -110,16 +112,30 @@ pub fn parse(text: &str) -> Result<Vec<Entry>, String> {
         None => return Err("it has no version".into()),
     }
     let devices = json.get("devices").and_then(Json::as_array).ok_or("it has no devices")?;
-    Ok(devices.iter().filter_map(parse_entry).collect())
+    let mut left_out = Vec::new();
+    let entries = devices.iter().enumerate().filter_map(|(n, device)| {
+        let entry = parse_entry(device, &mut left_out);
+        if entry.is_none() {
+            left_out.push(format!(
+                "the registry: entry {} is left out: no device has the form of \"{}\"",
+                n + 1,
+                escape(&device.to_string())
+            ));
+        }
+        entry
+    });
+    Ok((entries.collect(), left_out))
 }
 
-fn parse_entry(json: &Json) -> Option<Entry> {
+fn parse_entry(json: &Json, left_out: &mut Vec<String>) -> Option<Entry> {
     let text = |json: &Json, key: &str| json.get(key)?.as_str().map(Box::<str>::from);
     let texts = |json: &Json, key: &str| -> Vec<Box<str>> {
         let list = json.get(key).and_then(Json::as_array);
         list.into_iter().flatten().filter_map(|entry| entry.as_str().map(Box::from)).collect()
     };
-    let services = json.get("services")?.as_array()?.iter().filter_map(|service| {
+    let client = text(json, "clientId")?;
+    let connected = json.get("connected")?.as_bool()?;
+    let parse_service = |service: &Json| {
         Some(ServiceEntry {
             id: text(service, "id")?,
             kind: text(service, "type")?,
@@ -128,17 +144,29 @@ fn parse_entry(json: &Json) -> Option<Entry> {
             written: texts(service, "written").into_iter().collect(),
             grown: texts(service, "grown").into_iter().collect(),
         })
+    };
+    let services = json.get("services")?.as_array()?.iter().filter_map(|json| {
+        let service = parse_service(json);
+        if service.is_none() {
+            left_out.push(format!(
+                "the registry: device \"{}\": a service is left out: none has the form of \"{}\"",
+                escape(&client),
+                escape(&json.to_string())
+            ));
+        }
+        service
     });
+    let services = services.collect();
     let will = json.get("lwt").filter(|will| will.is_object());
     Some(Entry {
-        client: text(json, "clientId")?,
+        client,
         topics: texts(json, "topics"),
         version: text(json, "version").unwrap_or_default(),
-        connected: json.get("connected")?.as_bool()?,
+        connected,
         state: "gone",
         last_heard: json.get("lastHeard").and_then(Json::as_u64),
         will: will.and_then(|will| Some(Will { topic: text(will, "topic")?, value: text(will, "value")? })),
-        services: services.collect(),
+        services,
     })
 }
 
@@ -167,7 +195,7 @@ mod tests {
             services: vec![service.clone(), ServiceEntry { instance: None, wanted: false, ..service }],
         };
         let entries = [entry.clone(), Entry { will: None, last_heard: None, connected: false, ..entry }];
-        assert_eq!(parse(&print(&entries)).unwrap(), entries);
+        assert_eq!(parse(&print(&entries)).unwrap(), (entries.to_vec(), Vec::new()));
     }
 
     #[test]
@@ -176,7 +204,11 @@ mod tests {
             assert!(parse(text).unwrap_err().contains(part), "{text}");
         }
         let entries = r#"{"version":1,"devices":[5,{"clientId":"x"},{"clientId":"y","connected":true,"services":[{"id":1}]}]}"#;
-        let entries = parse(entries).unwrap();
+        let (entries, left_out) = parse(entries).unwrap();
         assert_eq!((entries.len(), entries[0].services.len()), (1, 0), "what can be used is");
+        for (line, part) in left_out.iter().zip(["entry 1 is left out", "entry 2 is left out", "device \"y\": a service is left out"]) {
+            assert!(line.contains(part), "{line}");
+        }
+        assert_eq!(left_out.len(), 3);
     }
 }

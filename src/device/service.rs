@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::catalogue::{ItemSpec, ServiceType};
+use crate::bridge::limits;
 use crate::bridge::value::Value;
 
 /// A call to a service.
@@ -92,8 +93,21 @@ impl Exported {
         Self { fixed, kind, values, grown: Vec::new() }
     }
 
-    /// Sets an item to a value of its own type; false when it is the same already, or there is no such item.
+    /// Whether the service has room for this value of an item: numbers always have.
+    pub fn has_room(&self, path: &str, value: &Value) -> bool {
+        let values = || self.values.iter().chain(self.grown.iter().map(|(.., value)| value));
+        let heap = |value: Option<&Value>| value.map_or(0, Value::heap);
+        value.heap() <= heap(self.value(path)) || {
+            let all: usize = values().map(Value::heap).sum();
+            (all + value.heap()).saturating_sub(heap(self.value(path))) <= limits::DEVICE_SERVICE_BYTES
+        }
+    }
+
+    /// Sets an item to a value of its own type; false when it is the same already, there is no such item, or no room for the value.
     pub fn set(&mut self, path: &str, value: Value) -> bool {
+        if value.heap() > 0 && !self.has_room(path, &value) {
+            return false;
+        }
         let fixed = self.fixed.iter_mut().find(|(known, _)| *known == path).map(|(_, value)| value);
         let place = fixed.or_else(|| {
             let index = self.kind.items.iter().position(|(known, _)| **known == *path);
@@ -316,3 +330,23 @@ const INTROSPECTION_ITEM: &str = r#"  <method name="GetValue"><arg type="v" name
   <method name="GetDescription"><arg type="s" name="language" direction="in"/><arg type="i" name="length" direction="in"/><arg type="s" name="description" direction="out"/></method>
   <signal name="PropertiesChanged"><arg type="a{sv}" name="changes"/></signal>
 "#;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::catalogue::Catalogue;
+
+    /// Texts of a service are bounded together, however many items come into being; numbers always have room.
+    #[test]
+    fn texts_of_a_service_are_bounded() {
+        let kind = Catalogue::shipped().service_type("switch").unwrap().clone();
+        let mut exported = Exported::new(kind, Vec::new());
+        let text = Value::Str("x".repeat(1000).into());
+        let path = |n: usize| format!("/SwitchableOutput/output_{n}/Settings/CustomName");
+        let set = (0..60).filter(|n| exported.grow(&path(*n), limits::GROWN_ITEMS).is_some() && exported.set(&path(*n), text.clone()));
+        let set = set.count();
+        assert!((1..=limits::DEVICE_SERVICE_BYTES / 1000).contains(&set), "{set}");
+        assert!(exported.set("/SwitchableOutput/output_0/State", Value::Int(1)));
+        assert!(exported.set(&path(0), Value::Str("shorter".into())), "what takes no more than before has room");
+    }
+}

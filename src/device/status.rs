@@ -5,6 +5,7 @@ use std::fmt;
 
 use super::id::Id;
 use crate::bridge::limits;
+use crate::bridge::topic::{Topics, check_topic, is_level};
 use crate::bridge::value::{Value, parse_json};
 use crate::text::escape;
 
@@ -37,8 +38,8 @@ pub struct Will {
 }
 
 impl Status {
-    /// `topic_id` is the client ID in the topic.
-    pub fn parse(topic_id: &str, payload: &[u8]) -> Result<Self, StatusError> {
+    /// `topic_id` is the client ID in the topic, a level of one of `topics`.
+    pub fn parse(topics: &Topics, topic_id: &str, payload: &[u8]) -> Result<Self, StatusError> {
         let refuse = |why: String| StatusError { client: None, why };
         if payload.len() > limits::STATUS_PAYLOAD {
             return Err(refuse(format!("the Status has {} bytes; at most {} are taken", payload.len(), limits::STATUS_PAYLOAD)));
@@ -56,7 +57,7 @@ impl Status {
             Some(_) => return Err(refuse("clientId is no text".into())),
         };
         let client = Id::parse(client).map_err(|why| refuse(format!("clientId {why}")))?;
-        match parse_request(&fields) {
+        match check_topic_id(topic_id).and_then(|()| parse_request(topics, &fields)) {
             Ok(request) => Ok(Self { client, request }),
             Err(why) => Err(StatusError { client: Some(client), why }),
         }
@@ -67,7 +68,15 @@ fn field<'a>(fields: &'a [(Box<str>, Value)], name: &str) -> Option<&'a Value> {
     fields.iter().find(|(key, _)| **key == *name).map(|(_, value)| value)
 }
 
-fn parse_request(fields: &[(Box<str>, Value)]) -> Result<Request, String> {
+/// Whether answers can go to the client ID of a topic, which may be another than the device's own.
+pub(super) fn check_topic_id(id: &str) -> Result<(), String> {
+    if id.len() > limits::TOPIC_ID || !is_level(id) {
+        return Err(format!("the client ID in the topic, \"{}\", is not one level of at most {} bytes", escape(id), limits::TOPIC_ID));
+    }
+    Ok(())
+}
+
+fn parse_request(topics: &Topics, fields: &[(Box<str>, Value)]) -> Result<Request, String> {
     let connected = match field(fields, "connected") {
         Some(Value::Bool(connected)) => *connected,
         Some(Value::Int(1)) => true,
@@ -89,7 +98,7 @@ fn parse_request(fields: &[(Box<str>, Value)]) -> Result<Request, String> {
         Some(_) => return Err("services is no object with entries; send {\"t1\": \"temperature\"}".into()),
         None => return Err("services is missing; send {\"t1\": \"temperature\"}".into()),
     };
-    let will = parse_will(field(fields, "lwt_topic"), field(fields, "lwt_value"))?;
+    let will = parse_will(topics, field(fields, "lwt_topic"), field(fields, "lwt_value"))?;
     Ok(Request::Register(Registration { version, services, will }))
 }
 
@@ -110,28 +119,41 @@ fn parse_services(entries: &[(Box<str>, Value)]) -> Result<Vec<(Id, Box<str>)>, 
     Ok(services)
 }
 
-fn parse_will(topic: Option<&Value>, value: Option<&Value>) -> Result<Option<Will>, String> {
+fn parse_will(topics: &Topics, topic: Option<&Value>, value: Option<&Value>) -> Result<Option<Will>, String> {
     let topic = match topic {
         None | Some(Value::Invalid) => return Ok(None),
         Some(Value::Str(topic)) if topic.is_empty() => return Ok(None),
         Some(Value::Str(topic)) => topic,
         Some(_) => return Err("lwt_topic is no text".into()),
     };
-    if topic.len() > limits::WILL || topic.chars().any(|c| c.is_control() || matches!(c, '+' | '#')) || topic.starts_with('$') {
-        return Err(format!("lwt_topic is not one topic of at most {} bytes", limits::WILL));
-    }
-    let ours = ["N", "R", "W", "device"];
-    if topic.split_once('/').is_some_and(|(first, _)| ours.contains(&first)) {
-        return Err("lwt_topic is below N, R, W or device, which have meanings of their own; take another".into());
-    }
     let value = match value {
         None | Some(Value::Invalid) => "false".into(),
-        Some(Value::Str(value)) if value.len() <= limits::WILL => value.clone(),
-        Some(Value::Str(_)) => return Err(format!("lwt_value has more than {} bytes", limits::WILL)),
+        Some(Value::Str(value)) => value.clone(),
         Some(Value::Array(_) | Value::Dict(_)) => return Err("lwt_value is neither a text nor a number".into()),
         Some(scalar) => json(scalar),
     };
-    Ok(Some(Will { topic: topic.clone(), value }))
+    let will = Will { topic: topic.clone(), value };
+    will.check(topics).map(|()| Some(will))
+}
+
+impl Will {
+    /// Why the broker is not to be asked for this one, if it is not.
+    pub(super) fn check(&self, topics: &Topics) -> Result<(), String> {
+        if self.topic.len() > limits::WILL {
+            return Err(format!("lwt_topic is longer than {} bytes", limits::WILL));
+        }
+        // as it is without the prefix, and as it is subscribed to
+        let checked = check_topic(&self.topic).and_then(|()| check_topic(&topics.prefixed(&self.topic)));
+        checked.map_err(|why| format!("lwt_topic {why}; take another"))?;
+        let ours = ["N", "R", "W", "device"];
+        if self.topic.split_once('/').is_some_and(|(first, _)| ours.contains(&first)) {
+            return Err("lwt_topic is below N, R, W or device, which have meanings of their own; take another".into());
+        }
+        if self.value.len() > limits::WILL {
+            return Err(format!("lwt_value has more than {} bytes", limits::WILL));
+        }
+        Ok(())
+    }
 }
 
 fn json(value: &Value) -> Box<str> {
@@ -158,9 +180,14 @@ impl fmt::Display for StatusError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bridge::name::PortalId;
+
+    fn topics() -> Topics {
+        Topics::new("boat1/", PortalId::parse("c0619ab1c2d3").unwrap())
+    }
 
     fn parse(payload: &str) -> Result<Status, String> {
-        Status::parse("fe001", payload.as_bytes()).map_err(|error| error.why)
+        Status::parse(&topics(), "fe001", payload.as_bytes()).map_err(|error| error.why)
     }
 
     fn registration(payload: &str) -> Registration {
@@ -178,6 +205,18 @@ mod tests {
         assert_eq!((&*registration.version, registration.will), ("v1.0", None));
         let services: Vec<_> = registration.services.iter().map(|(id, of)| (id.raw(), &**of)).collect();
         assert_eq!(services, [("t1", "temperature"), ("a", "tank")], "in the order of the message");
+    }
+
+    #[test]
+    fn topic_ids() {
+        let good = "é".repeat(127);
+        for id in ["flow", "$x", "a b", &good] {
+            assert!(Status::parse(&topics(), id, br#"{"clientId":"x","connected":0}"#).is_ok(), "{id}");
+        }
+        for id in ["a\u{ffff}", "a\u{1}", &"é".repeat(128)] {
+            let error = Status::parse(&topics(), id, br#"{"clientId":"x","connected":0}"#).unwrap_err();
+            assert!(error.why.contains("is not one level of at most 255 bytes"), "{id}: {error}");
+        }
     }
 
     #[test]
@@ -218,7 +257,15 @@ mod tests {
             (with(r#""clientId":5"#), "clientId is no text"),
             (with(r#""clientId":"""#), "clientId is empty"),
             (with(r#""version":[1]"#), "version is neither"),
-            (with(r#""lwt_topic":"a/#""#), "lwt_topic is not one topic"),
+            (with(r#""lwt_topic":"a/#""#), "lwt_topic contains the wildcard `#`; take another"),
+            (with(r#""lwt_topic":"x\ufffe""#), "lwt_topic contains \\u{fffe}, a noncharacter of Unicode; take another"),
+            (with(r#""lwt_topic":"x\u0085""#), "lwt_topic contains the control character \\u{85}; take another"),
+            (with(r#""lwt_topic":"$SYS/x""#), "lwt_topic begins with `$`"),
+            (with(&format!(r#""lwt_topic":"{}""#, "/".repeat(127))), "lwt_topic has more than 128 levels (with the prefix"),
+            (with(&format!(r#""lwt_topic":"{}""#, "x".repeat(257))), "lwt_topic is longer than 256 bytes"),
+            (with(&format!(r#""lwt_topic":"x","lwt_value":"{}""#, "x".repeat(257))), "lwt_value has more than 256 bytes"),
+            (r#"{"clientId":"a\ufdd0","connected":0}"#.into(), "clientId \"a\\u{fdd0}\" holds what no ID can hold"),
+            (services(r#"{"a\uffff":"tank"}"#), "services: the ID \"a\\u{ffff}\" holds what no ID can hold"),
             (with(r#""lwt_topic":"W/x/y""#), "lwt_topic is below"),
             (with(r#""lwt_topic":7"#), "lwt_topic is no text"),
             (with(&format!(r#""x":"{}""#, "x".repeat(5000))), "at most 4096 are taken"),

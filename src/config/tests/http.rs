@@ -354,9 +354,12 @@ fn refused_together() {
         ),
         (
             victron("api_key_file = \"/dev/zero\""),
-            "c.toml:3: cannot read the API key file /dev/zero: it is not a regular file; correct the path, or make it readable",
+            "c.toml:3: cannot read the API key file /dev/zero: it is not a regular file, but a device; correct the path, or make it readable",
         ),
-        (victron("ca_file = \"/dev/zero\""), "c.toml:3: cannot read the CA file /dev/zero: it is not a regular file; correct the path"),
+        (
+            victron("ca_file = \"/dev/zero\""),
+            "c.toml:3: cannot read the CA file /dev/zero: it is not a regular file, but a device; correct the path",
+        ),
         (
             victron("api_key_file = \"large\""),
             "c.toml:3: cannot read the API key file large: it is larger than 4096 bytes; correct the path, or make it readable",

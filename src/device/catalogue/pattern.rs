@@ -4,6 +4,7 @@
 //! - `History/Daily/{0..30}/Yield` and `SwitchableOutput/{x}/State` stand for paths that come into being when they are written:
 //!   `{0..30}` is a number, `{x}` a label of up to 32 letters, digits and `_`.
 
+use crate::bridge::name::{PATH_LEVELS, is_path_element};
 use crate::text::escape;
 
 /// Most paths that one key may stand for, as many as a type may have.
@@ -33,7 +34,7 @@ pub enum Segment<'a> {
 impl<'a> Segment<'a> {
     pub fn parse(text: &'a str) -> Option<Self> {
         match text.strip_prefix('{').and_then(|text| text.strip_suffix('}')) {
-            None => is_word(text).then_some(Self::Fixed(text)),
+            None => is_path_element(text).then_some(Self::Fixed(text)),
             Some("x") => Some(Self::Label),
             Some(range) => self::range(range).map(|(first, last)| Self::Range(first, last)),
         }
@@ -42,7 +43,7 @@ impl<'a> Segment<'a> {
     pub fn matches(self, text: &str) -> bool {
         match self {
             Self::Fixed(fixed) => text == fixed,
-            Self::Label => text.len() <= LABEL_MAX && is_word(text),
+            Self::Label => text.len() <= LABEL_MAX && is_path_element(text),
             // canonical: 07 is not 7
             Self::Range(first, last) => text.parse().is_ok_and(|n: u32| (first..=last).contains(&n) && n.to_string() == text),
         }
@@ -103,6 +104,9 @@ fn check(path: &str) -> Result<(), String> {
     if width(path) > PATH_MAX {
         return Err(format!("the path is longer than {PATH_MAX} bytes; shorten it"));
     }
+    if segments(path).count() > PATH_LEVELS {
+        return Err(format!("the path has more than {PATH_LEVELS} levels; shorten it"));
+    }
     let is_ours = |ours: &str| path.strip_prefix(ours).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     if OURS.into_iter().any(is_ours) {
         return Err("every service has this from the daemon itself; remove it".into());
@@ -127,7 +131,7 @@ fn alternatives(part: &str) -> Result<Vec<String>, String> {
             match range(choice) {
                 Some((first, last)) if (last - first) as usize >= PATHS_MAX => return Err(too_many()),
                 Some((first, last)) => choices.extend((first..=last).map(|n| n.to_string())),
-                None if is_word(choice) => choices.push(choice.to_owned()),
+                None if is_path_element(choice) => choices.push(choice.to_owned()),
                 None => return Err(format!("[{}] is not known; write [1..3] or [A|B]", escape(inner))),
             }
             if paths.len() * choices.len() > PATHS_MAX {
@@ -146,10 +150,6 @@ fn range(text: &str) -> Option<(u32, u32)> {
     let number = |text: &str| text.parse().ok().filter(|n: &u32| *n <= NUMBER_MAX && n.to_string() == text);
     let (first, last) = (number(first)?, number(last)?);
     (first <= last).then_some((first, last))
-}
-
-fn is_word(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
 fn too_many() -> String {
@@ -200,6 +200,7 @@ mod tests {
             ("a[0..9][0..9][0..9]", "it stands for more than 512 paths; write fewer".into()),
             ("a[0..9999][0..9999][0..9999]", "it stands for more than 512 paths; write fewer".into()),
             (&"a,".repeat(513), "the key is longer than 1024 bytes; write several".into()),
+            (&["a"; 65].join("/"), "the path has more than 64 levels; shorten it".into()),
             (&"a".repeat(200), "the path is longer than 200 bytes; shorten it".into()),
             (&format!("{}/{{x}}", "a".repeat(170)), "the path is longer than 200 bytes; shorten it".into()),
             ("Mgmt/Connection", "every service has this from the daemon itself; remove it".into()),

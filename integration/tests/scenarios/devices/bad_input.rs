@@ -81,9 +81,9 @@ fn what_is_no_status_is_refused() {
     payloads.push(b"\xff\xfe{\"clientId\": \"bad\"}".to_vec());
     payloads.push(format!("{}1{}", "[".repeat(10_000), "]".repeat(10_000)).into_bytes());
     payloads.push(services(&format!("{}1{}", "{\"a\":".repeat(10_000), "}".repeat(10_000))).into_bytes());
-    payloads.push("x".repeat(1024 * 1024).into_bytes());
-    payloads.push(services(&format!("{T1}{}", " ".repeat(1024 * 1024))).into_bytes());
-    payloads.push(services(&format!(r#"{{"t1": "temperature", "{}": "tank"}}"#, "k".repeat(1024 * 1024))).into_bytes());
+    payloads.push("x".repeat(200 * 1024).into_bytes());
+    payloads.push(services(&format!("{T1}{}", " ".repeat(200 * 1024))).into_bytes());
+    payloads.push(services(&format!(r#"{{"t1": "temperature", "{}": "tank"}}"#, "k".repeat(200 * 1024))).into_bytes());
     let mut accepted = Vec::new();
     for payload in payloads {
         let shown = String::from_utf8_lossy(&payload[..payload.len().min(100)]).into_owned();
