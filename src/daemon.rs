@@ -1,10 +1,12 @@
 //! The loop: the only one who knows everyone.
 //!
 //! Each turn takes what has happened on the bus (at most [`BUS_BUDGET`] messages, so that keep-alives and writes are never
-//! starved), at the broker and on the clock, gives it to the core, and carries out what the core wants. Nothing in a turn waits.
+//! starved), at the broker and on the clock, gives it to the core, and carries out what the core wants. Nothing in a turn waits, and each
+//! source of a turn is left for the next one after a slice of time.
 
 mod once;
 mod peers;
+mod turn;
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -14,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::bridge::name::PortalId;
-use crate::bridge::topic::Address;
+use crate::bridge::topic::{Address, check_topic};
 use crate::bridge::{Bridge, Mode, Publish, Setup, Time};
 use crate::bus::Watcher;
 use crate::bus::services::{ServiceEvent, Services, read_call};
@@ -34,6 +36,7 @@ use crate::text::escape;
 use crate::watch::Timer;
 
 use peers::{broker, bus_address};
+use turn::{Slice, Turn, Wake};
 
 pub use once::{Status, sample_once, status_once};
 
@@ -76,10 +79,12 @@ pub async fn serve<E: std::fmt::Display>(
     unwritten: &mut Unwritten,
     reload: impl Fn() -> Result<Config, E> + Send,
 ) -> Ended {
+    // from here on the loop is watched: each step of what follows has a deadline of its own
+    let supervisor = Supervisor::new();
     let ready = tokio::select! {
         biased;
         () = stop_wanted(signals) => return Ended::Stopped,
-        ready = set_up(config, unwritten) => ready,
+        ready = set_up(config, unwritten, supervisor) => ready,
     };
     match ready {
         Ok(mut daemon) => {
@@ -97,7 +102,7 @@ async fn stop_wanted(signals: &mut Signals) {
     while signals.next().await != Signal::Stop {}
 }
 
-async fn set_up(config: &Config, unwritten: &mut Unwritten) -> Result<Daemon, Ended> {
+async fn set_up(config: &Config, unwritten: &mut Unwritten, supervisor: Supervisor) -> Result<Daemon, Ended> {
     let address = bus_address(&config.dbus).map_err(Ended::Unusable)?;
     let watcher = Watcher::connect(&address).await.map_err(|error| {
         let (address, error) = (escape(&address).to_string(), error.to_string());
@@ -144,7 +149,10 @@ async fn set_up(config: &Config, unwritten: &mut Unwritten) -> Result<Daemon, En
         control,
         orders: BTreeMap::new(),
         next_token: 0,
-        supervisor: Supervisor::new(),
+        supervisor,
+        unfinished: false,
+        longest_turn: None,
+        turn: None,
         began: Instant::now(),
     })
 }
@@ -176,13 +184,15 @@ fn set_up_devices(config: &Config, portal: PortalId, verbosity: log::Level) -> (
         }
         None
     });
+    let (registry, left_out) = registry.unwrap_or_default();
+    left_out.iter().for_each(|line| log::warn!("{line}"));
     let devices = Devices::new(device::Setup {
         portal,
         prefix: config.mqtt.prefix.clone(),
         options: wanted.options.clone(),
         bridge: config.bridge.clone(),
         catalogue,
-        registry: registry.unwrap_or_default(),
+        registry,
         verbosity,
     });
     (store, enabled.then(|| Control::listen(&wanted.state_dir)), devices)
@@ -207,18 +217,12 @@ struct Daemon {
     orders: BTreeMap<device::Token, control::Answer>,
     next_token: device::Token,
     supervisor: Supervisor,
+    /// Calls or messages wait to be sent: the last turn's time was up.
+    unfinished: bool,
+    /// Since the last summary.
+    longest_turn: Option<Turn>,
+    turn: Option<Turn>,
     began: Instant,
-}
-
-/// What ended the wait.
-enum Wake {
-    Signal(Signal),
-    Bus(zbus::Result<zbus::Message>),
-    Service(ServiceEvent),
-    Link(LinkEvent),
-    Order(control::Request),
-    Http(usize, measure::Event),
-    Time,
 }
 
 async fn next_order(control: &mut Option<Control>) -> control::Request {
@@ -239,9 +243,7 @@ impl Daemon {
             let ended = match self.turn(signals).await {
                 Ok(None) => continue,
                 Ok(Some(Signal::Summary)) => {
-                    let now = self.now();
-                    let lines = self.bridge.summary(now).into_iter().chain(self.devices.summary()).chain(self.measures.summary(now));
-                    lines.for_each(|line| log::info!("{line}"));
+                    self.log_summary();
                     continue;
                 }
                 Ok(Some(Signal::Stop)) => {
@@ -271,6 +273,24 @@ impl Daemon {
         }
     }
 
+    fn log_summary(&mut self) {
+        let now = self.now();
+        let longest = self.longest_turn.take().map(|Turn { took, cause, .. }| {
+            format!("longest turn of the loop since the last summary: {:.1} ms, caused by {cause}", took.as_secs_f64() * 1e3)
+        });
+        let lines = self.bridge.summary(now).into_iter().chain(self.devices.summary(now)).chain(self.measures.summary(now));
+        lines.chain(longest).for_each(|line| log::info!("{line}"));
+    }
+
+    /// Keeps the longest turn for the summary.
+    fn end_turn(&mut self) {
+        let Some(turn) = self.turn.take() else { return };
+        let took = self.now().after(turn.began);
+        if self.longest_turn.is_none_or(|longest| took > longest.took) {
+            self.longest_turn = Some(Turn { took, ..turn });
+        }
+    }
+
     /// Waits until something happens, and gives it to the core with everything else that has happened by then.
     async fn turn(&mut self, signals: &mut Signals) -> zbus::Result<Option<Signal>> {
         let (watcher, services, link, timer) = (&mut self.watcher, &mut self.services, &mut self.link, &mut self.timer);
@@ -278,6 +298,7 @@ impl Daemon {
         let due = [self.bridge.poll_timeout(), self.devices.poll_timeout(), self.measures.poll_timeout()].into_iter().flatten().min();
         let wake_up = due.map(|time| self.began + time.after(Time::default()));
         let wake_up = [wake_up, self.supervisor.due()].into_iter().flatten().min();
+        let unfinished = self.unfinished;
         let wake = tokio::select! {
             biased;
             signal = signals.next() => Wake::Signal(signal),
@@ -287,9 +308,16 @@ impl Daemon {
             order = next_order(control) => Wake::Order(order),
             (target, event) = http.next() => Wake::Http(target, event),
             _ = timer.wait_until(wake_up) => Wake::Time,
+            // the tasks of the connections have their turn first
+            () = tokio::task::yield_now(), if unfinished => Wake::Unfinished,
         };
-        self.supervisor.live();
         let now = self.now();
+        self.supervisor.live(self.began + now.after(Time::default()));
+        self.turn = Some(Turn { began: now, cause: wake.cause(), took: Duration::ZERO });
+        // what ended the wait is part of its source's slice
+        let first = Slice::begin();
+        let slice = |woke| if woke { first } else { Slice::begin() };
+        let (by_bus, by_service, by_link) = (matches!(wake, Wake::Bus(_)), matches!(wake, Wake::Service(_)), matches!(wake, Wake::Link(_)));
         match wake {
             Wake::Signal(signal) => return Ok(Some(signal)),
             Wake::Bus(message) => self.watcher.dispatch(&mut self.bridge, &mut self.devices, now, &message?),
@@ -297,25 +325,15 @@ impl Daemon {
             Wake::Order(order) => self.obey(now, order),
             Wake::Link(event) => self.take(now, event),
             Wake::Http(target, event) => self.measures.event(Moment { now, wall: wall() }, target, event),
-            Wake::Time => {}
+            Wake::Time | Wake::Unfinished => {}
         }
-        self.take_bus(now).await?;
-        for _ in 0..SERVICE_BUDGET {
-            match self.services.try_next() {
-                Some(event) => self.serve(now, event),
-                None => break,
-            }
-        }
+        self.take_bus(now, slice(by_bus)).await?;
+        self.take_services(now, slice(by_service));
         // as many as there can be: each answers a command
         while let Some((target, event)) = self.http.try_next() {
             self.measures.event(Moment { now, wall: wall() }, target, event);
         }
-        for _ in 0..LINK_BUDGET {
-            match self.link.try_next() {
-                Some(event) => self.take(now, event),
-                None => break,
-            }
-        }
+        self.take_link(now, slice(by_link));
         // what has become due by what happened just now is so in the next turn
         if due.is_some_and(|time| time <= now) {
             if self.bridge.poll_timeout().is_some_and(|time| time <= now) {
@@ -363,8 +381,11 @@ impl Daemon {
     }
 
     /// What else is there already.
-    async fn take_bus(&mut self, now: Time) -> zbus::Result<()> {
+    async fn take_bus(&mut self, now: Time, slice: Slice) -> zbus::Result<()> {
         for _ in 1..BUS_BUDGET {
+            if slice.is_over() {
+                break;
+            }
             let watcher = &mut self.watcher;
             match poll_fn(|context| Poll::Ready(watcher.poll_next(context))).await {
                 Poll::Ready(message) => self.watcher.dispatch(&mut self.bridge, &mut self.devices, now, &message?),
@@ -374,10 +395,35 @@ impl Daemon {
         Ok(())
     }
 
+    fn take_services(&mut self, now: Time, slice: Slice) {
+        for _ in 0..SERVICE_BUDGET {
+            if slice.is_over() {
+                break;
+            }
+            match self.services.try_next() {
+                Some(event) => self.serve(now, event),
+                None => break,
+            }
+        }
+    }
+
+    fn take_link(&mut self, now: Time, slice: Slice) {
+        for _ in 0..LINK_BUDGET {
+            if slice.is_over() {
+                break;
+            }
+            match self.link.try_next() {
+                Some(event) => self.take(now, event),
+                None => break,
+            }
+        }
+    }
+
     fn take(&mut self, now: Time, event: LinkEvent) {
         match event {
             LinkEvent::Up => {
                 self.supervisor.status("connected to the bus and to the broker");
+                self.bridge.set_slow_link(self.link.is_slow());
                 self.bridge.link_up(now);
                 self.devices.link_up(now);
                 self.measures.link_up();
@@ -407,6 +453,7 @@ impl Daemon {
     /// Carries out what the core wants, as far as there is room.
     fn carry_out(&mut self) {
         let now = self.now();
+        self.bridge.set_slow_link(self.link.is_slow());
         self.devices.set_mode(now, self.bridge.mode());
         for (key, name) in self.devices.unknown() {
             if self.bridge.knows(&name) {
@@ -437,20 +484,43 @@ impl Daemon {
         while let Some((target, command)) = self.measures.poll_command() {
             self.http.command(target, command);
         }
-        while let Some(call) = self.bridge.poll_call().or_else(|| self.devices.poll_call()) {
-            self.watcher.call(&call);
-        }
+        self.carry_out_calls(now);
         while let Some(command) = self.bridge.poll_link().or_else(|| self.devices.poll_link()) {
             self.link.command(command);
         }
+        self.publish(now);
+        self.end_turn();
+    }
+
+    fn carry_out_calls(&mut self, now: Time) {
+        let slice = Slice::begin();
+        while !slice.is_over() {
+            let Some(call) = self.bridge.poll_call(now) else { break };
+            if let Err(why) = self.watcher.call(&call) {
+                self.bridge.unsent(now, call.id, why);
+            }
+        }
+        while let Some(call) = self.devices.poll_call(now) {
+            if let Err(why) = self.watcher.call(&call) {
+                self.devices.unsent(now, call.id, why);
+            }
+        }
+        self.unfinished = slice.is_over();
+    }
+
+    fn publish(&mut self, now: Time) {
         if self.is_drained() {
             return;
         }
-        let unix = unix();
-        while self.link.has_room()
-            && let Some(publish) = self.poll_publish(now, unix)
-        {
+        let (unix, slice) = (unix(), Slice::begin());
+        while self.link.has_room() {
+            let Some(publish) = self.poll_publish(now, unix) else { break };
+            debug_assert!(check_topic(&publish.topic).is_ok(), "a topic that brokers refuse: {:?}", publish.topic);
             self.link.publish(&publish);
+            if slice.is_over() {
+                self.unfinished = true;
+                break;
+            }
         }
         self.link.flush();
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value as Json;
 
-use super::filter::Filter;
+use super::filter::{Filter, FilterIndex, ServiceFilters};
 use super::limits;
 use super::options::AlwaysOn;
 use super::time::Time;
@@ -29,6 +29,10 @@ pub enum Scope {
 /// Whatever is not understood counts as an empty payload: all of it is in the field.
 pub fn parse(payload: &[u8]) -> Request {
     let mut request = Request { scope: Scope::Everything, suppress: false, echo: None, odd: None };
+    if payload.len() > limits::KEEPALIVE_PAYLOAD {
+        request.odd = Some(format!("{} bytes; at most {} are read", payload.len(), limits::KEEPALIVE_PAYLOAD));
+        return request;
+    }
     if payload.iter().all(u8::is_ascii_whitespace) {
         return request;
     }
@@ -46,6 +50,10 @@ pub fn parse(payload: &[u8]) -> Request {
 
 impl Request {
     fn take_filters(&mut self, entries: &[Json]) {
+        if entries.len() > limits::KEEPALIVE_FILTERS {
+            self.odd = Some(format!("{} filters; at most {} are read", entries.len(), limits::KEEPALIVE_FILTERS));
+            return;
+        }
         let mut filters = Vec::new();
         for entry in entries {
             match entry.as_str().map(Filter::parse) {
@@ -78,63 +86,64 @@ impl Request {
     }
 }
 
-/// Who is awake. `everything` and each filter run out on their own.
+/// What is awake. `everything` and each filter run out on their own.
 #[derive(Debug)]
 pub struct KeepAlives {
     interval: Duration,
     always: bool,
     everything_until: Time,
-    filters: Vec<(Filter, Time)>,
+    filters: FilterIndex,
     /// The first of all of these, kept because it is asked for at every turn.
     next_expiry: Option<Time>,
+    /// The last of the filters' times.
+    filters_until: Time,
 }
 
 impl KeepAlives {
     pub fn new(interval: Duration, always_on: &AlwaysOn) -> Self {
-        let mut filters = Vec::new();
+        let mut filters = FilterIndex::default();
         if let AlwaysOn::Only(wanted) = always_on {
-            filters = wanted.iter().map(|filter| (filter.clone(), Time::MAX)).collect();
+            for filter in wanted {
+                filters.insert(filter.clone(), Time::MAX, usize::MAX, usize::MAX);
+            }
         }
-        Self { interval, always: *always_on == AlwaysOn::Everything, everything_until: Time::default(), filters, next_expiry: None }
+        let always = *always_on == AlwaysOn::Everything;
+        let mut alive =
+            Self { interval, always, everything_until: Time::default(), filters, next_expiry: None, filters_until: Time::default() };
+        alive.take_times();
+        alive
     }
 
-    /// Takes a keep-alive; the number of filters there was no room for.
-    pub fn extend(&mut self, now: Time, scope: &Scope) -> usize {
+    /// Takes a keep-alive. False when there is no room for its filters: then it counts as one for everything.
+    pub fn extend(&mut self, now: Time, scope: &Scope) -> bool {
         let until = now + self.interval;
-        let mut refused = 0;
+        let mut room = true;
         match scope {
             Scope::Everything => self.everything_until = until,
             Scope::Only(wanted) => {
                 for filter in wanted {
-                    if let Some((_, known)) = self.filters.iter_mut().find(|(known, _)| known == filter) {
-                        *known = until.max(*known);
-                    } else if self.filters.len() < limits::FILTERS {
-                        self.filters.push((filter.clone(), until));
-                    } else {
-                        refused += 1;
-                    }
+                    room &= self.filters.insert(filter.clone(), until, limits::FILTERS, limits::FILTER_BYTES);
+                }
+                if !room {
+                    self.everything_until = until;
                 }
             }
         }
-        self.find_next_expiry();
-        refused
+        self.take_times();
+        room
     }
 
-    /// Forgets what has run out; true when there was any.
+    /// Removes what has run out; true when there was any.
     pub fn expire(&mut self, now: Time) -> bool {
         if self.next_expiry.is_none_or(|at| at > now) {
             return false;
         }
-        let before = self.filters.len();
-        self.filters.retain(|(_, until)| *until > now);
-        let mut expired = self.filters.len() < before;
+        let mut expired = self.filters.expire(now);
         if self.everything_until != Time::default() && self.everything_until <= now {
             self.everything_until = Time::default();
             expired = true;
         }
-        if expired {
-            self.find_next_expiry();
-        }
+        self.take_times();
         expired
     }
 
@@ -142,14 +151,14 @@ impl KeepAlives {
     pub fn stop(&mut self) {
         self.always = false;
         self.everything_until = Time::default();
-        self.filters.clear();
-        self.next_expiry = None;
+        self.filters = FilterIndex::default();
+        self.take_times();
     }
 
-    fn find_next_expiry(&mut self) {
+    fn take_times(&mut self) {
         let everything = Some(self.everything_until).filter(|until| *until != Time::default());
-        let filters = self.filters.iter().map(|(_, until)| *until).filter(|until| *until != Time::MAX);
-        self.next_expiry = filters.chain(everything).min();
+        self.next_expiry = self.filters.times().filter(|until| *until != Time::MAX).chain(everything).min();
+        self.filters_until = self.filters.times().max().unwrap_or_default();
     }
 
     pub fn next_expiry(&self) -> Option<Time> {
@@ -163,13 +172,12 @@ impl KeepAlives {
 
     /// Whether anything is.
     pub fn any(&self, now: Time) -> bool {
-        self.everything(now) || self.filters.iter().any(|(_, until)| now < *until)
+        self.everything(now) || now < self.filters_until
     }
 
-    /// Until when the filters keep a topic awake.
-    pub fn until(&self, service_type: &str, instance: &str, path: &str) -> Time {
-        let matching = self.filters.iter().filter(|(filter, _)| filter.matches(service_type, instance, path));
-        matching.map(|(_, until)| *until).max().unwrap_or_default()
+    /// What the filters keep awake of a service.
+    pub fn of_service(&self, service_type: &str, instance: &str) -> ServiceFilters<'_> {
+        self.filters.of_service(service_type, instance)
     }
 
     pub fn has_filters(&self) -> bool {
@@ -181,7 +189,7 @@ impl KeepAlives {
 #[derive(Debug, Default)]
 pub struct Republish {
     pub everything: bool,
-    pub filters: Vec<Filter>,
+    pub filters: FilterIndex,
     /// One per `full_publish_completed` to send.
     pub completions: Vec<Option<Box<str>>>,
     /// Echoes there was no room for.
@@ -194,9 +202,7 @@ impl Republish {
             Scope::Everything => self.everything = true,
             Scope::Only(filters) => {
                 for filter in filters {
-                    if self.filters.len() < limits::FILTERS && !self.filters.contains(&filter) {
-                        self.filters.push(filter);
-                    }
+                    self.everything |= !self.filters.insert(filter, Time::MAX, limits::FILTERS, limits::FILTER_BYTES);
                 }
             }
         }
@@ -286,16 +292,45 @@ mod tests {
         parse(&[b'['; 100_000]);
     }
 
+    /// What is beyond the limits counts as an empty payload, so that its sender misses no value.
+    #[test]
+    fn limits_of_payloads() {
+        let list = |filters: usize, filter: &str| format!("[{}]", vec![format!("\"{filter}\""); filters].join(","));
+        let largest = parse(list(limits::KEEPALIVE_FILTERS, "tank/+/Level").as_bytes());
+        assert!(matches!(largest.scope, Scope::Only(filters) if filters.len() == limits::KEEPALIVE_FILTERS));
+        let longer = format!("{}{}", list(1, "#"), " ".repeat(limits::KEEPALIVE_PAYLOAD));
+        for payload in [list(limits::KEEPALIVE_FILTERS + 1, "tank/#"), longer] {
+            let Request { scope, odd, .. } = parse(payload.as_bytes());
+            assert_eq!((scope, odd.unwrap().contains("at most")), (Scope::Everything, true));
+        }
+    }
+
+    #[test]
+    fn filters_beyond_the_limit_count_as_everything() {
+        let mut alive = KeepAlives::new(Duration::from_secs(60), &AlwaysOn::No);
+        let mut republishes = Republishes::default();
+        let mut ask = |first: usize, filters: usize| {
+            let filters = (first..first + filters).map(|n| Filter::parse(&format!("tank/{n}/Level")).unwrap()).collect();
+            let request = Request { scope: Scope::Only(filters), suppress: false, echo: None, odd: None };
+            let room = alive.extend(at(0), &request.scope);
+            republishes.ask(request);
+            (room, alive.everything(at(1)), republishes.waiting.as_ref().unwrap().everything)
+        };
+        assert_eq!(ask(0, limits::FILTERS), (true, false, false));
+        assert_eq!(ask(0, limits::FILTERS), (true, false, false), "the same again");
+        assert_eq!(ask(limits::FILTERS, 1), (false, true, true));
+    }
+
     #[test]
     fn each_filter_runs_out_on_its_own() {
         let mut alive = KeepAlives::new(Duration::from_secs(60), &AlwaysOn::No);
         let only = |text: &str| Scope::Only(vec![Filter::parse(text).unwrap()]);
         alive.extend(at(0), &only("vebus/#"));
         alive.extend(at(30_000), &only("battery/#"));
-        assert_eq!(alive.until("vebus", "257", "/Mode"), at(60_000));
+        assert_eq!(alive.of_service("vebus", "257").until("/Mode"), Some(at(60_000)));
         assert_eq!(alive.next_expiry(), Some(at(60_000)));
         assert!(alive.expire(at(60_000)));
-        assert_eq!(alive.until("vebus", "257", "/Mode"), Time::default());
+        assert_eq!(alive.of_service("vebus", "257").until("/Mode"), None);
         assert!(alive.any(at(60_000)) && !alive.everything(at(60_000)));
         assert!(alive.expire(at(90_000)) && !alive.any(at(90_000)));
         assert_eq!(alive.next_expiry(), None);

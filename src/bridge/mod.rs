@@ -20,8 +20,9 @@ mod publish;
 mod request;
 mod scan;
 mod session;
+mod sweep;
 pub(crate) mod time;
-pub(crate) mod topic;
+pub mod topic;
 pub mod value;
 mod view;
 
@@ -32,7 +33,7 @@ use log::Level;
 pub use access::MASK;
 use access::Rules;
 pub use calls::Reply;
-use calls::{Calls, Purpose};
+use calls::{Calls, Expired, Purpose};
 pub use items::Change;
 use items::{Service, ServiceId, Services, State};
 use keepalive::{KeepAlives, Republish, Republishes};
@@ -44,8 +45,9 @@ use outbox::{Entry, Express, Outbox, Special};
 pub use outgoing::{BusCall, Method, Setting};
 pub use presence::Changes;
 use request::Pending;
+use session::{History, Waiting};
 pub use session::{LinkCommand, Mode};
-use session::{Sweep, Waiting};
+use sweep::{Pace, Sweep};
 pub use time::Time;
 use topic::Topics;
 pub use view::ServiceView;
@@ -106,6 +108,10 @@ pub struct Bridge {
     pending: Pending,
     link_commands: VecDeque<LinkCommand>,
     sweep: Option<Sweep>,
+    /// More topics were left behind than are remembered: once everything else is published, a sweep looks for them.
+    unswept: bool,
+    pace: Pace,
+    history: History,
     waiting: Waiting,
     first_scan: Option<Time>,
     next_retry: Option<Time>,
@@ -138,6 +144,9 @@ impl Bridge {
             pending: Pending::default(),
             link_commands: VecDeque::new(),
             sweep: None,
+            unswept: false,
+            pace: Pace::default(),
+            history: History::default(),
             waiting: Waiting::default(),
             first_scan: None,
             next_retry: None,
@@ -169,9 +178,30 @@ impl Bridge {
 
     /// The reply to a call.
     pub fn reply(&mut self, now: Time, id: u32, reply: Reply) {
-        if let Some((service, purpose)) = self.calls.answered(id) {
+        let answered = self.calls.answered(now, id);
+        // a service that hung goes on: what it was not asked meanwhile is asked now
+        let late = answered.late.filter(|_| !reply.is_from_nobody());
+        if let Some((service, purpose)) = answered.call {
             self.take_reply(now, service, purpose, Some(reply));
         }
+        if let Some(owner) = late {
+            self.scan_silent(now, &owner);
+        }
+    }
+
+    /// A call that [`Self::poll_call`] gave could not be sent.
+    pub fn unsent(&mut self, now: Time, id: u32, why: String) {
+        if let Some((service, purpose)) = self.calls.unsent(id) {
+            self.take_reply(now, service, purpose, Some(Reply::Unreadable(why)));
+        }
+    }
+
+    /// An answer of this connection was larger than is read.
+    pub fn answer_cut(&mut self, now: Time, sender: &str, left_out: usize) {
+        self.notes.add_caused(now, Level::Warn, Kind::Item, || {
+            let (sender, most) = (crate::text::escape(sender), limits::REPLY_BYTES / (1024 * 1024));
+            format!("an answer of {sender} has over {most} MiB of values: the last {left_out} are left out")
+        });
     }
 
     fn take_reply(&mut self, now: Time, service: Option<ServiceId>, purpose: Purpose, reply: Option<Reply>) {
@@ -189,8 +219,8 @@ impl Bridge {
 
     /// To be called when the time that [`Self::poll_timeout`] gave has come; early does no harm.
     pub fn handle_timeout(&mut self, now: Time) {
-        while let Some((service, purpose)) = self.calls.expired(now) {
-            self.take_reply(now, service, purpose, None);
+        while let Some(Expired { service, purpose, reply }) = self.calls.expired(now) {
+            self.take_reply(now, service, purpose, reply);
         }
         self.retry_scans(now);
         self.check_first_scan(now);
@@ -227,11 +257,19 @@ impl Bridge {
         times.into_iter().flatten().min()
     }
 
-    pub fn poll_call(&mut self) -> Option<BusCall> {
-        self.calls.poll()
+    /// The next call that may be sent now. What cannot be sent has to be handed back to [`Self::unsent`].
+    pub fn poll_call(&mut self, now: Time) -> Option<BusCall> {
+        let services = &self.services;
+        self.calls.poll(now, |owner| {
+            let heard = services.by_owner(owner).iter().filter_map(|id| services.get(*id)).map(|service| service.heard).max();
+            heard.filter(|heard| *heard != Time::default())
+        })
     }
 
     pub fn poll_link(&mut self) -> Option<LinkCommand> {
+        if self.unswept && self.outbox.is_empty() {
+            self.sweep_again();
+        }
         self.link_commands.pop_front()
     }
 
@@ -282,12 +320,18 @@ impl Bridge {
         let topics: usize = self.services.iter().map(|(_, service)| service.items.values().filter(|item| item.published).count()).sum();
         let mut lines = vec![
             format!(
-                "mode: {}, {awake}; {} services, {} items, {topics} topics published",
+                "mode: {}, {awake}; {} services, {} items of {} KiB, {topics} topics published",
                 self.mode.name(),
                 self.services.len(),
-                self.services.items()
+                self.services.items(),
+                self.services.bytes() / 1024
             ),
-            format!("queued: {} messages, {} calls waiting for their answers", self.outbox.len(), self.calls.len()),
+            format!(
+                "queued: {} messages, {} calls waiting for their answers; calls to services: {}",
+                self.outbox.len(),
+                self.calls.len(),
+                self.calls.under_way(now)
+            ),
             format!(
                 "since the start: {changes} changes, {published} messages published, {cleared} topics cleared, {keepalives} keep-alives, {republishes} republishes, {reads} reads, {writes} writes, {writes_ignored} writes ignored"
             ),
@@ -315,17 +359,13 @@ impl Bridge {
             self.notes.add_caused(now, Level::Debug, Kind::KeepAlive, || format!("an odd keep-alive: {}", crate::text::escape(odd)));
         }
         let was_awake = self.keepalives.any(now);
-        let refused = self.keepalives.extend(now, &request.scope);
-        if refused > 0 {
+        if !self.keepalives.extend(now, &request.scope) {
             self.notes.add_caused(now, Level::Warn, Kind::KeepAlive, || {
-                format!("more than {} filters are awake: {refused} of a keep-alive are left out", limits::FILTERS)
+                format!("more than {} filters of keep-alives: this keep-alive counts as one for everything", limits::FILTERS)
             });
         }
-        if let keepalive::Scope::Only(filters) = &request.scope {
-            self.wake(|service_type, instance, path| filters.iter().any(|filter| filter.matches(service_type, instance, path)));
-        }
         if !was_awake && self.keepalives.any(now) {
-            self.notes.add(Level::Info, || "awake: a keep-alive came".into());
+            self.notes.add_caused(now, Level::Info, Kind::Awake, || "awake: a keep-alive came".into());
         }
         if self.heartbeat.is_none() && self.keepalives.any(now) {
             self.heartbeat = Some(now + limits::HEARTBEAT);
@@ -337,30 +377,28 @@ impl Bridge {
         }
     }
 
-    /// Brings the time of the items that `matching` takes up to date.
-    fn wake(&mut self, matching: impl Fn(&str, &str, &str) -> bool) {
-        for id in self.services.ids() {
-            let Some(service) = self.services.get_mut(id) else { continue };
-            let (service_type, instance) = (service.name.service_type(), &service.instance);
-            for (path, item) in &mut service.items {
-                if matching(service_type, instance, path) {
-                    item.until = self.keepalives.until(service_type, instance, path);
-                }
-            }
-        }
-    }
-
     fn fall_asleep(&mut self, now: Time) {
         if !self.keepalives.any(now) {
             self.heartbeat = None;
-            self.notes.add(Level::Info, || "asleep: the last keep-alive has run out".into());
+            self.notes.add_caused(now, Level::Info, Kind::Awake, || "asleep: the last keep-alive has run out".into());
         }
-        let everything = self.keepalives.everything(now);
+        if self.keepalives.everything(now) || self.mode != Mode::Bridge {
+            return;
+        }
         for id in self.services.ids() {
-            let Some(service) = self.services.get(id) else { continue };
-            let asleep = service.items.values().enumerate().filter(|(_, item)| !everything && item.until <= now);
-            let asleep: Vec<usize> = asleep.map(|(index, _)| index).collect();
-            asleep.into_iter().for_each(|index| self.enqueue(now, id, index));
+            let Some(Service { name, instance, items, .. }) = self.services.get_mut(id) else { continue };
+            let filters = self.keepalives.has_filters().then(|| self.keepalives.of_service(name.service_type(), instance));
+            for (index, (path, item)) in items.iter_mut().enumerate() {
+                if now < item.until || !item.published || item.queued {
+                    continue;
+                }
+                // a keep-alive whose republish is still to come has extended it
+                item.until = filters.as_ref().and_then(|filters| filters.until(path)).unwrap_or_default();
+                if item.until <= now {
+                    item.queued = true;
+                    self.outbox.push(id, index);
+                }
+            }
         }
     }
 
@@ -373,17 +411,23 @@ impl Bridge {
             return;
         };
         self.counters.republishes += 1;
-        let wanted = |service_type: &str, instance: &str, path: &str| {
-            everything || filters.iter().any(|filter| filter.matches(service_type, instance, path))
-        };
-        if wanted("system", "0", "/Serial") {
+        if everything || filters.of_service("system", "0").until("/Serial").is_some() {
             self.outbox.push_special(Special::Serial);
         }
+        let all_awake = self.keepalives.everything(now);
         for id in self.services.ids() {
-            let Some(service) = self.services.get(id) else { continue };
-            let matching = |path: &str| wanted(service.service_type(), &service.instance, path);
-            let indices: Vec<usize> = service.items.keys().enumerate().filter(|(_, path)| matching(path)).map(|(index, _)| index).collect();
-            indices.into_iter().for_each(|index| self.enqueue(now, id, index));
+            let Some(Service { name, instance, holder, items, .. }) = self.services.get_mut(id) else { continue };
+            let wanted = filters.of_service(name.service_type(), instance);
+            let awake = self.keepalives.of_service(name.service_type(), instance);
+            for (index, (path, item)) in items.iter_mut().enumerate() {
+                let is_wanted = !filters.is_empty() && wanted.until(path).is_some();
+                if is_wanted {
+                    item.until = awake.until(path).unwrap_or_default();
+                }
+                if (everything || is_wanted) && item.wants_turn(*holder && (all_awake || now < item.until)) {
+                    self.outbox.push(id, index);
+                }
+            }
         }
         for echo in completions {
             dropped += usize::from(!self.outbox.push_completion(echo));

@@ -46,6 +46,9 @@ pub struct Outbox {
     overtaken: u32,
 }
 
+/// So many entries of the queue belong to no item: stale topics and completions.
+const SPARE: usize = limits::STALE + limits::COMPLETIONS;
+
 /// So many answers may overtake one queued value.
 const OVERTAKE: u32 = 8;
 
@@ -71,6 +74,20 @@ impl Outbox {
 
     pub fn push_answer(&mut self, id: ServiceId, index: usize) {
         self.express.push_back(Express::Answer(id, index));
+    }
+
+    /// An item has another index.
+    pub fn move_item(&mut self, id: ServiceId, from: usize, to: usize) {
+        for entry in &mut self.queue {
+            if *entry == Entry::Item(id, from) {
+                *entry = Entry::Item(id, to);
+            }
+        }
+        for entry in &mut self.express {
+            if *entry == Express::Answer(id, from) {
+                *entry = Express::Answer(id, to);
+            }
+        }
     }
 
     /// Once, however often it is asked for.
@@ -111,6 +128,18 @@ impl Outbox {
         // a long outage leaves no large buffers behind
         self.queue.shrink_to(1024);
         std::mem::take(&mut self.completions).into()
+    }
+
+    /// Services are gone, and their entries with them. Looked for only when the queue is clearly larger than `most` items can make it, so that it
+    /// costs little and is bounded, however often services come and go.
+    pub fn forget(&mut self, most: usize, is_there: impl Fn(ServiceId) -> bool) {
+        let most = most + most / 4 + SPARE;
+        if self.queue.len() > most {
+            self.queue.retain(|entry| !matches!(entry, Entry::Item(id, _) if !is_there(*id)));
+        }
+        if self.express.len() > most {
+            self.express.retain(|entry| !matches!(entry, Express::Answer(id, _) if !is_there(*id)));
+        }
     }
 
     pub fn is_empty(&self) -> bool {

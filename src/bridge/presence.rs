@@ -2,10 +2,10 @@
 
 use log::Level;
 
-use super::items::{Change, Secrecy, ServiceId, State};
+use super::items::{Change, Full, Origin, Secrecy, ServiceId, State};
 use super::notes::Kind;
 use super::time::Time;
-use super::value::{VALUE_MAX, Value};
+use super::value::{LIMIT_JSON_MAX, VALUE_JSON_MAX, Value};
 use super::{Bridge, Mode, access, limits, name};
 
 /// The changes of one signal.
@@ -62,13 +62,8 @@ impl Bridge {
         }
     }
 
-    fn change(&mut self, now: Time, id: ServiceId, path: &str, mut change: Change) {
-        if change.value.as_ref().is_some_and(|value| value.weight() > VALUE_MAX) {
-            self.notes.add_caused(now, Level::Warn, Kind::Item, || {
-                format!("the value of {} is over {} KiB: shown as null", crate::text::escape(path), VALUE_MAX / 1024)
-            });
-            change.value = Some(Value::Invalid);
-        }
+    fn change(&mut self, now: Time, id: ServiceId, path: &str, change: Change) {
+        let invalid = change.value == Some(Value::Invalid);
         self.counters.changes += 1;
         let everything = self.keepalives.everything(now);
         let active = self.mode == Mode::Bridge;
@@ -83,12 +78,17 @@ impl Bridge {
             }
             return;
         }
-        let Some((index, _, item)) = service.items.get_full_mut(path) else {
+        if invalid && service.removes_items() {
+            return self.remove_item(now, id, path);
+        }
+        let Some((index, ..)) = service.items.get_full(path).filter(|(.., item)| !item.gone) else {
             return self.new_item(now, id, path, change);
         };
-        if !item.apply(change) {
+        if !self.apply(now, id, index, change, Origin::Signal) {
             return;
         }
+        let Some(service) = self.services.get_mut(id) else { return };
+        let Some((_, item)) = service.items.get_index_mut(index) else { return };
         match service.state {
             State::Ready => {
                 let awake = active && service.holder && item.secrecy != Secrecy::Blocked && (everything || now < item.until);
@@ -109,11 +109,11 @@ impl Bridge {
         if change.value.is_none() {
             return;
         }
-        let Some((index, _)) = self.item_at(now, id, path) else { return };
+        let Some(index) = self.item_at(now, id, path) else { return };
+        self.apply(now, id, index, change, Origin::Signal);
         let Some(service) = self.services.get_mut(id) else { return };
         let ready = service.is_ready();
         if let Some((_, item)) = service.items.get_index_mut(index) {
-            item.apply(change);
             item.touched = !ready;
         }
         if ready {
@@ -123,23 +123,97 @@ impl Bridge {
     }
 }
 
+/// Items that a service removes while it stays.
+impl Bridge {
+    /// Clears the topic of the item, and forgets the item. Nothing happens where there is none.
+    pub(super) fn remove_item(&mut self, now: Time, id: ServiceId, path: &str) {
+        let Some(index) = self.services.get(id).and_then(|service| service.items.get_index_of(path)) else { return };
+        self.services.remove_item(id, index);
+        self.enqueue(now, id, index);
+        self.drop_if_done(id, index);
+    }
+
+    /// Frees an item that was removed, once nothing refers to it any more.
+    pub(super) fn drop_if_done(&mut self, id: ServiceId, index: usize) {
+        let Some(last) = self.services.remove_if_done(id, index) else { return };
+        let moved = self.services.get(id).and_then(|service| service.items.get_index(index));
+        if moved.is_some_and(|(_, item)| item.queued || item.answering) {
+            self.outbox.move_item(id, last, index);
+        }
+    }
+
+    /// The same for every item of a service, after the queue was cleared.
+    pub(super) fn drop_gone(&mut self, id: ServiceId) {
+        let Some(service) = self.services.get(id).filter(|service| service.removes_items()) else { return };
+        (0..service.items.len()).rev().for_each(|index| self.drop_if_done(id, index));
+    }
+}
+
 impl Bridge {
     /// The item at `path`, made and prepared when it is new; `None` when there is no room, or the path is none.
-    pub(super) fn item_at(&mut self, now: Time, id: ServiceId, path: &str) -> Option<(usize, bool)> {
-        let known = self.services.get(id)?.items.get_index_of(path);
-        if let Some(index) = known {
-            return Some((index, false));
+    pub(super) fn item_at(&mut self, now: Time, id: ServiceId, path: &str) -> Option<usize> {
+        let service = self.services.get_mut(id)?;
+        if let Some((index, _, item)) = service.items.get_full_mut(path) {
+            if std::mem::take(&mut item.gone) {
+                self.prepare(id, index);
+            }
+            return Some(index);
         }
         if !name::is_item_path(path) {
             return None;
         }
-        let Some(found) = self.services.item_entry(id, path, limits::ITEMS) else {
-            self.notes
-                .add_caused(now, Level::Warn, Kind::Item, || format!("more than {} items on the bus: {path} is left out", limits::ITEMS));
-            return None;
-        };
-        self.prepare(id, found.0);
-        Some(found)
+        let name = service.name.clone();
+        match self.services.item_entry(id, path)? {
+            Ok(index) => {
+                self.prepare(id, index);
+                Some(index)
+            }
+            Err(full) => {
+                self.notes.add_caused(now, Level::Warn, Kind::Item, || match full {
+                    Full::Service => {
+                        let (items, bytes) = (limits::SERVICE_ITEMS, limits::SERVICE_BYTES >> 20);
+                        format!("{name} has {items} items, or {bytes} MiB of them, the most one service may have: {path} is left out")
+                    }
+                    Full::All => {
+                        let (items, bytes) = (limits::ITEMS, limits::MODEL_BYTES >> 20);
+                        format!(
+                            "all services have {items} items, or {bytes} MiB of them, the most there may be: {path} of {name} is left out"
+                        )
+                    }
+                });
+                None
+            }
+        }
+    }
+
+    /// Applies a change to an item, wherever it comes from; true when there is something to publish.
+    pub(super) fn apply(&mut self, now: Time, id: ServiceId, index: usize, mut change: Change, from: Origin) -> bool {
+        self.cut(now, id, index, &mut change);
+        let applied = self.services.apply(id, index, change, from);
+        if applied.cut
+            && let Some(service) = self.services.get(id)
+            && let Some((path, _)) = service.items.get_index(index)
+        {
+            let (name, bytes) = (&service.name, limits::SERVICE_BYTES >> 20);
+            self.notes.add_caused(now, Level::Warn, Kind::Item, || {
+                format!("the values of {name} are over {bytes} MiB, the most for one service: {path} is shown as null")
+            });
+        }
+        applied.shown
+    }
+
+    /// What is larger than is kept is shown as null, whichever message brought it.
+    fn cut(&mut self, now: Time, id: ServiceId, index: usize, change: &mut Change) {
+        if change.cut()
+            && let Some(service) = self.services.get(id)
+            && let Some((path, _)) = service.items.get_index(index)
+        {
+            let name = &service.name;
+            self.notes.add_caused(now, Level::Warn, Kind::Item, || {
+                let (value, limit) = (VALUE_JSON_MAX / 1024, LIMIT_JSON_MAX / 1024);
+                format!("{path} of {name} has a value of over {value} KiB, or a limit of over {limit} KiB: shown as null")
+            });
+        }
     }
 
     /// What depends on the topic of an item.
@@ -147,7 +221,7 @@ impl Bridge {
         let Some(service) = self.services.get_mut(id) else { return };
         let service_type = service.name.service_type();
         let instance = &service.instance;
-        let Some((path, item)) = service.items.get_index_mut(index) else {
+        let Some((path, item)) = service.items.get_index_mut(index).filter(|(_, item)| !item.gone) else {
             return;
         };
         // the serial of the system is a topic of its own
@@ -160,7 +234,7 @@ impl Bridge {
             Secrecy::Open
         };
         if self.keepalives.has_filters() {
-            item.until = self.keepalives.until(service_type, instance, path);
+            item.until = self.keepalives.of_service(service_type, instance).until(path).unwrap_or_default();
         }
     }
 
@@ -176,7 +250,7 @@ impl Bridge {
             Err(holder) => {
                 if let (Some(service), Some(holder)) = (self.services.get(id), self.services.get(holder)) {
                     let (name, other, topic) = (service.name.clone(), holder.name.clone(), service.topic.clone());
-                    self.notes.add(Level::Warn, || {
+                    self.notes.add_caused(now, Level::Warn, Kind::Service, || {
                         format!("{name} has the type and instance of {other} ({topic}): it is not published until that one leaves; give it another instance")
                     });
                 }
@@ -195,27 +269,11 @@ impl Bridge {
         if service.items.get("/DeviceInstance").is_some_and(|item| item.value == Value::Invalid) {
             return;
         }
-        let (name, owner, topic, old) = (service.name.clone(), service.owner.clone(), service.topic.clone(), service.instance.clone());
+        let (name, old) = (service.name.clone(), service.instance.clone());
         let service_type = service.service_type().to_owned();
-        self.notes.add(Level::Info, || format!("{name} changes its instance from {old} to {instance}"));
-        let ghost = self.services.add(name, &owner, State::Left { topics: 0 });
-        let published: Vec<Box<str>> = match self.services.get_mut(id) {
-            Some(service) => {
-                let published = service.items.iter_mut().filter(|(_, item)| item.published);
-                published.map(|(path, item)| (item.published = false, path.clone()).1).collect()
-            }
-            None => Vec::new(),
-        };
-        for path in &published {
-            self.services.item_entry(ghost, path, usize::MAX);
-        }
-        if let Some(service) = self.services.get_mut(ghost) {
-            (service.topic, service.instance) = (topic, old.clone());
-            service.items.values_mut().for_each(|item| item.published = true);
-            service.state = State::Left { topics: published.len() };
-        }
-        self.enqueue_all(now, ghost);
-        self.services.free_if_done(ghost);
+        self.notes.add_caused(now, Level::Info, Kind::Service, || format!("{name} changes its instance from {old} to {instance}"));
+        self.leave_topics(now, id);
+        self.drop_gone(id);
         self.services.release_topics(id);
         if let Some(service) = self.services.get_mut(id) {
             service.instance = instance;
@@ -224,10 +282,25 @@ impl Bridge {
         self.take_instance(now, id);
     }
 
+    /// The topics of a service that leaves, or changes its instance, are to be cleared.
+    fn leave_topics(&mut self, now: Time, id: ServiceId) {
+        let (tombstone, lost) = self.services.leave_topics(id);
+        self.unswept |= lost > 0;
+        if let Some(tombstone) = tombstone {
+            self.enqueue_all(now, tombstone);
+        }
+        self.forget_entries();
+    }
+
+    fn forget_entries(&mut self) {
+        let (services, most) = (&self.services, self.services.items() + self.services.left());
+        self.outbox.forget(most, |id| services.get(id).is_some());
+    }
+
     /// A service has left the bus.
     pub(super) fn leave(&mut self, now: Time, id: ServiceId) {
         let Some(service) = self.services.get(id) else { return };
-        let (name, held) = (service.name.clone(), service.holder);
+        let (name, owner, held) = (service.name.clone(), service.owner.clone(), service.holder);
         let key = (service.service_type().to_owned(), service.instance.clone());
         self.notes.add(Level::Debug, || format!("{name} left"));
         self.calls.forget(id);
@@ -235,9 +308,12 @@ impl Bridge {
         if lost > 0 {
             self.notes.add_caused(now, Level::Warn, Kind::WriteFailed, || format!("{name} left with {lost} writes unanswered"));
         }
-        self.services.detach(id);
-        self.enqueue_all(now, id);
-        self.services.free_if_done(id);
+        self.leave_topics(now, id);
+        self.services.remove(id);
+        if self.services.by_owner(&owner).is_empty() {
+            self.calls.gone(&owner);
+        }
+        self.forget_entries();
         if held {
             self.take_over(now, key);
         }
@@ -254,7 +330,7 @@ impl Bridge {
         };
         if let Some(service) = self.services.get(heir) {
             let (name, topic) = (service.name.clone(), service.topic.clone());
-            self.notes.add(Level::Info, || format!("{name} takes over {topic}"));
+            self.notes.add_caused(now, Level::Info, Kind::Service, || format!("{name} takes over {topic}"));
         }
         self.take_instance(now, heir);
     }

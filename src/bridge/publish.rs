@@ -10,8 +10,16 @@ use super::{Bridge, Mode, Publish};
 impl Bridge {
     /// Queues every item that has something to publish, or to take back.
     pub(super) fn enqueue_all(&mut self, now: Time, id: ServiceId) {
-        let count = self.services.get(id).map_or(0, |service| service.items.len());
-        (0..count).for_each(|index| self.enqueue(now, id, index));
+        if self.mode != Mode::Bridge {
+            return;
+        }
+        let everything = self.keepalives.everything(now);
+        let Some(service) = self.services.get_mut(id) else { return };
+        for (index, item) in service.items.values_mut().enumerate() {
+            if item.wants_turn(service.holder && (everything || now < item.until)) {
+                self.outbox.push(id, index);
+            }
+        }
     }
 
     pub(super) fn enqueue(&mut self, now: Time, id: ServiceId, index: usize) {
@@ -20,12 +28,8 @@ impl Bridge {
         }
         let everything = self.keepalives.everything(now);
         let Some(service) = self.services.get_mut(id) else { return };
-        let Some((_, item)) = service.items.get_index_mut(index) else {
-            return;
-        };
-        let awake = service.holder && item.secrecy != Secrecy::Blocked && (everything || now < item.until);
-        if !item.queued && (awake || item.published) {
-            item.queued = true;
+        let Some((_, item)) = service.items.get_index_mut(index) else { return };
+        if item.wants_turn(service.holder && (everything || now < item.until)) {
             self.outbox.push(id, index);
         }
     }
@@ -33,44 +37,44 @@ impl Bridge {
     /// What an item has to say when its turn comes.
     pub(super) fn print_item(&mut self, now: Time, id: ServiceId, index: usize) -> Option<Publish> {
         let everything = self.keepalives.everything(now);
+        let retain = self.options.retain;
         let service = self.services.get_mut(id)?;
         let (path, item) = service.items.get_index_mut(index)?;
         item.queued = false;
+        let gone = item.gone;
         let topic = || [&service.topic, &**path].concat();
-        if service.holder && item.secrecy != Secrecy::Blocked && (everything || now < item.until) {
+        let clear = || Publish { topic: topic(), payload: Vec::new(), retain };
+        let awake = service.holder && item.secrecy != Secrecy::Blocked && (everything || now < item.until);
+        if std::mem::take(&mut item.clear_first) {
+            let clear = clear();
+            if item.wants_turn(awake) {
+                self.outbox.push(id, index);
+            }
+            self.counters.cleared += 1;
+            self.drop_if_done(id, index);
+            return Some(clear);
+        }
+        if awake {
             item.published = true;
             self.scratch.clear();
             item.write_payload(&mut self.scratch);
-            return Some(Publish { topic: topic(), payload: self.scratch.as_slice().into(), retain: self.options.retain });
+            return Some(Publish { topic: topic(), payload: self.scratch.as_slice().into(), retain });
         }
         if !item.published {
+            self.drop_if_done(id, index);
             return None;
         }
-        item.published = false;
-        let left = if let State::Left { topics } = &mut service.state {
-            *topics = topics.saturating_sub(1);
-            true
-        } else {
-            false
-        };
-        let clear = (left || self.options.retain).then(|| Publish { topic: topic(), payload: Vec::new(), retain: self.options.retain });
+        let left = matches!(service.state, State::Left { .. });
+        let clear = (left || gone || retain).then(clear);
         if left {
-            let (service_type, instance, path) = (service.name.service_type().to_owned(), service.instance.clone(), path.clone());
+            self.services.cleared(id, index);
             self.services.free_if_done(id);
-            self.repair(now, &service_type, &instance, &path);
+        } else {
+            item.published = false;
         }
+        self.drop_if_done(id, index);
         self.counters.cleared += u64::from(clear.is_some());
         clear
-    }
-
-    /// An answer may have overtaken the clearing of its own topic: then it has to be said again.
-    pub(super) fn repair(&mut self, now: Time, service_type: &str, instance: &str, path: &str) {
-        if let Some(heir) = self.services.by_topic(service_type, instance)
-            && let Some((index, _, item)) = self.services.get(heir).and_then(|service| service.items.get_full(path))
-            && item.published
-        {
-            self.enqueue(now, heir, index);
-        }
     }
 
     /// The answer to a read: goes out asleep too, but is retained only if somebody keeps it awake.
@@ -80,8 +84,18 @@ impl Bridge {
         let holder = service.holder;
         let (path, item) = service.items.get_index_mut(index)?;
         item.answering = false;
+        if item.gone {
+            self.drop_if_done(id, index);
+            return None;
+        }
         if !holder {
             return None;
+        }
+        if std::mem::take(&mut item.clear_first) {
+            item.answering = true;
+            self.outbox.push_answer(id, index);
+            self.counters.cleared += 1;
+            return Some(Publish { topic: [&service.topic, &**path].concat(), payload: Vec::new(), retain: self.options.retain });
         }
         let awake = everything || now < item.until;
         item.published |= awake;

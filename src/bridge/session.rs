@@ -1,13 +1,14 @@
 //! The connection to the broker as the core sees it: what is subscribed to, who serves this portal ID, what a former life
 //! left retained, and how it all ends.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use log::Level;
 
 use super::Bridge;
 use super::items::{Secrecy, ServiceId, State};
 use super::limits;
+use super::notes::Kind;
 use super::options::Enabled;
 use super::outbox::Special;
 use super::time::Time;
@@ -48,23 +49,13 @@ pub enum LinkCommand {
     Unsubscribe(Vec<String>),
 }
 
-/// The search for retained values that nobody stands for any more. A pass subscribes to every notification; the broker
-/// replays what is retained, and then the marker comes back that was published after the subscription.
-#[derive(Debug)]
-pub struct Sweep {
-    pass: u32,
-    found: usize,
-    /// The pass ends then, should the marker get lost.
-    quiet: Time,
-    step: Step,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Step {
-    Subscribing,
-    Listening,
-    /// What was found is being cleared; then comes the next pass.
-    Clearing,
+/// What is remembered from one connection to the next.
+#[derive(Debug, Default)]
+pub struct History {
+    /// What the log says of who serves the broker.
+    mode: Option<Mode>,
+    /// Filters that the log says are refused: a few, all of this program.
+    refused: BTreeSet<String>,
 }
 
 /// Requests that came before it was known whom to ask.
@@ -74,8 +65,8 @@ pub struct Waiting {
     bytes: usize,
 }
 
-const SERIAL: &str = "system/0/Serial";
-const KEEPALIVE: &str = "keepalive";
+pub(super) const SERIAL: &str = "system/0/Serial";
+pub(super) const KEEPALIVE: &str = "keepalive";
 const HEARTBEAT: &str = "heartbeat";
 
 impl Bridge {
@@ -127,13 +118,18 @@ impl Bridge {
             if let Some(service) = self.services.get_mut(id) {
                 service.items.values_mut().for_each(|item| (item.queued, item.answering) = (false, false));
             }
+            self.drop_gone(id);
         }
     }
 
     /// The broker's answer to one filter of a subscription.
     pub fn subscribed(&mut self, now: Time, filter: &str, accepted: bool) {
-        if !accepted {
-            self.notes.add(Level::Warn, || {
+        if accepted {
+            self.history.refused.remove(filter);
+        } else {
+            // once, however often the connection is made
+            let level = if self.history.refused.insert(filter.into()) { Level::Warn } else { Level::Debug };
+            self.notes.add(level, || {
                 format!("the broker refuses the subscription to {}: allow it for this user in the broker's access list", escape(filter))
             });
         }
@@ -144,21 +140,11 @@ impl Bridge {
                 self.outbox.push_special(Special::Probe);
             }
         }
-        if filter == self.topics.notification("#") {
-            match &mut self.sweep {
-                Some(sweep) if accepted => {
-                    sweep.step = Step::Listening;
-                    sweep.quiet = now + limits::SWEEP_QUIET;
-                }
-                _ => self.sweep = None,
-            }
-            // comes back to us behind all that is retained
-            self.push_constants();
-        }
+        self.sweep_subscribed(now, filter, accepted);
     }
 
     /// What is there for good, so that a system can be found.
-    fn push_constants(&mut self) {
+    pub(super) fn push_constants(&mut self) {
         self.outbox.push_special(Special::Serial);
         self.outbox.push_special(Special::KeepAlive);
     }
@@ -178,7 +164,7 @@ impl Bridge {
             _ if retained => {}
             Incoming::Foreign => self.notes.add(Level::Debug, || format!("a message on {} is none of ours", escape(topic))),
             _ if !matches!(self.mode, Mode::Bridge | Mode::Undecided { .. }) => {}
-            _ if !self.is_settled() => self.wait(topic, payload),
+            _ if !self.is_settled() => self.wait(now, topic, payload),
             request => self.request(now, request, payload),
         }
     }
@@ -188,6 +174,7 @@ impl Bridge {
         if payload == self.probe.as_bytes() {
             return;
         }
+        self.pace.requested(now);
         match request {
             Incoming::KeepAlive => self.keep_alive(now, payload),
             Incoming::SerialKeepAlive => {
@@ -207,15 +194,16 @@ impl Bridge {
         self.mode == Mode::Bridge && self.first_scan.is_none()
     }
 
-    fn wait(&mut self, topic: &str, payload: &[u8]) {
+    fn wait(&mut self, now: Time, topic: &str, payload: &[u8]) {
         let waiting = &mut self.waiting;
         let bytes = waiting.bytes + topic.len() + payload.len();
         if waiting.messages.len() < limits::WAITING && bytes <= limits::WAITING_BYTES {
             waiting.bytes = bytes;
             waiting.messages.push_back((topic.into(), payload.into()));
         } else {
-            self.notes
-                .add(Level::Warn, || format!("too many requests before the start is complete: the one on {} is dropped", escape(topic)));
+            self.notes.add_caused(now, Level::Warn, Kind::WriteIgnored, || {
+                format!("too many requests before the start is complete: the one on {} is dropped", escape(topic))
+            });
         }
     }
 
@@ -234,15 +222,22 @@ impl Bridge {
             && until <= now
         {
             self.mode = Mode::Bridge;
-            self.notes.add(Level::Info, || "no other bridge on this broker: serving N, R and W".into());
+            self.say_mode("no other bridge on this broker: serving N, R and W");
             self.link_commands.push_back(LinkCommand::Unsubscribe(vec![self.topics.notification(HEARTBEAT)]));
             self.become_bridge(now);
         }
     }
 
+    /// Once, however often the connection is made.
+    fn say_mode(&mut self, text: &str) {
+        let level = if self.history.mode == Some(self.mode) { Level::Debug } else { Level::Info };
+        self.history.mode = Some(self.mode);
+        self.notes.add(level, || text.into());
+    }
+
     fn become_bridge(&mut self, now: Time) {
         self.outbox.push_special(Special::Mode);
-        self.begin_pass(1);
+        self.begin_sweep();
         if self.keepalives.any(now) {
             self.heartbeat = Some(now + limits::HEARTBEAT);
             self.outbox.push_special(Special::Heartbeat);
@@ -267,21 +262,19 @@ impl Bridge {
         self.outbox.push_special(Special::Mode);
         let filters = [self.topics.request('R', "#"), self.topics.request('W', "#"), self.topics.notification(HEARTBEAT)];
         self.link_commands.push_back(LinkCommand::Unsubscribe(filters.into()));
-        self.notes.add(Level::Info, || "another bridge serves N, R and W on this broker (its heartbeat came): staying out of them".into());
+        self.say_mode("another bridge serves N, R and W on this broker (its heartbeat came): staying out of them");
+        self.services.forget_left();
         for id in self.services.ids() {
             self.forget_published(id);
+            self.drop_gone(id);
         }
     }
 
     /// The topics are another bridge's now.
     fn forget_published(&mut self, id: ServiceId) {
         if let Some(service) = self.services.get_mut(id) {
-            service.items.values_mut().for_each(|item| item.published = false);
-            if let State::Left { topics } = &mut service.state {
-                *topics = 0;
-            }
+            service.items.values_mut().for_each(|item| (item.published, item.clear_first) = (false, false));
         }
-        self.services.free_if_done(id);
     }
 
     fn notification(&mut self, now: Time, rest: &str, topic: &str, payload: &[u8], retained: bool) {
@@ -291,26 +284,7 @@ impl Bridge {
             }
             return;
         }
-        if !matches!(&self.sweep, Some(sweep) if sweep.step == Step::Listening) {
-            return;
-        }
-        if !retained {
-            if rest == KEEPALIVE {
-                self.end_pass();
-            }
-            return;
-        }
-        let stale = !payload.is_empty() && !matches!(rest, SERIAL | KEEPALIVE) && !self.takes_over_retained(now, rest);
-        if let Some(sweep) = &mut self.sweep {
-            sweep.quiet = now + limits::SWEEP_QUIET;
-            if stale {
-                sweep.found += 1;
-                // the rest is found by the next pass
-                if self.outbox.stale() < limits::STALE {
-                    self.outbox.push_stale(topic.into());
-                }
-            }
-        }
+        self.replayed(now, rest, topic, payload, retained);
     }
 
     /// Whether the topic has a value now, or is about to get one. What is retained there is ours to take back then.
@@ -324,47 +298,6 @@ impl Bridge {
         let stands = item.secrecy != Secrecy::Blocked && (everything || now < item.until);
         item.published |= stands;
         stands
-    }
-
-    fn end_pass(&mut self) {
-        let Some(sweep) = &mut self.sweep else { return };
-        let (pass, found) = (sweep.pass, sweep.found);
-        self.link_commands.push_back(LinkCommand::Unsubscribe(vec![self.topics.notification("#")]));
-        if found > 0 {
-            self.notes.add(Level::Info, || format!("{found} retained values that nobody stands for are cleared"));
-        }
-        if found > 0 && pass < limits::SWEEP_PASSES {
-            sweep.step = Step::Clearing;
-            self.next_pass();
-        } else {
-            self.sweep = None;
-        }
-    }
-
-    /// Once everything found has been cleared, looks again.
-    pub(super) fn next_pass(&mut self) {
-        if let Some(sweep) = &mut self.sweep
-            && sweep.step == Step::Clearing
-            && self.outbox.stale() == 0
-        {
-            let pass = sweep.pass + 1;
-            self.begin_pass(pass);
-        }
-    }
-
-    fn begin_pass(&mut self, pass: u32) {
-        self.sweep = Some(Sweep { pass, found: 0, quiet: Time::MAX, step: Step::Subscribing });
-        self.link_commands.push_back(LinkCommand::Subscribe(vec![self.topics.notification("#")]));
-    }
-
-    pub(super) fn check_sweep(&mut self, now: Time) {
-        if self.sweep.as_ref().is_some_and(|sweep| sweep.step == Step::Listening && sweep.quiet <= now) {
-            self.end_pass();
-        }
-    }
-
-    pub(super) fn sweep_deadline(&self) -> Option<Time> {
-        self.sweep.as_ref().filter(|sweep| sweep.step == Step::Listening).map(|sweep| sweep.quiet)
     }
 
     /// The end: takes back what is retained, and says so.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
-use super::peers::{broker, bus_address, status_topic};
+use super::peers::{broker, bus_address, topics};
 use super::{Ended, nonce, wall};
 use crate::bridge::options::{Enabled, Options};
 use crate::bridge::{Bridge, LinkCommand, Setup, Time};
@@ -51,8 +51,11 @@ pub async fn sample_once(config: &Config) -> Result<Vec<Option<Sample>>, Ended> 
     let now = || Time::since_start(began.elapsed());
     bridge.bus_up(now());
     while !bridge.is_scanned() {
-        while let Some(call) = bridge.poll_call() {
-            watcher.call(&call);
+        let sent = now();
+        while let Some(call) = bridge.poll_call(sent) {
+            if let Err(why) = watcher.call(&call) {
+                bridge.unsent(sent, call.id, why);
+            }
         }
         let due = bridge.poll_timeout().map(|time| began + time.after(Time::default()));
         tokio::select! {
@@ -96,12 +99,13 @@ async fn ask_status(config: &Config) -> Result<Status, Ended> {
         Watcher::connect(&address).await.map_err(|error| error.to_string())?.system_serial().await
     };
     let portal = sources.find(serial).await.map_err(|error| Ended::Unready(error.to_string()))?.id;
-    let topic = status_topic(config, &portal);
+    let topics = topics(config, &portal);
+    let topic = topics.own("status");
     let broker = broker(config, &portal).map_err(Ended::Unusable)?;
     // under a name of its own, and leaving nothing behind
     let mut link = Link::start(Broker { client_id: format!("venus-mqtt-{:x}", nonce()), will: None, ..broker });
     // what is retained comes between the answer to the first subscription and that to the second
-    let barrier = format!("{topic}/{:x}", nonce());
+    let barrier = topics.own(&format!("status/{:x}", nonce()));
     let mut said = None;
     loop {
         match link.next().await {

@@ -1,6 +1,7 @@
 //! Whom the configuration means: the bus and the broker. For the daemon, and for commands that only have a look.
 
 use crate::bridge::name::PortalId;
+use crate::bridge::topic::Topics;
 use crate::config::{BusAddress, Config};
 use crate::mqtt::link::Broker;
 use crate::tls;
@@ -31,11 +32,11 @@ pub(super) fn broker(config: &Config, portal: &PortalId) -> Result<Broker, Strin
         login: mqtt.user.clone().map(|user| (user, password)),
         keep_alive: mqtt.keep_alive,
         tls,
-        will: Some((status_topic(config, portal), "offline")),
+        will: Some((topics(config, portal).own("status"), "offline")),
     })
 }
 
-/// Where the broker knows whether a daemon is there.
-pub(super) fn status_topic(config: &Config, portal: &PortalId) -> String {
-    format!("{}venus-mqtt/{portal}/status", config.mqtt.prefix)
+/// The topics of this daemon; `status` among its own is where the broker knows whether it is there.
+pub(super) fn topics(config: &Config, portal: &PortalId) -> Topics {
+    Topics::new(&config.mqtt.prefix, portal.clone())
 }

@@ -15,6 +15,7 @@ use crate::measure::{Machine, cpu_seconds, resident_kb, thread_cpu_seconds};
 use crate::model;
 use crate::report::{Cpu, Figures, Load, Target, Unit};
 use crate::rig::{Rig, wait_until};
+use crate::turns;
 
 /// How long and how much.
 #[derive(Clone, Copy)]
@@ -37,7 +38,7 @@ pub struct Size {
 
 /// The measurements that another program than venus-mqtt is spared unless they are named. The last ones: their bridges are not that of the
 /// others.
-pub const OWN: [&str; 2] = ["http", "devices"];
+pub const OWN: [&str; 3] = ["turns", "http", "devices"];
 
 type Case = fn(&mut Rig, &Size, &mut Figures) -> Result<()>;
 
@@ -57,6 +58,7 @@ pub const CASES: &[(&str, &str, Case)] = &[
     ("flat", "as fast as the bus takes it, signals of ten", flat_out),
     ("flood", "100,000/s: only intermediate values may be lost", flood),
     ("rss-end", "resident memory after all that", rss_end),
+    ("turns", "the longest turn of the loop that each kind of event causes", turns::turns),
     ("http", "measurements over HTTP: delivered, kept while there is no backend, caught up", http::http),
     ("devices", "64 devices register 8 services each, with a bridge of their own", devices::devices),
 ];
@@ -377,13 +379,13 @@ impl Running {
 
 /// The service that hangs, leaves and returns.
 pub struct Leaver {
-    index: usize,
+    pub index: usize,
     items: usize,
     topic: String,
 }
 
 impl Leaver {
-    fn find() -> Result<Self> {
+    pub fn find() -> Result<Self> {
         let house = model::house();
         let (index, service) = house.iter().enumerate().find(|(_, service)| service.name == model::LEAVER).context("no such service")?;
         Ok(Self { index, items: service.items.len(), topic: format!("{}/{}/", service.kind, service.instance) })

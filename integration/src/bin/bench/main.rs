@@ -19,6 +19,7 @@ mod packet;
 mod report;
 mod rig;
 mod subscriber;
+mod turns;
 mod wire;
 
 use std::path::{Path, PathBuf};

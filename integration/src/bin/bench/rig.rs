@@ -183,6 +183,19 @@ impl Rig {
         number.with_context(|| format!("the bridge's summary does not say how many were {word}"))
     }
 
+    /// The longest turn of the bridge's loop since this was asked last, in milliseconds.
+    pub fn longest_turn(&self) -> Result<f64> {
+        const LINE: &str = "longest turn of the loop since the last summary: ";
+        let bridge = self.bridge.as_ref().context("there is no bridge")?;
+        let lines = || bridge.log().matches(LINE).count();
+        let before = lines();
+        bridge.signal(Signal::SIGUSR1)?;
+        wait_until(PART_TIMEOUT, "the summary of the bridge", || Ok(lines() > before))?;
+        let log = bridge.log();
+        let number = log.rsplit_once(LINE).and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
+        number.context("the bridge's summary does not say how long a turn was")
+    }
+
     /// What the bridge has to say about what went wrong.
     pub fn last_words(&self) -> String {
         self.bridge.as_ref().map(Part::last_words).filter(|words| !words.is_empty()).unwrap_or("nothing".into())
