@@ -192,7 +192,7 @@ impl transcripts::Play for Stage {
             shown: HashSet::from(["posts".into()]),
         };
         stage.bridge.bus_up(stage.now());
-        let names = stage.bridge.poll_call().unwrap().id;
+        let names = stage.bridge.poll_call(stage.now()).unwrap().id;
         stage.bridge.reply(stage.now(), names, Reply::Names(stage.chosen.there.clone()));
         stage.start();
         // which target there is, as every daemon says
@@ -445,7 +445,7 @@ impl Stage {
 
     /// The other tests look at what the bridge says.
     fn pump_bridge(&mut self) {
-        while let Some(BusCall { id, destination, method, .. }) = self.bridge.poll_call() {
+        while let Some(BusCall { id, destination, method, .. }) = self.bridge.poll_call(self.now()) {
             match method {
                 Method::GetItems => self.open.push((destination.into(), id)),
                 Method::GetNameOwner(_) => self.bridge.reply(self.now(), id, Reply::Text(":1.1".into())),

@@ -226,7 +226,7 @@ impl World {
             excused: BTreeSet::new(),
         };
         world.bridge.bus_up(Time::default());
-        let names = world.bridge.poll_call().unwrap().id;
+        let names = world.bridge.poll_call(world.now()).unwrap().id;
         world.bridge.reply(Time::default(), names, Reply::Names(Vec::new()));
         world.battery(true);
         world
@@ -287,7 +287,7 @@ impl World {
         let now = self.now();
         let (old, new) = if present { ("", OWNER) } else { (OWNER, "") };
         self.bridge.name_owner_changed(now, BATTERY, old, new);
-        while let Some(call) = self.bridge.poll_call() {
+        while let Some(call) = self.bridge.poll_call(self.now()) {
             if matches!(call.method, Method::GetItems) {
                 let change = Change { value: Some(Value::Int(1)), ..Change::default() };
                 self.bridge.reply(now, call.id, Reply::Items(vec![("/DeviceInstance".into(), change)]));
@@ -345,7 +345,7 @@ impl World {
     }
 
     fn pump(&mut self) -> Checked {
-        while self.bridge.poll_note().is_some() || self.bridge.poll_call().is_some() || self.bridge.poll_link().is_some() {}
+        while self.bridge.poll_note().is_some() || self.bridge.poll_call(self.now()).is_some() || self.bridge.poll_link().is_some() {}
         loop {
             if !self.disk.hangs {
                 self.disk_does(usize::MAX)?;

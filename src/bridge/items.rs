@@ -1,15 +1,16 @@
 //! Services and their items: what is known of the bus.
 //!
-//! A service that has left stays here, without its name, until the topics that were published for it have been taken back.
+//! The topics of a service that has left stay here, as the tombstone of their type and instance, until they have been cleared.
 
 use std::collections::{HashMap, VecDeque};
 
 use foldhash::fast::RandomState;
 use indexmap::IndexMap;
 
-use super::name::ServiceName;
+use super::limits;
+use super::name::{SETTINGS, ServiceName};
 use super::time::Time;
-use super::value::Value;
+use super::value::{LIMIT_JSON_MAX, VALUE_JSON_MAX, Value};
 
 /// A change of one item, as a signal or a snapshot brings it. What is `None` was not mentioned.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -25,6 +26,26 @@ impl Change {
         Self { value: Some(value), ..Self::default() }
     }
 
+    /// Bytes on the heap.
+    pub fn heap(&self) -> usize {
+        let values = [&self.value, &self.min, &self.max, &self.default];
+        values.into_iter().flatten().map(Value::heap).sum()
+    }
+
+    /// Removes what is larger than is kept, wherever it came from. True if there was any.
+    pub fn cut(&mut self) -> bool {
+        let cut = self.value.as_mut().is_some_and(|value| value.cut(VALUE_JSON_MAX));
+        let limits = [&mut self.min, &mut self.max, &mut self.default];
+        limits.into_iter().flatten().fold(cut, |cut, limit| limit.cut(LIMIT_JSON_MAX) | cut)
+    }
+
+    /// What takes no bytes beside itself; the rest is [`Value::Invalid`].
+    fn without_weight(mut self) -> Self {
+        let values = [&mut self.value, &mut self.min, &mut self.max, &mut self.default];
+        values.into_iter().flatten().filter(|value| value.heap() > 0).for_each(|value| *value = Value::Invalid);
+        self
+    }
+
     fn has_limits(&self) -> bool {
         self.min.is_some() || self.max.is_some() || self.default.is_some()
     }
@@ -38,6 +59,12 @@ pub struct Limits {
     pub default: Value,
 }
 
+impl Limits {
+    fn heap(&self) -> usize {
+        [&self.min, &self.max, &self.default].into_iter().map(Value::heap).sum()
+    }
+}
+
 #[derive(Debug, Default)]
 pub struct Item {
     pub value: Value,
@@ -48,10 +75,15 @@ pub struct Item {
     pub queued: bool,
     /// In the lane of answers.
     pub answering: bool,
+    /// An earlier service has published the topic: an empty payload goes out before the value.
+    pub clear_first: bool,
     /// A subscriber may believe the value: it was published and not taken back since.
     pub published: bool,
     /// Changed by a signal since the scan of its service began.
     pub touched: bool,
+    /// Removed from its service; kept until its topic has been cleared and nothing that is queued refers to it. Its secrecy is
+    /// [`Secrecy::Blocked`].
+    pub gone: bool,
     pub secrecy: Secrecy,
 }
 
@@ -85,6 +117,18 @@ impl Item {
             self.value = value;
         }
         has_value || has_limits
+    }
+
+    /// Marks the item as queued if it has something to publish, or to take back, and is not queued yet. `awake`: its topic is kept awake.
+    pub fn wants_turn(&mut self, awake: bool) -> bool {
+        let wants = !self.queued && (self.published || self.clear_first || (awake && self.secrecy != Secrecy::Blocked));
+        self.queued |= wants;
+        wants
+    }
+
+    /// Bytes of its value and limits, beside those that every item takes.
+    fn heap(&self) -> usize {
+        self.value.heap() + self.limits.as_ref().map_or(0, |limits| size_of::<Limits>() + limits.heap())
     }
 
     /// A snapshot: what a signal has brought meanwhile is newer.
@@ -140,6 +184,8 @@ pub struct Service {
     /// Has the topics of its type and instance.
     pub holder: bool,
     pub items: IndexMap<Box<str>, Item, RandomState>,
+    /// What the items take, in bytes.
+    pub bytes: usize,
 }
 
 #[derive(Debug)]
@@ -151,7 +197,7 @@ pub enum State {
         attempts: u32,
     },
     Ready,
-    /// Left the bus, or its instance: nothing but so many topics to take back.
+    /// The tombstone of a type and instance: nothing but so many topics to clear.
     Left {
         topics: usize,
     },
@@ -183,11 +229,16 @@ impl Service {
         matches!(self.state, State::Ready)
     }
 
+    /// Whether an invalid value is how its items are removed: a setting has a value as long as it exists.
+    pub fn removes_items(&self) -> bool {
+        self.name.as_str() == SETTINGS
+    }
+
     /// Whether `path` itself is no item, but there are items below it.
     pub fn items_below<'a>(&'a self, path: &'a str) -> impl Iterator<Item = usize> + 'a {
         let prefix = path.trim_end_matches('/');
         let below = move |key: &str| key.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'));
-        self.items.keys().enumerate().filter(move |(_, key)| below(key)).map(|(index, _)| index)
+        self.items.iter().enumerate().filter(move |(_, (key, item))| below(key) && !item.gone).map(|(index, _)| index)
     }
 
     /// What stands in the topics: `/DeviceInstance`, else `/Identifier`, else 0.
@@ -204,6 +255,13 @@ pub struct ServiceId {
     age: u64,
 }
 
+#[cfg(test)]
+impl ServiceId {
+    pub fn numbered(slot: u32) -> Self {
+        Self { slot, age: 0 }
+    }
+}
+
 #[derive(Debug, Default)]
 pub struct Services {
     slots: Vec<Option<Service>>,
@@ -212,7 +270,22 @@ pub struct Services {
     owners: HashMap<Box<str>, Vec<ServiceId>>,
     /// By `type/instance`.
     holders: HashMap<String, ServiceId>,
+    /// By `type/instance`: topics of services that have left.
+    tombstones: HashMap<String, ServiceId>,
+    /// All topics that are to be cleared.
+    left: usize,
     items: usize,
+    /// What the items take, in bytes.
+    bytes: usize,
+}
+
+/// Why an item finds no room.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Full {
+    /// The service has as many items as one may have.
+    Service,
+    /// All services together have.
+    All,
 }
 
 impl Services {
@@ -251,9 +324,19 @@ impl Services {
         self.names.len()
     }
 
-    /// Items known, those of services that have left counted until they are taken back.
+    /// Items known.
     pub fn items(&self) -> usize {
         self.items
+    }
+
+    /// What they take, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Topics of services that have left, to be cleared.
+    pub fn left(&self) -> usize {
+        self.left
     }
 
     pub fn add(&mut self, name: ServiceName, owner: &str, state: State) -> ServiceId {
@@ -267,6 +350,7 @@ impl Services {
             topic: Box::default(),
             holder: false,
             items: IndexMap::default(),
+            bytes: 0,
             name,
         };
         let (key, left) = (service.name.as_str().into(), matches!(service.state, State::Left { .. }));
@@ -286,11 +370,11 @@ impl Services {
         id
     }
 
-    /// Takes the name off the service, whose items stay.
-    pub fn detach(&mut self, id: ServiceId) {
+    /// Removes a service that has left the bus; its topics are left behind before ([`Self::leave_topics`]).
+    pub fn remove(&mut self, id: ServiceId) {
         self.release_topics(id);
-        let Some(service) = self.get_mut(id) else { return };
-        service.state = State::Left { topics: service.items.values().filter(|item| item.published).count() };
+        self.clear_items(id);
+        let Some(service) = self.get(id) else { return };
         let (name, owner) = (service.name.clone(), service.owner.clone());
         self.names.remove(name.as_str());
         if let Some(ids) = self.owners.get_mut(&owner) {
@@ -299,27 +383,117 @@ impl Services {
                 self.owners.remove(&owner);
             }
         }
+        self.free(id);
     }
 
-    /// Frees what has nothing left to take back.
-    pub fn free_if_done(&mut self, id: ServiceId) {
-        if let Some(service) = self.get(id)
-            && matches!(service.state, State::Left { topics: 0 })
-        {
-            self.items -= service.items.len();
-            if let Some(place) = self.slots.get_mut(id.slot as usize) {
-                *place = None;
+    fn free(&mut self, id: ServiceId) {
+        if let Some(place) = self.slots.get_mut(id.slot as usize) {
+            *place = None;
+        }
+        while matches!(self.slots.last(), Some(None)) {
+            self.slots.pop();
+        }
+    }
+
+    /// Leaves what the service has published to the one tombstone of its type and instance, so that what waits to be cleared is bounded
+    /// by the topics, however often services come and go. Gives the tombstone, if there is something to clear, and how many topics found
+    /// no room there.
+    pub fn leave_topics(&mut self, id: ServiceId) -> (Option<ServiceId>, usize) {
+        let Some(service) = self.get_mut(id) else { return (None, 0) };
+        let published = service.items.iter_mut().filter(|(_, item)| item.published || item.clear_first);
+        let published: Vec<Box<str>> = published
+            .map(|(path, item)| {
+                (item.published, item.clear_first) = (false, false);
+                path.clone()
+            })
+            .collect();
+        if published.is_empty() {
+            return (None, 0);
+        }
+        let (name, owner, instance, topic) = (service.name.clone(), service.owner.clone(), service.instance.clone(), service.topic.clone());
+        let key = topics_key(&name, &instance);
+        let tombstone = match self.tombstones.get(&key) {
+            Some(tombstone) => *tombstone,
+            None if self.tombstones.len() >= limits::SERVICES => return (None, published.len()),
+            None => {
+                let tombstone = self.add(name, &owner, State::Left { topics: 0 });
+                self.tombstones.insert(key, tombstone);
+                tombstone
             }
-            while matches!(self.slots.last(), Some(None)) {
-                self.slots.pop();
+        };
+        let (mut room, mut lost) = (limits::LEFT_TOPICS.saturating_sub(self.left), 0);
+        let mut added = 0;
+        if let Some(Service { items, state: State::Left { topics }, instance: its, topic: stem, .. }) = self.get_mut(tombstone) {
+            (*its, *stem) = (instance, topic);
+            for path in published {
+                if let Some(item) = items.get_mut(&path) {
+                    added += usize::from(!item.published);
+                    item.published = true;
+                } else if room > 0 {
+                    items.insert(path, Item { published: true, ..Item::default() });
+                    room -= 1;
+                    added += 1;
+                } else {
+                    lost += 1;
+                }
+            }
+            *topics += added;
+        }
+        self.left += added;
+        self.free_if_done(tombstone);
+        (self.get(tombstone).map(|_| tombstone), lost)
+    }
+
+    /// The service takes over the topics that a tombstone has of its items: each is cleared before it is published again.
+    fn take_from_tombstone(&mut self, id: ServiceId, only: Option<usize>) {
+        let Some(service) = self.get(id) else { return };
+        let Some(tombstone) = self.tombstones.get(&topics_key(&service.name, &service.instance)).copied() else { return };
+        let mut taken = Vec::new();
+        if let (Some(service), Some(Service { items: left, .. })) = (self.get(id), self.get(tombstone)) {
+            let all = service.items.keys().enumerate().filter(|(index, _)| only.is_none_or(|only| only == *index));
+            taken.extend(all.filter_map(|(index, path)| Some((index, left.get_full(path).filter(|(.., item)| item.published)?.0))));
+        }
+        for (index, left) in taken {
+            self.cleared(tombstone, left);
+            if let Some((_, item)) = self.get_mut(id).and_then(|service| service.items.get_index_mut(index)) {
+                item.clear_first = true;
             }
         }
+        self.free_if_done(tombstone);
+    }
+
+    /// A topic of a tombstone needs no clearing any more.
+    pub fn cleared(&mut self, tombstone: ServiceId, index: usize) {
+        if let Some(Service { items, state: State::Left { topics }, .. }) = self.get_mut(tombstone)
+            && let Some((_, item)) = items.get_index_mut(index)
+            && std::mem::take(&mut item.published)
+        {
+            *topics -= 1;
+            self.left -= 1;
+        }
+    }
+
+    /// Frees a tombstone that has nothing left to clear.
+    pub fn free_if_done(&mut self, id: ServiceId) {
+        if let Some(Service { state: State::Left { topics: 0 }, name, instance, .. }) = self.get(id) {
+            let key = topics_key(name, instance);
+            self.tombstones.remove(&key);
+            self.free(id);
+        }
+    }
+
+    /// Nothing is to be cleared any more.
+    pub fn forget_left(&mut self) {
+        for id in std::mem::take(&mut self.tombstones).into_values() {
+            self.free(id);
+        }
+        self.left = 0;
     }
 
     /// Gives the service the topics of its type and instance, unless another one has them: that one, then.
     pub fn claim_topics(&mut self, id: ServiceId) -> Result<(), ServiceId> {
         let Some(service) = self.get(id) else { return Ok(()) };
-        let key = format!("{}/{}", service.service_type(), service.instance);
+        let key = topics_key(&service.name, &service.instance);
         match self.holders.get(&key) {
             Some(holder) if *holder != id => return Err(*holder),
             _ => self.holders.insert(key, id),
@@ -327,6 +501,7 @@ impl Services {
         if let Some(service) = self.get_mut(id) {
             service.holder = true;
         }
+        self.take_from_tombstone(id, None);
         Ok(())
     }
 
@@ -336,31 +511,121 @@ impl Services {
             && service.holder
         {
             service.holder = false;
-            let key = format!("{}/{}", service.service_type(), service.instance);
+            let key = topics_key(&service.name, &service.instance);
             self.holders.remove(&key);
         }
     }
 
     /// The item at `path`, made when it is new and there is room.
-    pub fn item_entry(&mut self, id: ServiceId, path: &str, room: usize) -> Option<(usize, bool)> {
-        let full = self.items >= room;
-        let items = &mut self.get_mut(id)?.items;
-        if let Some(index) = items.get_index_of(path) {
-            return Some((index, false));
+    pub fn item_entry(&mut self, id: ServiceId, path: &str) -> Option<Result<usize, Full>> {
+        let full = self.items >= limits::ITEMS || self.bytes >= limits::MODEL_BYTES;
+        let service = self.get_mut(id)?;
+        if let Some(index) = service.items.get_index_of(path) {
+            return Some(Ok(index));
+        }
+        if service.items.len() >= limits::SERVICE_ITEMS || service.bytes >= limits::SERVICE_BYTES {
+            return Some(Err(Full::Service));
         }
         if full {
+            return Some(Err(Full::All));
+        }
+        let bytes = limits::ITEM_BYTES + path.len();
+        let (index, _) = service.items.insert_full(path.into(), Item::default());
+        service.bytes += bytes;
+        let holder = service.holder;
+        self.items += 1;
+        self.bytes += bytes;
+        if holder {
+            self.take_from_tombstone(id, Some(index));
+        }
+        Some(Ok(index))
+    }
+
+    /// Applies a change to an item. What does not fit into what the values of one service, or of all, may take is left out:
+    /// [`Applied::cut`].
+    pub fn apply(&mut self, id: ServiceId, index: usize, mut change: Change, from: Origin) -> Applied {
+        let mut applied = Applied::default();
+        let room = limits::MODEL_BYTES.saturating_sub(self.bytes);
+        let Some(service) = self.get_mut(id) else { return applied };
+        let room = room.min(limits::SERVICE_BYTES.saturating_sub(service.bytes));
+        let Some((_, item)) = service.items.get_index_mut(index) else { return applied };
+        let before = item.heap();
+        let heavy = change.heap();
+        if heavy > 0 && heavy > room + before {
+            applied.cut = true;
+            change = change.without_weight();
+        }
+        applied.shown = match from {
+            Origin::Signal => item.apply(change),
+            Origin::Snapshot => {
+                item.apply_snapshot(change);
+                true
+            }
+        };
+        let after = item.heap();
+        if before != after {
+            service.bytes = service.bytes - before + after;
+            self.bytes = self.bytes - before + after;
+        }
+        applied
+    }
+
+    /// Marks an item as [`Item::gone`]: all that is left of it is a topic to clear.
+    pub fn remove_item(&mut self, id: ServiceId, index: usize) {
+        let Some(service) = self.get_mut(id) else { return };
+        let Some((_, item)) = service.items.get_index_mut(index) else { return };
+        let bytes = item.heap();
+        let Item { published, clear_first, queued, answering, .. } = *item;
+        *item = Item { gone: true, secrecy: Secrecy::Blocked, published, clear_first, queued, answering, ..Item::default() };
+        service.bytes -= bytes;
+        self.bytes -= bytes;
+    }
+
+    /// Removes an item that is [`Item::gone`], unless its topic is still to be cleared or something queued refers to it. The last item
+    /// takes its index: returns the index that it had.
+    pub fn remove_if_done(&mut self, id: ServiceId, index: usize) -> Option<usize> {
+        let service = self.get_mut(id)?;
+        let (path, item) = service.items.get_index(index)?;
+        if !item.gone || item.queued || item.answering || item.published || item.clear_first {
             return None;
         }
-        let (index, _) = items.insert_full(path.into(), Item::default());
-        self.items += 1;
-        Some((index, true))
+        let bytes = limits::ITEM_BYTES + path.len() + item.heap();
+        service.items.swap_remove_index(index);
+        service.bytes -= bytes;
+        let last = service.items.len();
+        self.items -= 1;
+        self.bytes -= bytes;
+        Some(last)
     }
 
     pub fn clear_items(&mut self, id: ServiceId) {
         if let Some(service) = self.get_mut(id) {
-            let gone = service.items.len();
+            let (gone, bytes) = (service.items.len(), service.bytes);
             service.items.clear();
+            service.bytes = 0;
             self.items -= gone;
+            self.bytes -= bytes;
         }
     }
+}
+
+/// Where a change comes from: a snapshot never overwrites what a signal has brought since the scan began.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    Signal,
+    Snapshot,
+}
+
+/// What became of a change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Applied {
+    /// There is something to publish: a change of the text alone is nothing.
+    pub shown: bool,
+    /// A value found no room and is shown as null.
+    pub cut: bool,
+}
+
+/// `type/instance`
+fn topics_key(name: &ServiceName, instance: &str) -> String {
+    format!("{}/{instance}", name.service_type())
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::outgoing::Places;
+
 /// GetItems, GetValue on `/`, Introspect. velib's scanners wait two minutes, blocking; nobody waits for ours, and thirty seconds
 /// is what a change that comes before the scan has ended is kept.
 pub const SCAN_DEADLINE: Duration = Duration::from_secs(30);
@@ -24,45 +26,95 @@ pub const REPUBLISH_WINDOW: Duration = Duration::from_secs(1);
 pub const DETECTION: Duration = Duration::from_millis(3500);
 /// A pass of the sweep in which the broker falls silent without the marker having come back.
 pub const SWEEP_QUIET: Duration = Duration::from_secs(2);
+/// The same on a slow link, where the marker waits behind a window of notifications on its way there and of messages on its way back.
+pub const SWEEP_QUIET_SLOW: Duration = Duration::from_secs(30);
+/// On a slow link a part of the sweep with no more than so many known items is asked for so long after the last request, when so few
+/// messages wait.
+pub const SWEEP_SMALL: usize = 100;
+pub const SWEEP_AFTER_REQUEST: Duration = Duration::from_secs(10);
+pub const SWEEP_QUEUE: usize = 64;
+/// After so long it is asked for all the same; a larger part only now, and when there was no request for so long.
+pub const SWEEP_PATIENCE: Duration = Duration::from_secs(60);
+/// How often that is looked at.
+pub const SWEEP_LOOK: Duration = Duration::from_secs(1);
+/// Passes that were cut and found nothing: a broker that lets the marker get lost does so again.
+pub const SWEEP_PASSES_CUT: u32 = 3;
 /// Passes of the sweep on one connection: a broker drops what does not fit its queue, so one may not see everything.
 pub const SWEEP_PASSES: u32 = 32;
 
 /// Services at once; a bus takes 256 connections per user.
 pub const SERVICES: usize = 1024;
-/// Items of all services together: ten times a large system.
-pub const ITEMS: usize = 65_536;
-/// Distinct filters of keep-alives at once.
+/// Items of all services together (eight times a large system), and of one: a service that makes up paths leaves room for the others.
+pub const ITEMS: usize = 49_152;
+pub const SERVICE_ITEMS: usize = ITEMS / 2;
+/// Bytes that the items of all services may take, and those of one. A large system takes 2 MiB.
+pub const MODEL_BYTES: usize = 16 << 20;
+pub const SERVICE_BYTES: usize = 6 << 20;
+/// Bytes of an item beside its path, its texts and its limits: itself and its place in a table that grows by doubling.
+pub const ITEM_BYTES: usize = 200;
+/// Topics of services that have left, waiting to be cleared; what is beyond is found by the next sweep.
+pub const LEFT_TOPICS: usize = 8192;
+/// Largest payload of a keep-alive that is read, in bytes, and most filters in it: more counts as an empty payload.
+pub const KEEPALIVE_PAYLOAD: usize = 16 * 1024;
+pub const KEEPALIVE_FILTERS: usize = 1024;
+/// Distinct filters of keep-alives at once, and bytes of their texts: a keep-alive beyond that counts as one for everything.
 pub const FILTERS: usize = 1024;
+pub const FILTER_BYTES: usize = 64 * 1024;
 /// Longest echo of a keep-alive, in bytes (the contract's).
 pub const ECHO: usize = 256;
 /// Echoes waiting to be answered.
-pub const COMPLETIONS: usize = 4096;
-/// Calls waiting for their reply, of all services and of one: nobody takes the places of the others.
-pub const CALLS: usize = 4096;
+pub const COMPLETIONS: usize = 2048;
+/// Reads and writes that wait for their replies, of all services: at most. One service may have half of what is left of
+/// [`CALLS_SHARED`], up to [`CALLS_EACH`], and at least [`CALLS_RESERVED`], however many other services do not answer.
+pub const CALLS: usize = CALLS_SHARED + SERVICES * CALLS_RESERVED;
+pub const CALLS_SHARED: usize = 2048;
+pub const CALLS_RESERVED: usize = 2;
 pub const CALLS_EACH: usize = 512;
-/// Calls under way, to all and to one: dbus-daemon keeps 128 places for a connection (its default on a system bus), and devices need
-/// some as well.
-pub const UNDER_WAY: usize = 96;
-pub const UNDER_WAY_EACH: usize = 16;
+/// Bytes of the values that wait to be written, of all services: forty of the largest writes that are texts.
+pub const CALLS_BYTES: usize = 3 * 1024 * 1024;
+/// Places for calls under way that dbus-daemon has for a connection (max_replies_per_connection, its default on a system bus).
+pub const BUS_PLACES: usize = 128;
+/// Those of the bridge. Connections that stop answering hold about a third of them however many calls each is to get; beyond it one each.
+pub const PLACES: Places = Places { all: 104, unheard: 80, crowded: 48, first: 2, each: 16, mute: 2, overdue: 8 };
+/// Those of devices on the same connection, all of localsettings.
+pub const SETTINGS_PLACES: Places = Places { all: 16, unheard: 16, crowded: 48, first: 16, each: 16, mute: 16, overdue: 16 };
+/// The portal ID is asked of the system's service, once.
+const _: () = assert!(PLACES.all + SETTINGS_PLACES.all < BUS_PLACES);
+/// A call that is not answered after this is overdue: nothing on a healthy device takes so long.
+pub const OVERDUE: Duration = Duration::from_secs(5);
+/// A connection that has sent something within this is taken for alive.
+pub const ALIVE: Duration = Duration::from_secs(5);
+/// Bytes that the values of one answer take in memory: 25,000 numbers with their paths. What comes after them is left out.
+pub const REPLY_BYTES: usize = 4 << 20;
 /// Nodes, and calls at once, of a walk through introspection data.
 pub const WALK_NODES: usize = 4096;
+/// Nodes that wait in the walks of all services.
+pub const WALK_NODES_ALL: usize = 16_384;
 pub const WALK_AT_ONCE: usize = 16;
+/// Calls of scans at once, of all services, beyond which each service gets one; and the most that makes.
+pub const SCANS_AT_ONCE: usize = 512;
+pub const SCANS: usize = SCANS_AT_ONCE + WALK_AT_ONCE + SERVICES;
 /// Largest payload of a write, in bytes (the contract's).
 pub const WRITE_PAYLOAD: usize = 64 * 1024;
 /// Requests, and their bytes, that wait for the first scan and the auto mode.
 pub const WAITING: usize = 1024;
 pub const WAITING_BYTES: usize = 1024 * 1024;
 /// Stale topics known and not yet cleared; the next pass of the sweep finds the rest.
-pub const STALE: usize = 8192;
-/// Log lines waiting for the loop, and lines of one kind a minute before they go to debug.
+pub const STALE: usize = 4096;
+/// Log lines waiting for the loop.
 pub const NOTES: usize = 512;
-pub const NOTES_A_MINUTE: u32 = 10;
+/// Lines of one kind that are written, and how long there must be none before they are again; in between one is. On a device the log is
+/// 100 kB of flash.
+pub const NOTES_AT_ONCE: u32 = 10;
+pub const NOTES_WINDOW: Duration = Duration::from_secs(3600);
 
 /// Largest Status (the contract's) and Proxy message (that of a write).
 pub const STATUS_PAYLOAD: usize = 4096;
 pub const PROXY_PAYLOAD: usize = WRITE_PAYLOAD;
 /// Characters of the ID of a client or a service (the contract's).
 pub const ID: usize = 32;
+/// Bytes of the client ID in a topic, where it is another than the device's own: answers go there too.
+pub const TOPIC_ID: usize = 255;
 /// Characters of a device's version that are kept.
 pub const VERSION: usize = 64;
 /// Bytes of `lwt_topic` and of `lwt_value`.
@@ -80,8 +132,11 @@ pub const SERVICE_RETRY_LAST: Duration = Duration::from_secs(60);
 pub const WILL_REPLAY: Duration = Duration::from_secs(5);
 /// How often another bridge is kept awake: half of what it stays awake for, so that one may get lost.
 pub const KEEP_AWAKE: Duration = Duration::from_secs(30);
-/// Answers to devices that wait for the connection.
+/// Answers to devices that wait for the connection, and bytes of them.
 pub const ANSWERS: usize = 1024;
+pub const ANSWER_BYTES: usize = 2 << 20;
+/// Bytes of the texts and lists of one service of a device: names and lists of options take a few hundred.
+pub const DEVICE_SERVICE_BYTES: usize = 16 * 1024;
 /// Devices remembered beside those that are registered: so many may be gone and still be listed.
 pub const GONE: usize = 256;
 /// Services that a device had before, and that are remembered with their numbers.

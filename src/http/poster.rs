@@ -24,7 +24,8 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Agent, Body, Error, Proxy, ProxyProtocol, Timeout};
 
-use crate::config::{HttpTarget, Secret, why};
+use crate::config::{HttpTarget, Secret};
+use crate::files::why;
 use crate::measure::{Answer, Outcome};
 use crate::text::{escape, escape_to};
 use crate::tls::{self, TlsError};

@@ -22,7 +22,10 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::config::why;
+use log::Level;
+
+use crate::files::{self, why};
+use crate::log::Repeated;
 use crate::measure::Entry;
 
 use memory::Memory;
@@ -31,8 +34,8 @@ use segment::{BODY_MAX, Current, Found, SPAN};
 /// Size of a segment, in bytes: what is done in one with something that waits still costs so much at most.
 const SEGMENT: u64 = 512 * 1024;
 
-/// Most bytes of bodies kept in memory while the disk cannot be written.
-const MEMORY: usize = 4 << 20;
+/// Most bytes of bodies kept in memory while the disk cannot be written: six hours of an ordinary system.
+pub const MEMORY: usize = 512 * 1024;
 
 /// Why there is no body.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -75,6 +78,7 @@ pub struct Spool {
     failing: bool,
     /// The same for bringing it all to the flash.
     sync_failing: bool,
+    said: Repeated,
 }
 
 /// Where a record is: in the segment with the number `seq - delta`.
@@ -126,8 +130,9 @@ impl Spool {
             folders: Vec::new(),
             failing: false,
             sync_failing: false,
+            said: Repeated::new(),
         };
-        let entries = match spool.attach() {
+        let entries = match spool.make_way().and_then(|()| spool.attach()) {
             Ok(names) => spool.load(&names),
             Err(error) => {
                 spool.report(Err(error));
@@ -140,7 +145,7 @@ impl Spool {
 
     /// Whether somebody uses the queue in `dir` now: an earlier life that has not quite ended, say.
     pub fn is_taken(dir: &Path) -> bool {
-        File::open(dir).is_ok_and(|folder| matches!(folder.try_lock(), Err(TryLockError::WouldBlock)))
+        files::open_folder(dir).is_ok_and(|folder| matches!(folder.try_lock(), Err(TryLockError::WouldBlock)))
     }
 
     /// Appends at once, with one write and no fsync; where that fails, the record is kept in memory. `seq` must be greater than
@@ -211,9 +216,13 @@ impl Spool {
         let synced = self.flush();
         match (&synced, self.sync_failing) {
             (Err(error), false) => {
-                log::warn!("{}: measurements in {} are not safe from a power cut: {}", self.what, self.dir.display(), why(error))
+                let text = format!("{}: measurements in {} are not safe from a power cut: {}", self.what, self.dir.display(), why(error));
+                self.said.say(Level::Warn, &text);
             }
-            (Ok(()), true) => log::info!("{}: measurements in {} are safe from a power cut again", self.what, self.dir.display()),
+            (Ok(()), true) => {
+                let text = format!("{}: measurements in {} are safe from a power cut again", self.what, self.dir.display());
+                self.said.say(Level::Info, &text);
+            }
             _ => {}
         }
         self.sync_failing = synced.is_err();
@@ -232,6 +241,17 @@ impl Spool {
         std::iter::from_fn(|| self.memory.pop()).map(|(_, body)| body).collect()
     }
 
+    /// Sets aside what is in the place of its folders. For the start only: what takes their place later is not looked at.
+    fn make_way(&self) -> io::Result<()> {
+        // the third is the state folder, which is the person's
+        let levels: Vec<_> = self.dir.ancestors().take(2).collect();
+        for level in levels.into_iter().rev().filter(|level| files::is_no_folder(level)) {
+            let aside = files::set_aside(level)?;
+            log::warn!("{}: {} is not a folder: it is now {}", self.what, level.display(), aside.display());
+        }
+        Ok(())
+    }
+
     /// Makes what folders are missing, and locks the last. Gives the numbers of the segments that are there.
     fn attach(&mut self) -> io::Result<Vec<u64>> {
         let levels: Vec<_> = self.dir.ancestors().take(3).filter(|level| !level.as_os_str().is_empty()).collect();
@@ -242,13 +262,18 @@ impl Spool {
                 Err(error) => return Err(error),
             }
         }
-        let folder = File::open(&self.dir)?;
+        let folder = files::open_folder(&self.dir)?;
         // a file system that knows no locks is no reason to keep nothing
         if let Err(TryLockError::WouldBlock) = folder.try_lock() {
             return Err(self.keep_off("another daemon uses it; give this one a `state_dir` of its own in [devices], and start it again"));
         }
         self.folder = Some(folder);
-        segment::names(&self.dir)
+        let (names, odd) = segment::names(&self.dir)?;
+        for file in odd {
+            let aside = files::set_aside(&file)?;
+            log::warn!("{}: {} is not a regular file: it is now {}", self.what, file.display(), aside.display());
+        }
+        Ok(names)
     }
 
     /// Reads what is there, and gives what waits. The file that is written to is the last one, if all is well with it; else a new one:
@@ -313,7 +338,7 @@ impl Spool {
             }
         }
         if newest && scan.error.is_none() {
-            let cut = OpenOptions::new().write(true).open(&file).and_then(|file| file.set_len(scan.good));
+            let cut = files::open_own(&file, OpenOptions::new().write(true)).and_then(|file| file.set_len(scan.good));
             if let Err(error) = cut {
                 log::warn!("{}: {} cannot be cut: {}", self.what, file.display(), why(&error));
             }
@@ -322,7 +347,7 @@ impl Spool {
 
     /// Writes on where an earlier life ended.
     fn go_on(&mut self, first: u64, scan: &segment::Scan) -> io::Result<()> {
-        let file = OpenOptions::new().read(true).write(true).open(segment::path(&self.dir, first))?;
+        let file = files::open_own(&segment::path(&self.dir, first), OpenOptions::new().read(true).write(true))?;
         self.current = Some(Current { first, file, len: scan.size, used: true, marked: scan.ends_marked, sealed: false });
         Ok(())
     }
@@ -341,7 +366,8 @@ impl Spool {
     fn remember(&mut self, seq: u64, body: &[u8]) {
         let dropped = self.memory.push(seq, body);
         if dropped > 0 && self.dropped == 0 {
-            log::warn!("{}: memory holds no more measurements: the oldest of those that are only there are dropped", self.what);
+            let text = format!("{}: memory holds no more measurements: the oldest of those that are only there are dropped", self.what);
+            self.said.say(Level::Warn, &text);
         }
         self.dropped += dropped;
     }
@@ -507,7 +533,7 @@ impl Spool {
         }
         let file = match self.reader.take() {
             Some((number, file)) if number == first => file,
-            _ => File::open(segment::path(&self.dir, first))?,
+            _ => files::open_own(&segment::path(&self.dir, first), OpenOptions::new().read(true))?,
         };
         // after an error it is opened again
         let body = segment::body(&file, slot.offset, slot.seq)?;
@@ -525,7 +551,7 @@ impl Spool {
         }
         while let Some(folder) = self.folders.last() {
             // what lies above may not be ours to open
-            if let Ok(folder) = File::open(folder) {
+            if let Ok(folder) = files::open_folder(folder) {
                 folder.sync_all()?;
             }
             self.folders.pop();
@@ -543,16 +569,21 @@ impl Spool {
     /// Says when the disk cannot be written, and when it can again.
     fn report(&mut self, result: io::Result<()>) {
         match (&result, self.failing) {
-            (Err(error), false) => log::warn!(
-                "{}: measurements that wait are kept in memory only: cannot write into {}: {}{}",
-                self.what,
-                self.dir.display(),
-                why(error),
-                if self.foreign { "" } else { "; set `state_dir` in [devices] to a folder that can be written and has room" }
-            ),
+            (Err(error), false) => {
+                let text = format!(
+                    "{}: measurements that wait are kept in memory only: cannot write into {}: {}{}",
+                    self.what,
+                    self.dir.display(),
+                    why(error),
+                    if self.foreign { "" } else { "; set `state_dir` in [devices] to a folder that can be written and has room" }
+                );
+                self.said.say(Level::Warn, &text);
+            }
             (Ok(()), true) => {
                 let (lost, dir) = (self.dropped, self.dir.display());
-                log::info!("{}: measurements that wait are kept in {dir} again; {lost} were dropped from memory meanwhile", self.what);
+                let text =
+                    format!("{}: measurements that wait are kept in {dir} again; {lost} were dropped from memory meanwhile", self.what);
+                self.said.say(Level::Info, &text);
                 self.dropped = 0;
             }
             _ => {}
@@ -594,7 +625,7 @@ fn is_damage(error: &io::Error) -> bool {
 
 /// `None`: it was removed.
 fn open_there(file: &Path) -> io::Result<Option<File>> {
-    match File::open(file) {
+    match files::open_own(file, OpenOptions::new().read(true)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         opened => opened.map(Some),
     }

@@ -17,6 +17,7 @@ use std::ops::Range;
 use log::Level;
 
 use crate::bridge::name::PortalId;
+use crate::bridge::topic::Topics;
 use crate::bridge::{Bridge, Note, Publish, Time, limits};
 
 pub use answer::{Answer, Outcome};
@@ -73,8 +74,7 @@ pub struct Setup {
 
 #[derive(Debug)]
 pub struct Measures {
-    portal: PortalId,
-    prefix: String,
+    topics: Topics,
     targets: Vec<Target>,
     linked: bool,
     had_more: bool,
@@ -87,7 +87,7 @@ impl Measures {
         let Setup { portal, prefix, targets, had_more, seed, verbosity } = setup;
         let seeds = (1..).map(|n: u64| seed ^ n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let targets = targets.into_iter().zip(seeds).map(|(options, seed)| Target::new(options, seed, verbosity)).collect();
-        Self { portal, prefix, targets, linked: false, had_more, former: 0..0 }
+        Self { topics: Topics::new(&prefix, portal), targets, linked: false, had_more, former: 0..0 }
     }
 
     /// What the edge has to say of the target with this number, from 0.
@@ -113,7 +113,7 @@ impl Measures {
     /// To be called when the time that [`Self::poll_timeout`] gave has come; early does no harm.
     pub fn handle_timeout(&mut self, at: Moment, bridge: &Bridge) {
         for target in &mut self.targets {
-            target.handle_timeout(at, self.portal.as_str(), bridge);
+            target.handle_timeout(at, self.topics.portal().as_str(), bridge);
         }
     }
 
@@ -143,7 +143,7 @@ impl Measures {
                 (n + 1, target.status(now))
             }
         };
-        Some(Publish { topic: format!("{}venus-mqtt/{}/http/{number}", self.prefix, self.portal), payload, retain: true })
+        Some(Publish { topic: self.topics.own(&format!("http/{number}")), payload, retain: true })
     }
 
     /// Nothing is left to be published.

@@ -49,7 +49,7 @@ impl Names {
         }
         let (sender, found) = mpsc::sync_channel(1);
         let busy = self.busy.clone();
-        let started = thread::Builder::new().name("names".into()).spawn(move || {
+        let started = thread::Builder::new().name("names".into()).stack_size(crate::memory::THREAD_STACK).spawn(move || {
             let addresses = look_up();
             busy.store(false, Ordering::Release);
             // nobody waits any more

@@ -5,10 +5,12 @@
 //! the body, sequence number) and the body, filled up to a multiple of 16. A mark, "done through this number", is a record with a
 //! length no body has; the filling keeps it within one sector and one page, so that it can be replaced in place.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+use crate::files;
 
 /// Longest body, in bytes.
 pub const BODY_MAX: usize = 256 * 1024;
@@ -22,6 +24,10 @@ const HEADER: usize = 16;
 const MARK: u32 = u32::MAX;
 
 const BUFFER: usize = 64 * 1024;
+
+/// What is read of a file, in bytes: many times what the daemon makes of one. The rest of a larger one counts as damaged, so that what
+/// is found in it is bounded.
+const SIZE_MAX: u64 = 16 << 20;
 
 /// A record that was found.
 pub struct Found {
@@ -90,23 +96,23 @@ pub fn path(dir: &Path, first: u64) -> PathBuf {
     dir.join(format!("{first:016x}.queue"))
 }
 
-/// The numbers of the segments in `dir`, in order.
-pub fn names(dir: &Path) -> io::Result<Vec<u64>> {
-    let mut names = Vec::new();
+/// The numbers of the segments in `dir`, in order, and what is called like one and is no regular file.
+pub fn names(dir: &Path) -> io::Result<(Vec<u64>, Vec<PathBuf>)> {
+    let (mut names, mut odd) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let name = entry.file_name();
         let number = name.to_str().and_then(|name| name.strip_suffix(".queue")).and_then(|digits| u64::from_str_radix(digits, 16).ok());
         // what else looks like it is not ours
         let ours = number.filter(|first| path(dir, *first).file_name() == Some(&name) && *first <= u64::MAX / 2);
-        if let Some(first) = ours
-            && entry.file_type()?.is_file()
-        {
-            names.push(first);
+        match ours {
+            Some(first) if entry.file_type()?.is_file() => names.push(first),
+            Some(_) => odd.push(entry.path()),
+            None => {}
         }
     }
     names.sort_unstable();
-    Ok(names)
+    Ok((names, odd))
 }
 
 /// The bytes of a record.
@@ -165,11 +171,11 @@ impl Header {
 
 /// Reads the file through, and adds its records to `found`. Fails where it cannot even be opened.
 pub fn scan(path: &Path, first: u64, found: &mut Vec<Found>) -> io::Result<Scan> {
-    let file = File::open(path)?;
+    let file = files::open_own(path, OpenOptions::new().read(true))?;
     let mut scan = Scan { good: 0, size: file.metadata()?.len(), done: 0, ends_marked: false, error: None };
     let mut reader = BufReader::with_capacity(BUFFER, file);
     let mut body = Vec::new();
-    while scan.good < scan.size {
+    while scan.good < scan.size.min(SIZE_MAX) {
         match take(&mut reader, scan.size - scan.good, &mut body) {
             Ok(Some(header)) if accept(&header, first, &mut scan, found) => {}
             Ok(_) => break,

@@ -12,6 +12,7 @@ use std::sync::Once;
 use log::{Level, LevelFilter, Metadata, Record};
 
 use super::*;
+use crate::files::tests::{in_time, odd_files};
 use crate::scratch::Scratch;
 
 /// Of segments in most tests, so that there are several.
@@ -48,7 +49,7 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 fn files(dir: &Path) -> Vec<PathBuf> {
-    segment::names(dir).unwrap().into_iter().map(|first| segment::path(dir, first)).collect()
+    segment::names(dir).unwrap().0.into_iter().map(|first| segment::path(dir, first)).collect()
 }
 
 fn bytes_in(dir: &Path) -> u64 {
@@ -296,7 +297,7 @@ fn a_damage_in_an_older_file_costs_what_follows_in_it() {
     drop(spool);
     let older = &files(&dir)[1];
     let mut found = Vec::new();
-    segment::scan(older, segment::names(&dir).unwrap()[1], &mut found).unwrap();
+    segment::scan(older, segment::names(&dir).unwrap().0[1], &mut found).unwrap();
     let (second, last) = (&found[1], found.last().unwrap());
     let mut bytes = fs::read(older).unwrap();
     bytes[second.offset as usize + 20] ^= 1;
@@ -648,4 +649,51 @@ fn child_that_is_killed() {
             tell("forgotten", through);
         }
     }
+}
+
+/// Whatever is where its folders and files are expected: out of the way, and the queue works.
+#[test]
+fn what_is_no_folder_or_file_is_set_aside() {
+    for odd in 0..7 {
+        let works = in_time(move || {
+            let scratch = Scratch::new();
+            let file = odd_files(&scratch).swap_remove(odd);
+            for place in ["state/http", "state/http/1.json-lines", "state/http/1.json-lines/0000000000000001.queue"] {
+                said();
+                let place = scratch.path().join(place);
+                fs::create_dir_all(place.parent().unwrap()).unwrap();
+                let is_folder = file.is_dir();
+                if is_folder && !place.ends_with("0000000000000001.queue") {
+                    continue;
+                }
+                fs::rename(&file, &place).unwrap();
+                let (mut spool, ..) = Spool::with_sizes(&scratch.path().join("state/http/1.json-lines"), "http 1", SMALL, MEMORY);
+                append(&mut spool, 1..=3);
+                assert_eq!(spool.unwritten(), 0, "{}", place.display());
+                assert_eq!(readable(&mut spool, 1..=3), [1, 2, 3]);
+                drop(spool);
+                assert_said_once(&["WARN: http 1: ", ": it is now ", ".corrupt"]);
+                let aside = PathBuf::from(format!("{}.corrupt", place.display()));
+                fs::rename(aside, &file).unwrap();
+                fs::remove_dir_all(scratch.path().join("state")).unwrap();
+            }
+            true
+        });
+        assert!(works);
+    }
+}
+
+/// Bytes without end, as a broken file system can show them.
+#[test]
+fn a_huge_segment_costs_no_memory() {
+    let scratch = Scratch::new();
+    let (mut spool, ..) = open_below(&scratch);
+    append(&mut spool, 1..=3);
+    drop(spool);
+    let file = files(&queue(&scratch)).swap_remove(0);
+    fs::File::options().write(true).open(file).unwrap().set_len(1 << 40).unwrap();
+    let (mut spool, waiting, _) = open_below(&scratch);
+    assert_eq!(waiting.len(), 3);
+    assert_eq!(readable(&mut spool, 1..=3), [1, 2, 3]);
+    said();
 }
