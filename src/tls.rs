@@ -15,7 +15,8 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{InconsistentKeys, RootCertStore};
 
-use crate::config::{ClientCertificate, Tls, read_bounded, why};
+use crate::config::{ClientCertificate, Tls};
+use crate::files::{self, read_bounded, why};
 use crate::text::escape_bytes;
 
 /// Largest certificate or key file taken, in bytes: the bundle of all public authorities has a quarter of it.
@@ -123,6 +124,12 @@ fn trusted_by_file(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError
 
 /// One broken certificate among the system's is not ours to refuse; none that works is.
 fn trusted_by_system() -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    // what it names is opened as it is, and a FIFO would be waited for
+    if let Some(file) = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from)
+        && let Err(error) = files::open(&file)
+    {
+        return Err(TlsError::NoRoots { why: format!("SSL_CERT_FILE is {}: {}", file.display(), why(&error)) });
+    }
     let found = rustls_native_certs::load_native_certs();
     let mut certificates = found.certs;
     certificates.retain(|certificate| RootCertStore::empty().add(certificate.clone()).is_ok());

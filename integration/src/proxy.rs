@@ -1,10 +1,12 @@
 //! A TCP proxy on loopback that can be cut off: connections stay open, bytes stop, and nobody is told. What a pulled cable looks like.
+//! It can also carry no more than so many bytes a second, each way.
 //! It leads to one address, or, as HTTP proxies do, to where each client asks it to connect.
 
 use std::{
     io::{self, Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{Arc, Condvar, Mutex},
+    time::Duration,
 };
 
 /// Forwards to one address until it is dropped.
@@ -17,6 +19,11 @@ pub struct Proxy {
 struct State {
     cut: bool,
     over: bool,
+    /// connections made so far, and how many of them carry nothing any more
+    connections: usize,
+    frozen: usize,
+    /// bytes a second of a connection, each way; 0 for as many as there are
+    rate: usize,
     streams: Vec<TcpStream>,
     /// what clients asked to be connected to
     asked: Vec<String>,
@@ -44,7 +51,7 @@ impl Proxy {
         let shared = Arc::clone(&state);
         std::thread::spawn(move || {
             for mut client in listener.incoming().map_while(Result::ok) {
-                if wait_while_cut(&shared) {
+                if wait_while_cut(&shared, usize::MAX) {
                     return;
                 }
                 let Ok(server) = dial(&shared.0, &mut client) else { continue };
@@ -63,6 +70,25 @@ impl Proxy {
         if let Ok(mut state) = self.state.0.lock() {
             state.cut = true;
         }
+    }
+
+    /// The connections that there are carry nothing any more; new ones do.
+    pub fn freeze(&self) {
+        if let Ok(mut state) = self.state.0.lock() {
+            state.frozen = state.connections;
+        }
+    }
+
+    /// From now on a connection carries so many bytes a second, each way.
+    pub fn limit(&self, rate: usize) {
+        if let Ok(mut state) = self.state.0.lock() {
+            state.rate = rate;
+        }
+    }
+
+    /// How many connections were made.
+    pub fn connections(&self) -> usize {
+        self.state.0.lock().map_or(0, |state| state.connections)
     }
 
     pub fn reconnect(&self) {
@@ -112,19 +138,30 @@ fn dial(state: &Mutex<State>, client: &mut TcpStream) -> io::Result<TcpStream> {
 }
 
 fn forward(shared: &Arc<(Mutex<State>, Condvar)>, client: TcpStream, server: TcpStream) -> io::Result<()> {
+    let mut number = 0;
     for stream in [&client, &server] {
         stream.set_nodelay(true)?;
         if let Ok(mut state) = shared.0.lock() {
             state.streams.push(stream.try_clone()?);
+            number = state.connections;
         }
+    }
+    if let Ok(mut state) = shared.0.lock() {
+        state.connections += 1;
     }
     for (mut from, mut to) in [(client.try_clone()?, server.try_clone()?), (server, client)] {
         let shared = Arc::clone(shared);
         std::thread::spawn(move || {
             let mut buffer = vec![0; 64 * 1024];
             loop {
-                let read = from.read(&mut buffer).unwrap_or_default();
-                if wait_while_cut(&shared) || read == 0 || to.write_all(buffer.get(..read).unwrap_or_default()).is_err() {
+                let rate = shared.0.lock().map_or(0, |state| state.rate);
+                // a limited one takes turns of a twentieth of a second
+                let most = if rate == 0 { buffer.len() } else { (rate / 20).clamp(1, buffer.len()) };
+                let read = from.read(buffer.get_mut(..most).unwrap_or_default()).unwrap_or_default();
+                if rate > 0 {
+                    std::thread::sleep(Duration::from_secs_f64(read as f64 / rate as f64));
+                }
+                if wait_while_cut(&shared, number) || read == 0 || to.write_all(buffer.get(..read).unwrap_or_default()).is_err() {
                     let _ = from.shutdown(Shutdown::Both);
                     let _ = to.shutdown(Shutdown::Both);
                     return;
@@ -135,8 +172,8 @@ fn forward(shared: &Arc<(Mutex<State>, Condvar)>, client: TcpStream, server: Tcp
     Ok(())
 }
 
-/// Whether the proxy is over.
-fn wait_while_cut(shared: &(Mutex<State>, Condvar)) -> bool {
+/// Waits as long as this connection carries nothing. Returns whether the proxy is over.
+fn wait_while_cut(shared: &(Mutex<State>, Condvar), number: usize) -> bool {
     let Ok(state) = shared.0.lock() else { return true };
-    shared.1.wait_while(state, |state| state.cut && !state.over).map_or(true, |state| state.over)
+    shared.1.wait_while(state, |state| (state.cut || number < state.frozen) && !state.over).map_or(true, |state| state.over)
 }

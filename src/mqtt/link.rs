@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::Duration;
@@ -14,16 +14,19 @@ use std::{fmt, io};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use rumqttc::{
-    AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, LastWill, MqttOptions, NetworkOptions, Outgoing, Packet, QoS,
-    StateError, SubscribeFilter, SubscribeReasonCode,
+    AsyncClient, ClientError, ConnectReturnCode, ConnectionError, Event, EventLoop, LastWill, MqttOptions, NetworkOptions, Outgoing,
+    Packet, QoS, StateError, SubscribeFilter, SubscribeReasonCode,
 };
 use rustls_pki_types::ServerName;
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
-use tokio::time::Instant;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsConnector;
 
+use super::outage::{Outage, STEADY};
 use super::pipe::Pipe;
+use super::refused::Refused;
 use crate::bridge::{LinkCommand, Publish};
 use crate::text::escape;
 
@@ -31,8 +34,10 @@ use crate::text::escape;
 const REQUESTS: usize = 256;
 /// Messages from the broker that the loop has not taken yet.
 const INCOMING: usize = 256;
+/// Bytes of their payloads: four of the largest packets.
+pub(super) const INCOMING_BYTES: u32 = 1024 * 1024;
 /// Largest packet taken from the broker, and given to it.
-const PACKET_MAX: usize = 1024 * 1024 + 64 * 1024;
+pub(super) const PACKET_MAX: usize = 256 * 1024;
 /// What the kernel keeps for a broker that does not read. Little, because it is stale when it arrives; the kernel doubles it.
 const SEND_BUFFER: u32 = 32 * 1024;
 /// Largest segment. That of the loopback, 64 KiB, is more than the window of a broker that begins to read again after it stood still:
@@ -40,6 +45,8 @@ const SEND_BUFFER: u32 = 32 * 1024;
 const SEGMENT: u32 = 8 * 1024;
 /// A broker that takes the connection and says nothing is waited for this long: then a hung one is used the moment it wakes up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// However short the keep-alive, a link may move nothing for this long.
+const UNMOVED_MIN: Duration = Duration::from_secs(10);
 const BACK_OFF_FIRST: Duration = Duration::from_secs(1);
 const BACK_OFF_LAST: Duration = Duration::from_secs(30);
 /// A connection that held this long was a good one: the back-off starts over.
@@ -99,7 +106,7 @@ struct Connection {
 
 enum FromTask {
     Up(AsyncClient, Pipe),
-    Message { topic: String, payload: Vec<u8>, retained: bool },
+    Message { topic: String, payload: Vec<u8>, retained: bool, _room: Option<OwnedSemaphorePermit> },
     SubscribeSent(u16),
     SubscribeAnswered(u16, Vec<SubscribeReasonCode>),
     Down,
@@ -159,7 +166,7 @@ impl Link {
                 self.connection = Some(Connection { requests, pipe, asked: VecDeque::new(), sent: Vec::new(), heard: Vec::new() });
                 Some(LinkEvent::Up)
             }
-            FromTask::Message { topic, payload, retained } => Some(LinkEvent::Message { topic, payload, retained }),
+            FromTask::Message { topic, payload, retained, .. } => Some(LinkEvent::Message { topic, payload, retained }),
             FromTask::SubscribeSent(packet) => {
                 let connection = self.connection.as_mut()?;
                 let filters = connection.asked.pop_front()?;
@@ -187,6 +194,11 @@ impl Link {
         self.connection.as_ref().is_some_and(|connection| connection.pipe.has_room())
     }
 
+    /// Whether the link carries so little that large answers of the broker would hold up requests.
+    pub fn is_slow(&self) -> bool {
+        self.connection.as_ref().is_some_and(|connection| connection.pipe.is_slow())
+    }
+
     /// To be called with room only, and followed by [`Link::flush`].
     pub fn publish(&self, publish: &Publish) {
         if let Some(connection) = &self.connection
@@ -207,14 +219,10 @@ impl Link {
         let Some(connection) = &mut self.connection else { return };
         let done = match command {
             LinkCommand::Subscribe(filters) => {
-                let wanted: Vec<_> = filters.iter().map(|filter| SubscribeFilter::new(filter.clone(), QoS::AtMostOnce)).collect();
-                let done = connection.requests.try_subscribe_many(wanted);
-                // answers come in the order of what was sent: one that was not must not stand among them
-                if done.is_ok() {
-                    connection.heard.extend_from_slice(&filters);
-                    connection.asked.push_back(filters);
-                }
-                done
+                let (shared, alone, left_out) = connection.pipe.divide(filters);
+                self.answered.extend(left_out.into_iter().map(|filter| (filter, false)));
+                let packets = [shared].into_iter().filter(|shared| !shared.is_empty()).chain(alone.into_iter().map(|filter| vec![filter]));
+                packets.map(|filters| connection.subscribe(filters)).fold(Ok(()), Result::and)
             }
             LinkCommand::Unsubscribe(filters) => {
                 connection.heard.retain(|heard| !filters.contains(heard));
@@ -241,6 +249,17 @@ impl Link {
     }
 }
 
+impl Connection {
+    fn subscribe(&mut self, filters: Vec<String>) -> Result<(), ClientError> {
+        let wanted: Vec<_> = filters.iter().map(|filter| SubscribeFilter::new(filter.clone(), QoS::AtMostOnce)).collect();
+        self.requests.try_subscribe_many(wanted)?;
+        // answers come in the order of what was sent: one that was not must not stand among them
+        self.heard.extend_from_slice(&filters);
+        self.asked.push_back(filters);
+        Ok(())
+    }
+}
+
 async fn wait_for_room(pipe: Option<&Pipe>) {
     match pipe {
         Some(pipe) => pipe.room().await,
@@ -250,19 +269,17 @@ async fn wait_for_room(pipe: Option<&Pipe>) {
 
 /// One connection after the other, with a pause between them that grows while they fail.
 async fn keep_connected(broker: Broker, to_loop: Sender<FromTask>) {
+    let name = format!("{}:{}", broker.host, broker.port);
     let mut pause = BACK_OFF_FIRST;
-    let mut last_reason = String::new();
+    let (mut outage, mut refused) = (Outage::default(), Refused::default());
     loop {
         let began = Instant::now();
-        let Err(ended) = run(&broker, &to_loop).await else { return };
+        let Err(ended) = run(&broker, &to_loop, &mut outage, &mut refused).await else { return };
         if to_loop.send(FromTask::Down).await.is_err() || ended.polite {
             return;
         }
-        let reason = explain(&ended.error, &broker);
-        let level = if reason == last_reason && !ended.was_up { log::Level::Debug } else { log::Level::Warn };
-        let what = if ended.was_up { "the connection to" } else { "no connection to" };
-        log::log!(level, "{what} the broker {}:{}: {}", broker.host, broker.port, escape(&reason));
-        last_reason = reason;
+        let (level, text) = outage.failed(Instant::now(), &name, explain(&ended.error, &broker), ended.was_up);
+        log::log!(level, "{}", escape(&text));
         if ended.was_up && began.elapsed() >= GOOD {
             pause = BACK_OFF_FIRST;
         }
@@ -281,25 +298,50 @@ struct Ended {
 }
 
 /// Serves one connection until it breaks; `Ok` when the loop is gone.
-async fn run(broker: &Broker, to_loop: &Sender<FromTask>) -> Result<(), Ended> {
+async fn run(broker: &Broker, to_loop: &Sender<FromTask>, outage: &mut Outage, refused: &mut Refused) -> Result<(), Ended> {
+    let name = format!("{}:{}", broker.host, broker.port);
     let pipe = Arc::new(OnceLock::new());
     let (requests, mut events) = connection(broker, &pipe);
     let mut client = Some(requests.clone());
     let mut last = None;
+    let mut timer = pin!(tokio::time::sleep(STEADY));
+    let mut steady_at = None;
+    let room = Arc::new(Semaphore::new(INCOMING_BYTES as usize));
     loop {
-        let event = next_event(&mut events, pipe.get()).await.map_err(|error| Ended {
-            was_up: client.is_none(),
-            polite: pipe.get().is_some_and(Pipe::is_leaving),
-            error,
-        })?;
+        let event = match next_event(&mut events, pipe.get(), timer.as_mut()).await {
+            Ok(event) => event,
+            Err(error) => {
+                let was_up = client.is_none();
+                if let Some(pipe) = pipe.get().filter(|_| was_up) {
+                    *refused = pipe.finish();
+                }
+                if steady_at.is_some_and(|at| at <= Instant::now()) {
+                    log_steady(outage, &name);
+                }
+                return Err(Ended { was_up, polite: pipe.get().is_some_and(Pipe::is_leaving), error });
+            }
+        };
+        if steady_at.is_some_and(|at| at <= Instant::now()) {
+            log_steady(outage, &name);
+            steady_at = None;
+        }
         let told = match event {
             Event::Incoming(Packet::Publish(publish)) => match String::from_utf8(publish.topic.to_vec()) {
-                Ok(topic) => FromTask::Message { topic, payload: publish.payload.to_vec(), retained: publish.retain },
+                Ok(topic) => {
+                    let bytes = u32::try_from(publish.payload.len()).unwrap_or(INCOMING_BYTES).min(INCOMING_BYTES);
+                    let _room = room.clone().acquire_many_owned(bytes).await.ok();
+                    FromTask::Message { topic, payload: publish.payload.to_vec(), retained: publish.retain, _room }
+                }
                 Err(_) => continue,
             },
             Event::Incoming(Packet::ConnAck(_)) => match (client.take(), pipe.get()) {
                 (Some(client), Some(pipe)) => {
-                    log::info!("connected to the broker {}:{} as {}", broker.host, broker.port, broker.client_id);
+                    let (level, text) = outage.connected(&name, &broker.client_id);
+                    log::log!(level, "{}", escape(&text));
+                    steady_at = Some(Instant::now() + STEADY);
+                    // the library's PINGREQs would wait for an answer no longer than one interval, whatever moves meanwhile
+                    events.mqtt_options.set_keep_alive(0);
+                    pipe.begin(std::mem::take(refused));
                     FromTask::Up(client, pipe.clone())
                 }
                 _ => continue,
@@ -314,8 +356,18 @@ async fn run(broker: &Broker, to_loop: &Sender<FromTask>) -> Result<(), Ended> {
                 }
                 continue;
             }
-            Event::Outgoing(Outgoing::Subscribe(packet)) => FromTask::SubscribeSent(packet),
-            Event::Incoming(Packet::SubAck(answer)) => FromTask::SubscribeAnswered(answer.pkid, answer.return_codes),
+            Event::Outgoing(Outgoing::Subscribe(packet)) => {
+                if let Some(pipe) = pipe.get() {
+                    pipe.subscribing(packet);
+                }
+                FromTask::SubscribeSent(packet)
+            }
+            Event::Incoming(Packet::SubAck(answer)) => {
+                if let Some(pipe) = pipe.get() {
+                    pipe.subscribed(answer.pkid);
+                }
+                FromTask::SubscribeAnswered(answer.pkid, answer.return_codes)
+            }
             _ => continue,
         };
         if to_loop.send(told).await.is_err() {
@@ -324,16 +376,38 @@ async fn run(broker: &Broker, to_loop: &Sender<FromTask>) -> Result<(), Ended> {
     }
 }
 
-/// What the library has to tell, while what the loop publishes goes out beside it.
-async fn next_event(events: &mut EventLoop, pipe: Option<&Pipe>) -> Result<Event, ConnectionError> {
+fn log_steady(outage: &mut Outage, broker: &str) {
+    if let Some((level, text)) = outage.steady(broker) {
+        log::log!(level, "{}", escape(&text));
+    }
+}
+
+/// What the library has to tell, while what the loop publishes goes out beside it; an error when the broker counts as dead.
+async fn next_event(events: &mut EventLoop, pipe: Option<&Pipe>, mut timer: Pin<&mut Sleep>) -> Result<Event, ConnectionError> {
     let mut library = pin!(events.poll());
     poll_fn(|context| {
-        if let Some(pipe) = pipe
-            && let Poll::Ready(Err(error)) = pipe.poll_out(context)
-        {
-            return Poll::Ready(Err(ConnectionError::Io(error)));
+        let Some(pipe) = pipe else { return library.as_mut().poll(context) };
+        loop {
+            if let Poll::Ready(Err(error)) = pipe.poll_out(context) {
+                return Poll::Ready(Err(ConnectionError::Io(error)));
+            }
+            if let Poll::Ready(event) = library.as_mut().poll(context) {
+                return Poll::Ready(event);
+            }
+            let due = match pipe.tick() {
+                Ok(due) => due,
+                Err(error) => return Poll::Ready(Err(ConnectionError::Io(error))),
+            };
+            if let Poll::Ready(Err(error)) = pipe.poll_out(context) {
+                return Poll::Ready(Err(ConnectionError::Io(error)));
+            }
+            if timer.deadline() != due {
+                timer.as_mut().reset(due);
+            }
+            if timer.as_mut().poll(context).is_pending() {
+                return Poll::Pending;
+            }
         }
-        library.as_mut().poll(context)
     })
     .await
 }
@@ -372,9 +446,16 @@ fn connection(broker: &Broker, pipe: &Arc<OnceLock<Pipe>>) -> (AsyncClient, Even
 /// The stream, with TLS where it is wanted.
 async fn open(broker: &Broker) -> io::Result<Pipe> {
     let stream = dial(&broker.host, broker.port).await?;
-    let Some(tls) = &broker.tls else { return Ok(Pipe::new(stream, PACKET_MAX)) };
+    setsockopt(&stream, sockopt::TcpUserTimeout, &unmoved(broker.keep_alive))?;
+    let Some(tls) = &broker.tls else { return Ok(Pipe::new(stream, PACKET_MAX, broker.keep_alive)) };
     let name = ServerName::try_from(broker.host.clone()).map_err(io::Error::other)?;
-    Ok(Pipe::new(TlsConnector::from(tls.clone()).connect(name, stream).await?, PACKET_MAX))
+    Ok(Pipe::new(TlsConnector::from(tls.clone()).connect(name, stream).await?, PACKET_MAX, broker.keep_alive))
+}
+
+/// Milliseconds for which the kernel lets nothing that was sent be acknowledged, before it ends the connection: one and a half times the
+/// keep-alive, after which the broker ends it, too. Only links that move nothing are concerned, however much waits.
+fn unmoved(keep_alive: Duration) -> u32 {
+    u32::try_from((keep_alive * 3 / 2).max(UNMOVED_MIN).as_millis()).unwrap_or(u32::MAX)
 }
 
 /// The first address of the host that answers.
@@ -408,7 +489,9 @@ fn explain(error: &ConnectionError, broker: &Broker) -> String {
         ConnectionError::Io(error) => error.to_string(),
         ConnectionError::RequestsDone => "closed".into(),
         ConnectionError::MqttState(StateError::Io(error)) => error.to_string(),
-        ConnectionError::MqttState(StateError::AwaitPingResp) => "it does not answer any more".into(),
+        ConnectionError::MqttState(StateError::ConnectionAborted) => {
+            "it closed the connection (another client with the same client ID, or a limit of the broker: its log says why)".into()
+        }
         error => error.to_string(),
     }
 }
@@ -433,7 +516,7 @@ mod tests {
     #[tokio::test]
     async fn a_subscription_that_finds_no_room_is_nobodys_answer() {
         let (requests, _unpolled) = AsyncClient::builder(MqttOptions::new("c", ("localhost", 1883))).capacity(1).build();
-        let pipe = Pipe::new(tokio::io::empty(), PACKET_MAX);
+        let pipe = Pipe::new(tokio::io::empty(), PACKET_MAX, Duration::from_secs(20));
         let (_to_loop, events) = channel(1);
         let mut link = Link { events, connection: None, answered: VecDeque::new() };
         link.take(FromTask::Up(requests, pipe));

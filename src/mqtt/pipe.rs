@@ -4,28 +4,44 @@
 //! everything else that is done for a change, so the loop puts it where the library's own packets go. Both append whole packets,
 //! so nothing gets between the bytes of one. Everything runs in one thread: the lock is there for the compiler.
 //!
+//! What was sent is kept until the broker has confirmed it with the answer to a PINGREQ ([`Flow`]): then it is known what a connection
+//! that closes has not confirmed ([`Refused`]).
+//!
 //! What comes is the library's, except messages larger than it takes: it would end the connection for one, and if that is retained, the
 //! next connection as well, for ever. They are passed over. Nothing is subscribed to with more than QoS 0, so nobody waits for an answer.
 
+use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
+use super::flow::Flow;
+use super::refused::{Refused, Subject, split_packet, subjects};
 use crate::bridge::Publish;
 use crate::text::{QUOTE_MAX, escape_bytes};
 
-/// So many bytes may wait for the socket; the rest waits in the outbox, where a newer value takes the place of an older one.
+/// With so many bytes waiting for the socket, it is tried before more is added.
 const FULL: usize = 32 * 1024;
 /// A large packet leaves no large buffer behind.
 const KEEP: usize = 4 * FULL;
+/// Bytes on their way while there are suspects: no more packets than are remembered.
+const CAREFUL: u64 = 2 * 1024;
+/// On a connection that held so long, suspects that were not sent again are cleared.
+const SUSPECT_FOR: Duration = Duration::from_secs(60);
 
-/// The type of packet that a message is.
+/// Types of packets, as in MQTT 3.1.1, section 2.2.1.
+const CONNACK: u8 = 2;
 const PUBLISH: u8 = 3;
+const SUBSCRIBE: u8 = 8;
+const PINGRESP: u8 = 13;
+const PINGREQ: [u8; 2] = [0xc0, 0];
 
 /// What may stand under a pipe: a TCP or a TLS stream.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
@@ -45,9 +61,23 @@ struct Shared {
 
 struct Inner {
     stream: Box<dyn Stream>,
-    /// Whole packets; those before `sent` are gone.
+    began: Instant,
+    flow: Flow,
+    /// Whole packets that the broker has not confirmed; those before `sent` have been given to the socket.
     out: Vec<u8>,
     sent: usize,
+    /// The count of bytes before `out`.
+    start: u64,
+    refused: Refused,
+    /// Packets that wait for a suspect among them, or before them, to be sent alone.
+    parked: VecDeque<Vec<u8>>,
+    /// What is being sent alone, and the count of bytes with which it is confirmed.
+    alone: Vec<Subject>,
+    alone_until: u64,
+    /// The broker has closed the connection.
+    closed: bool,
+    /// Nothing waits within the stream.
+    flushed: bool,
     /// The task of the connection, which waits for the socket.
     task: Option<Waker>,
     starved: bool,
@@ -67,19 +97,77 @@ struct Incoming {
     /// They are passed over: how many there were, and the first of them.
     skipped: Option<(usize, Vec<u8>)>,
     told: bool,
+    /// Answers that have come and were not counted yet.
+    connacks: u32,
+    pingresps: u32,
 }
 
 impl Pipe {
     /// Messages of more than `max` bytes do not come through.
-    pub fn new(stream: impl Stream + 'static, max: usize) -> Self {
-        let incoming = Incoming { max, header: Vec::new(), ready: Vec::new(), left: 0, skipped: None, told: false };
-        let inner = Inner { stream: Box::new(stream), out: Vec::new(), sent: 0, task: None, starved: false, incoming };
+    pub fn new(stream: impl Stream + 'static, max: usize, keep_alive: Duration) -> Self {
+        let incoming =
+            Incoming { max, header: Vec::new(), ready: Vec::new(), left: 0, skipped: None, told: false, connacks: 0, pingresps: 0 };
+        let began = Instant::now();
+        let inner = Inner {
+            stream: Box::new(stream),
+            began,
+            flow: Flow::new(began, keep_alive),
+            out: Vec::new(),
+            sent: 0,
+            start: 0,
+            refused: Refused::default(),
+            parked: VecDeque::new(),
+            alone: Vec::new(),
+            alone_until: 0,
+            closed: false,
+            flushed: true,
+            task: None,
+            starved: false,
+            incoming,
+        };
         Self(Arc::new(Shared { inner: Mutex::new(inner), room: Notify::new(), leaving: AtomicBool::new(false) }))
     }
 
-    /// Appends a message; false when its topic is too long for a packet.
+    /// What the broker refuses, as known from connections before.
+    pub(super) fn begin(&self, mut refused: Refused) {
+        let mut inner = self.lock();
+        refused.begin(inner.began);
+        inner.refused = refused;
+    }
+
+    /// The connection has ended: what is known now of what the broker refuses.
+    pub(super) fn finish(&self) -> Refused {
+        let mut inner = self.lock();
+        inner.read_rest();
+        let mut refused = std::mem::take(&mut inner.refused);
+        // a broker that closes before it has confirmed anything does so for another reason
+        if inner.closed && inner.flow.is_confirmed() && !self.is_leaving() {
+            refused.closed(Instant::now(), &subjects(inner.out.get(..inner.sent).unwrap_or_default()));
+        }
+        refused
+    }
+
+    /// Divides the filters of a subscription: those that may share a packet, those that are sent alone, those that are left out.
+    pub fn divide(&self, filters: Vec<String>) -> (Vec<String>, Vec<String>, Vec<String>) {
+        let inner = self.lock();
+        let (mut shared, mut alone, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
+        for filter in filters {
+            let subject = Subject::Filter(filter.clone());
+            let list = if inner.refused.leaves_out(&subject, usize::MAX) {
+                &mut left_out
+            } else if inner.refused.is_suspect(&subject) {
+                &mut alone
+            } else {
+                &mut shared
+            };
+            list.push(filter);
+        }
+        (shared, alone, left_out)
+    }
+
+    /// Appends a message; false when its topic is too long for a packet. One that the broker refuses is left out.
     pub fn publish(&self, publish: &Publish) -> bool {
-        write_publish(&mut self.lock().out, publish)
+        self.lock().publish(publish)
     }
 
     /// Whether a message can be taken. If not, [`Pipe::room`] ends when one can.
@@ -88,8 +176,32 @@ impl Pipe {
         if inner.waiting() >= FULL {
             inner.push();
         }
-        inner.starved = inner.waiting() >= FULL;
+        inner.starved = !inner.has_room();
+        if inner.starved && inner.flow.wait() {
+            inner.ping(Instant::now());
+            inner.push();
+        }
         !inner.starved
+    }
+
+    /// Whether the link carries so little that large answers of the broker would hold up requests.
+    pub fn is_slow(&self) -> bool {
+        self.lock().flow.is_slow()
+    }
+
+    /// The broker is to answer this SUBSCRIBE.
+    pub fn subscribing(&self, packet: u16) {
+        self.lock().flow.subscribing(Instant::now(), packet);
+    }
+
+    pub fn subscribed(&self, packet: u16) {
+        self.lock().flow.subscribed(packet);
+    }
+
+    /// Sends what is due; an error when the broker counts as dead. Returns when to call it again. To be called with everything read
+    /// that has come.
+    pub fn tick(&self) -> io::Result<Instant> {
+        self.lock().tick(Instant::now())
     }
 
     /// Whether the last answer was no, and nothing has been said since.
@@ -108,13 +220,7 @@ impl Pipe {
 
     /// Writes what is there. To be polled by the task of the connection, together with the client library.
     pub fn poll_out(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut inner = self.lock();
-        let written = inner.poll_out(context);
-        if inner.starved && inner.waiting() < FULL / 2 {
-            inner.starved = false;
-            self.0.room.notify_one();
-        }
-        written
+        self.lock().poll_out(context)
     }
 
     /// The loop has said good-bye.
@@ -134,6 +240,181 @@ impl Pipe {
 impl Inner {
     fn waiting(&self) -> usize {
         self.out.len() - self.sent
+    }
+
+    fn has_room(&self) -> bool {
+        let is_alone = !self.parked.is_empty() || self.flow.acked() < self.alone_until;
+        let careful = self.refused.has_suspects() && self.flow.given() - self.flow.acked() >= CAREFUL;
+        !is_alone && !careful && self.flow.has_room()
+    }
+
+    fn publish(&mut self, publish: &Publish) -> bool {
+        let before = self.out.len();
+        if !write_publish(&mut self.out, publish) {
+            return false;
+        }
+        let size = self.out.len() - before;
+        if self.refused.leaves_anything_out() || self.refused.has_suspects() {
+            let subject = Subject::Topic(publish.topic.clone());
+            if self.refused.leaves_out(&subject, size) {
+                self.out.truncate(before);
+                return true;
+            }
+            if self.refused.is_suspect(&subject) {
+                let packet = self.out.split_off(before);
+                self.parked.push_back(packet);
+                self.advance(Instant::now());
+                return true;
+            }
+        }
+        self.given(size);
+        true
+    }
+
+    /// Bytes were appended.
+    fn given(&mut self, size: usize) {
+        if self.flow.give(size) {
+            self.ping(Instant::now());
+        }
+    }
+
+    fn ping(&mut self, now: Instant) {
+        self.out.extend_from_slice(&PINGREQ);
+        let _ = self.flow.give(PINGREQ.len());
+        self.flow.ping(now);
+    }
+
+    /// Packets of the client library.
+    fn append(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let all = bytes;
+            let packet = match split_packet(&mut bytes) {
+                Some((kind, size, _)) => all.get(..size).map(|packet| (kind >> 4, packet)),
+                None => None,
+            };
+            // the library hands over whole packets
+            let (kind, packet) = packet.unwrap_or((0, std::mem::take(&mut bytes)));
+            let is_suspect = kind == SUBSCRIBE
+                && self.refused.has_suspects()
+                && subjects(packet).iter().any(|(subject, _)| self.refused.is_suspect(subject));
+            if is_suspect || !self.parked.is_empty() {
+                self.parked.push_back(packet.to_vec());
+            } else {
+                self.append_packet(packet);
+            }
+        }
+        if !self.parked.is_empty() {
+            self.advance(Instant::now());
+        }
+    }
+
+    fn append_packet(&mut self, packet: &[u8]) {
+        self.out.extend_from_slice(packet);
+        self.given(packet.len());
+        // its answer tells whether the broker has looked at the SUBSCRIBE
+        if packet.first().is_some_and(|kind| kind >> 4 == SUBSCRIBE) {
+            self.ping(Instant::now());
+        }
+    }
+
+    /// Sends what waits to be sent alone, one after the other.
+    fn advance(&mut self, now: Instant) {
+        if self.flow.acked() < self.alone_until {
+            return;
+        }
+        for subject in self.alone.drain(..) {
+            self.refused.clear(&subject);
+        }
+        while let Some(packet) = self.parked.front() {
+            let subjects = subjects(packet);
+            let is_suspect = subjects.iter().any(|(subject, _)| self.refused.is_suspect(subject));
+            if is_suspect && self.flow.acked() < self.flow.given() {
+                if !self.flow.ends_with_ping() {
+                    self.ping(now);
+                }
+                return;
+            }
+            let Some(packet) = self.parked.pop_front() else { return };
+            self.append_packet(&packet);
+            if is_suspect {
+                if !self.flow.ends_with_ping() {
+                    self.ping(now);
+                }
+                self.alone_until = self.flow.given();
+                self.alone = subjects.into_iter().map(|(subject, _)| subject).collect();
+                return;
+            }
+        }
+    }
+
+    /// Counts the answers that have come. Returns whether there is room again for a loop that found none.
+    fn count_answers(&mut self) -> bool {
+        if self.incoming.connacks == 0 && self.incoming.pingresps == 0 {
+            return false;
+        }
+        let now = Instant::now();
+        if std::mem::take(&mut self.incoming.connacks) > 0 {
+            self.flow.connected(now, self.began);
+            // what comes later than its answer is not the CONNECT's fault
+            self.ping(now);
+        }
+        let pingresps = std::mem::take(&mut self.incoming.pingresps);
+        (0..pingresps).for_each(|_| self.flow.pong(now));
+        self.trim();
+        if pingresps > 0 {
+            self.advance(now);
+        }
+        if !self.starved {
+            return false;
+        }
+        if !self.has_room() {
+            if self.flow.wait() {
+                self.ping(now);
+            }
+            return false;
+        }
+        self.starved = false;
+        true
+    }
+
+    /// Drops what the broker has confirmed.
+    fn trim(&mut self) {
+        let confirmed = usize::try_from(self.flow.acked() - self.start).unwrap_or(usize::MAX).min(self.sent);
+        if confirmed > 0 {
+            self.out.drain(..confirmed);
+            self.sent -= confirmed;
+            self.start += confirmed as u64;
+        }
+        if self.out.is_empty() {
+            self.out.shrink_to(KEEP);
+        }
+    }
+
+    fn tick(&mut self, now: Instant) -> io::Result<Instant> {
+        if let Some(why) = self.flow.failed(now) {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        }
+        if self.flow.ping_due() <= now {
+            if now.saturating_duration_since(self.began) >= SUSPECT_FOR {
+                self.refused.clear_all();
+            }
+            self.ping(now);
+        }
+        Ok(self.flow.due())
+    }
+
+    /// Reads what has come before the connection ended: it may confirm what was sent.
+    fn read_rest(&mut self) {
+        let mut context = Context::from_waker(Waker::noop());
+        let mut buffer = [0; 4096];
+        loop {
+            let mut into = ReadBuf::new(&mut buffer);
+            match self.poll_read(&mut context, &mut into) {
+                Poll::Ready(Ok(())) if !into.filled().is_empty() => {}
+                _ => break,
+            }
+        }
+        self.count_answers();
     }
 
     /// A try on the loop's account; whatever it leaves undone, the task of the connection takes up.
@@ -157,25 +438,27 @@ impl Inner {
     }
 
     fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.out.is_empty() {
+        if self.waiting() == 0 && self.flushed {
             return Poll::Ready(Ok(()));
         }
         while let Some(rest) = self.out.get(self.sent..).filter(|rest| !rest.is_empty()) {
-            let written = ready!(Pin::new(&mut *self.stream).poll_write(context, rest))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
+            let written = match ready!(Pin::new(&mut *self.stream).poll_write(context, rest)) {
+                Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+                written => written,
+            };
+            let written = written.inspect_err(|error| self.closed |= is_closing(error))?;
+            self.flushed = false;
             self.sent += written;
+            self.flow.take(Instant::now(), written);
         }
-        self.out.clear();
-        self.out.shrink_to(KEEP);
-        self.sent = 0;
-        Pin::new(&mut *self.stream).poll_flush(context)
+        ready!(Pin::new(&mut *self.stream).poll_flush(context)).inspect_err(|error| self.closed |= is_closing(error))?;
+        self.flushed = true;
+        Poll::Ready(Ok(()))
     }
 
     fn poll_read(&mut self, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let incoming = &mut self.incoming;
         loop {
+            let incoming = &mut self.incoming;
             if !incoming.ready.is_empty() {
                 let count = incoming.ready.len().min(into.remaining());
                 into.put_slice(incoming.ready.drain(..count).as_slice());
@@ -185,19 +468,27 @@ impl Inner {
             if !incoming.header.is_empty() {
                 let mut byte = [0];
                 let mut one = ReadBuf::new(&mut byte);
-                ready!(Pin::new(&mut *self.stream).poll_read(context, &mut one))?;
-                let [byte] = *one.filled() else { return Poll::Ready(Ok(())) };
+                let read = ready!(Pin::new(&mut *self.stream).poll_read(context, &mut one));
+                read.inspect_err(|error| self.closed |= is_closing(error))?;
+                let [byte] = *one.filled() else {
+                    self.closed = true;
+                    return Poll::Ready(Ok(()));
+                };
+                self.flow.read(Instant::now());
                 if incoming.read_header(byte) {
                     std::mem::swap(&mut incoming.header, &mut incoming.ready);
                 }
                 continue;
             }
             let start = into.filled().len();
-            ready!(Pin::new(&mut *self.stream).poll_read(context, into))?;
+            let read = ready!(Pin::new(&mut *self.stream).poll_read(context, into));
+            read.inspect_err(|error| self.closed |= is_closing(error))?;
             let read = into.filled_mut().get_mut(start..).unwrap_or_default();
             if read.is_empty() {
+                self.closed = true;
                 return Poll::Ready(Ok(()));
             }
+            self.flow.read(Instant::now());
             let kept = incoming.sift(read);
             into.set_filled(start + kept);
             if kept > 0 {
@@ -251,6 +542,11 @@ impl Incoming {
             return true;
         }
         self.left = length.iter().rev().fold(0, |sum, digit| sum << 7 | usize::from(digit & 0x7f));
+        match kind >> 4 {
+            CONNACK => self.connacks += 1,
+            PINGRESP => self.pingresps += 1,
+            _ => {}
+        }
         if kind >> 4 == PUBLISH && self.left > self.max {
             self.skipped = Some((self.left, Vec::new()));
             self.header.clear();
@@ -282,14 +578,19 @@ impl Incoming {
 /// The client library's end.
 impl AsyncRead for Pipe {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.lock().poll_read(context, into)
+        let mut inner = self.lock();
+        let read = inner.poll_read(context, into);
+        if inner.count_answers() {
+            self.0.room.notify_one();
+        }
+        read
     }
 }
 
 impl AsyncWrite for Pipe {
     /// Takes everything: the library hands over whole packets, and few.
     fn poll_write(self: Pin<&mut Self>, _context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.lock().out.extend_from_slice(bytes);
+        self.lock().append(bytes);
         Poll::Ready(Ok(bytes.len()))
     }
 
@@ -300,6 +601,12 @@ impl AsyncWrite for Pipe {
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut *self.lock().stream).poll_shutdown(context)
     }
+}
+
+/// Whether the error says that the other side has closed the connection, whatever is lost with it.
+fn is_closing(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }
 
 /// MQTT 3.1.1, section 3.3, with QoS 0.
@@ -328,6 +635,8 @@ mod tests {
 
     use super::*;
 
+    const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
     fn message(payload: usize) -> Publish {
         Publish { topic: "N/c0619ab1c2d3/battery/512/Soc".into(), payload: vec![b'x'; payload], retain: true }
     }
@@ -346,42 +655,163 @@ mod tests {
         assert!(!write_publish(&mut Vec::new(), &Publish { topic: "x".repeat(70_000), payload: Vec::new(), retain: false }));
     }
 
+    /// The other end: answers the CONNECT and each PINGREQ, and reads what `accepts` takes. It closes at what it does not accept.
+    async fn answer(mut far: tokio::io::DuplexStream, accepts: impl Fn(&Subject, usize) -> bool) -> Vec<Subject> {
+        let (mut taken, mut bytes) = (Vec::new(), Vec::new());
+        loop {
+            let mut rest = bytes.as_slice();
+            while let Some((kind, size, body)) = split_packet(&mut { rest })
+                && let Some(packet) = rest.get(..size)
+            {
+                for (subject, size) in subjects(packet) {
+                    if !accepts(&subject, size) {
+                        return taken;
+                    }
+                    taken.push(subject);
+                }
+                let answer: &[u8] = match kind >> 4 {
+                    1 => &[0x20, 2, 0, 0],
+                    8 => &[0x90, 3, body[0], body[1], 0],
+                    12 => &[0xd0, 0],
+                    _ => &[],
+                };
+                far.write_all(answer).await.unwrap();
+                rest = &rest[size..];
+            }
+            bytes = rest.to_vec();
+            if far.read_buf(&mut bytes).await.unwrap_or_default() == 0 {
+                return taken;
+            }
+        }
+    }
+
+    /// What the client library does with its end until it is closed.
+    async fn read_to_end(mut pipe: Pipe) {
+        let mut some = [0; 1024];
+        loop {
+            let read = std::future::poll_fn(|context| {
+                if let Poll::Ready(Err(_)) = pipe.poll_out(context) {
+                    return Poll::Ready(0);
+                }
+                let mut into = ReadBuf::new(&mut some);
+                Pin::new(&mut pipe).poll_read(context, &mut into).map(|read| read.map_or(0, |()| into.filled().len()))
+            });
+            if read.await == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Waits until the last byte is confirmed, or the connection is closed.
+    async fn confirm(pipe: &Pipe, library: &tokio::task::JoinHandle<()>) {
+        while !library.is_finished() {
+            {
+                let mut inner = pipe.lock();
+                if inner.flow.acked() == inner.flow.given() && inner.parked.is_empty() {
+                    return;
+                }
+                if !inner.flow.ends_with_ping() {
+                    inner.ping(Instant::now());
+                }
+                inner.push();
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    const CONNECT: [u8; 14] = [0x10, 12, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 20, 0, 0];
+
     #[tokio::test]
     async fn a_full_pipe_says_when_it_has_room_again() {
-        let (near, mut far) = tokio::io::duplex(1024);
-        let pipe = Pipe::new(near, 1 << 20);
-        let mut library = pipe.clone();
+        let (near, far) = tokio::io::duplex(1024);
+        let pipe = Pipe::new(near, 1 << 20, KEEP_ALIVE);
+        pipe.clone().write_all(&CONNECT).await.unwrap();
         let mut given = 0;
         while pipe.has_room() {
             assert!(pipe.publish(&message(1000)));
             given += 1;
         }
-        library.write_all(b"the library's own").await.unwrap();
-        let task = tokio::spawn(async move { std::future::poll_fn(|context| library.poll_out(context)).await });
-        let mut read = Vec::new();
-        let mut rooms = 0;
-        while !read.ends_with(b"the library's own") {
-            let mut some = [0; 4096];
-            let count = far.read(&mut some).await.unwrap();
-            read.extend_from_slice(&some[..count]);
-            tokio::select! {
-                biased;
-                () = pipe.room() => rooms += 1,
-                () = std::future::ready(()) => {}
+        assert!((2..10).contains(&given), "the first window is small: {given}");
+        let broker = tokio::spawn(answer(far, |_, _| true));
+        let library = tokio::spawn(read_to_end(pipe.clone()));
+        for _ in 0..1000 {
+            pipe.room().await;
+            while pipe.has_room() {
+                assert!(pipe.publish(&message(1000)));
+                given += 1;
+            }
+            pipe.flush();
+        }
+        assert!(given > 1000);
+        assert!(!pipe.is_slow(), "it has grown");
+        confirm(&pipe, &library).await;
+        library.abort();
+        let _ = library.await;
+        drop(pipe);
+        assert_eq!(broker.await.unwrap().len(), given);
+    }
+
+    /// Publishes and subscribes on one connection; returns what the broker took.
+    async fn connect_once(refused: &mut Refused, accepts: impl Fn(&Subject, usize) -> bool + Send + 'static) -> (Vec<Subject>, bool) {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let pipe = Pipe::new(near, 1 << 20, KEEP_ALIVE);
+        let broker = tokio::spawn(answer(far, accepts));
+        pipe.begin(std::mem::take(refused));
+        pipe.clone().write_all(&CONNECT).await.unwrap();
+        let library = tokio::spawn(read_to_end(pipe.clone()));
+        confirm(&pipe, &library).await;
+        let (shared, alone, _) = pipe.divide(vec!["R/x/#".into(), "will/1".into(), "bad".into(), "will/2".into()]);
+        let groups = [shared].into_iter().chain(alone.into_iter().map(|filter| vec![filter]));
+        for group in groups.filter(|group| !group.is_empty()) {
+            let mut body = vec![0, 1];
+            for filter in group {
+                body.extend([&[0, filter.len() as u8], filter.as_bytes(), &[0]].concat());
+            }
+            let packet = [&[0x82, body.len() as u8], body.as_slice()].concat();
+            pipe.clone().write_all(&packet).await.unwrap();
+            pipe.flush();
+        }
+        let mut sent = 0;
+        while sent < 100 && !library.is_finished() {
+            if pipe.has_room() {
+                let payload = if sent == 33 { vec![b'x'; 5000] } else { vec![b'1'] };
+                pipe.publish(&Publish { topic: format!("N/x/{sent}"), payload, retain: true });
+                pipe.flush();
+                sent += 1;
+            } else {
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
         }
-        task.await.unwrap().unwrap();
-        assert_eq!(rooms, 1, "told once");
-        let mut bytes = read.as_slice().into();
-        for _ in 0..given {
-            assert!(matches!(Packet::read(&mut bytes, 1 << 20), Ok(Packet::Publish(_))));
-        }
-        assert_eq!(&bytes[..], b"the library's own");
+        confirm(&pipe, &library).await;
+        let closed = library.is_finished();
+        *refused = pipe.finish();
+        library.abort();
+        let _ = library.await;
+        drop(pipe);
+        (broker.await.unwrap(), closed)
+    }
+
+    #[tokio::test]
+    async fn what_the_broker_closes_over_is_left_out() {
+        let mut refused = Refused::default();
+        let mut connections = 0;
+        let taken = loop {
+            connections += 1;
+            let (taken, closed) =
+                connect_once(&mut refused, |subject, size| size < 2000 && *subject != Subject::Filter("bad".into())).await;
+            if !closed {
+                break taken;
+            }
+            assert!(connections < 10, "it does not converge");
+        };
+        assert!(connections <= 6, "{connections}");
+        let topics = taken.iter().filter(|subject| matches!(subject, Subject::Topic(_))).count();
+        assert_eq!((topics, taken.len() - topics), (99, 3), "all but the two refused: {taken:?}");
     }
 
     /// What comes out of a pipe with room for messages of 200 bytes, read in pieces of `size`.
     async fn read_through(stream: impl AsyncRead + Send + Sync + Unpin + 'static, size: usize) -> Vec<u8> {
-        let mut pipe = Pipe::new(tokio::io::join(stream, tokio::io::sink()), 200);
+        let mut pipe = Pipe::new(tokio::io::join(stream, tokio::io::sink()), 200, KEEP_ALIVE);
         let (mut read, mut piece) = (Vec::new(), vec![0; size]);
         loop {
             let count = pipe.read(&mut piece).await.unwrap();

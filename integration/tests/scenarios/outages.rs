@@ -1,0 +1,248 @@
+//! A broker, or a link to it, that is slow, dead or deaf, and one that closes the connection over what it does not accept.
+
+use std::{
+    io::Write,
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    time::{Duration, Instant},
+};
+
+use venus_mqtt_integration::{
+    Client, DEADLINE, Items, PORTAL, Part, Rig, Setup, eventually, item,
+    mqtt::{packet, read_packet},
+    proxy::Proxy,
+};
+
+use crate::{BATTERY, TANK, battery, tank};
+
+/// From now on the bridge reaches the broker by this port.
+pub(crate) fn reroute(rig: &Rig, port: u16) {
+    let config = std::fs::read_to_string(rig.config()).expect("written by the rig");
+    let lines = config.lines().map(|line| if line.starts_with("port = ") { format!("port = {port}") } else { line.into() });
+    std::fs::write(rig.config(), lines.collect::<Vec<_>>().join("\n")).expect("the rig's folder takes files");
+}
+
+/// A rig whose bridge comes by way of a proxy, and a tank with so many items more.
+fn proxied(setup: Setup, count: usize) -> (Rig, Proxy, Vec<String>) {
+    let rig = Rig::new(setup);
+    let proxy = Proxy::start(rig.broker_address()).expect("a port");
+    reroute(&rig, proxy.address().port());
+    let paths: Vec<String> = (0..count).map(|n| format!("/Flood/{n}")).collect();
+    let mut all: Items = tank();
+    all.extend(paths.iter().map(|path| (path.clone(), item(0.0).0)));
+    rig.fake().add(TANK, all);
+    rig.fake().add(BATTERY, battery());
+    (rig, proxy, paths)
+}
+
+/// The default keep-alive is 20 s. Returns after how long the bridge has made another connection.
+fn noticed(rig: &Rig, proxy: &Proxy) -> Duration {
+    let began = Instant::now();
+    proxy.freeze();
+    eventually("the bridge connects again", Duration::from_secs(60), || (proxy.connections() > 1).then_some(()));
+    rig.await_log(Part::Bridge, "it does not answer any more");
+    began.elapsed()
+}
+
+/// A keep-alive that comes before the bridge has subscribed is lost.
+fn answers_again(mqtt: &Client) {
+    mqtt.mark();
+    eventually("a keep-alive is answered", DEADLINE, || {
+        mqtt.keepalive("");
+        mqtt.barrier();
+        mqtt.since().iter().any(|message| message.topic.ends_with("full_publish_completed")).then_some(())
+    });
+}
+
+#[test]
+fn a_link_that_dies_is_noticed_within_35_s() {
+    let (mut rig, proxy, _) = proxied(Setup::default(), 1);
+    let mqtt = rig.awake();
+    let after = noticed(&rig, &proxy);
+    assert!(after <= Duration::from_secs(35), "{after:?}");
+    answers_again(&mqtt);
+}
+
+#[test]
+fn a_link_that_dies_under_load_is_noticed_within_35_s() {
+    let (mut rig, proxy, paths) = proxied(Setup::default(), 50);
+    rig.awake();
+    rig.fake().flood(TANK, &paths, 6000, Duration::from_millis(10));
+    let after = noticed(&rig, &proxy);
+    assert!(after <= Duration::from_secs(35), "{after:?}");
+}
+
+/// Its kernel acknowledges what is sent, and it answers nothing.
+#[test]
+fn a_broker_that_stops_is_noticed_within_35_s() {
+    let (mut rig, _proxy, _) = proxied(Setup::default(), 1);
+    rig.awake();
+    let began = Instant::now();
+    rig.pause(Part::Broker);
+    eventually("a line about it", Duration::from_secs(60), || rig.log(Part::Bridge).contains("it does not answer any more").then_some(()));
+    assert!(began.elapsed() <= Duration::from_secs(35), "{:?}", began.elapsed());
+    rig.resume(Part::Broker);
+}
+
+/// 2,500 changes a second on a link that carries some thirty: requests wait for no more than a window, the latest values come in the
+/// end, and the connection stays.
+#[test]
+fn a_slow_link_settles_with_the_latest_values() {
+    let (mut rig, proxy, paths) = proxied(Setup::default(), 200);
+    proxy.limit(2000);
+    let mqtt = rig.awake();
+    rig.fake().flood(TANK, &paths, 2000, Duration::from_millis(10));
+    for n in 0..3 {
+        let began = Instant::now();
+        mqtt.write("battery/512/Soc", format!(r#"{{"value":{n}}}"#));
+        eventually("the write is carried out", Duration::from_secs(20), || {
+            (rig.fake().calls_of(BATTERY, "SetValue").len() > n).then_some(())
+        });
+        mqtt.mark();
+        mqtt.read("battery/512/Dc/0/Voltage");
+        let answer = mqtt.topic('N', "battery/512/Dc/0/Voltage");
+        mqtt.wait_within("the answer", Duration::from_secs(20), |messages| {
+            messages.iter().any(|message| message.topic == answer).then_some(())
+        });
+        assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    }
+    let last = eventually("the flood is over", Duration::from_secs(60), || {
+        let last = f64::try_from(&rig.fake().value(TANK, "/Flood/199").ok()?).ok()?;
+        (last >= 2000.0).then_some(last)
+    });
+    let wanted = format!(r#"{{"value":{last:?}}}"#);
+    for path in &paths {
+        let topic = mqtt.topic('N', &format!("tank/3{path}"));
+        mqtt.wait_within(path, Duration::from_secs(60), |messages| {
+            messages.iter().any(|message| message.topic == topic && message.text() == wanted).then_some(())
+        });
+    }
+    assert_eq!(proxy.connections(), 1, "it lost the connection");
+}
+
+/// What is retained from an earlier run would take the link for a minute.
+#[test]
+fn a_sweep_on_a_slow_link_holds_up_no_request() {
+    let (mut rig, proxy, _) = proxied(Setup::default(), 1000);
+    let mqtt = rig.awake();
+    mqtt.publish_retained(&mqtt.topic('N', "gone/0/X"), r#"{"value":1}"#);
+    rig.kill(Part::Bridge);
+    mqtt.barrier();
+    mqtt.mark();
+    proxy.limit(1500);
+    rig.start_bridge();
+    for n in 0..3 {
+        mqtt.write("battery/512/Soc", format!(r#"{{"value":{n}}}"#));
+        eventually("the write is carried out", Duration::from_secs(20), || {
+            (rig.fake().calls_of(BATTERY, "SetValue").len() > n).then_some(())
+        });
+    }
+    let gone = mqtt.topic('N', "gone/0/X");
+    mqtt.wait_within("the stale topic is cleared", Duration::from_secs(90), |messages| {
+        messages.iter().any(|message| message.topic == gone && message.payload.is_empty()).then_some(())
+    });
+}
+
+/// A broker that takes everyone, answers PINGREQs, and nothing else.
+fn deaf(mut stream: TcpStream) -> Option<()> {
+    loop {
+        let answer = match read_packet(&mut stream).ok()?.0 >> 4 {
+            1 => packet(0x20, &[0, 0]),
+            12 => packet(0xd0, &[]),
+            _ => continue,
+        };
+        stream.write_all(&answer).ok()?;
+    }
+}
+
+#[test]
+fn a_broker_that_answers_no_subscribe_is_left() {
+    let mut rig = Rig::new(Setup::default());
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    reroute(&rig, listener.local_addr().expect("bound").port());
+    let (made, connections) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok).take(10) {
+            let _ = made.send(());
+            std::thread::spawn(move || deaf(stream));
+        }
+    });
+    rig.start(Part::Bridge);
+    for _ in 0..2 {
+        connections.recv_timeout(Duration::from_secs(90)).expect("another connection");
+    }
+    rig.await_log(Part::Bridge, "it does not answer a SUBSCRIBE");
+}
+
+/// A broker that closes the connection over a packet that is too large, as Mosquitto does: that item is left out, the others come.
+#[test]
+fn an_item_that_the_broker_does_not_take_costs_only_itself() {
+    let mut rig = Rig::new(Setup::default().broker("max_packet_size 2000"));
+    rig.fake().add(BATTERY, battery());
+    let mut all = tank();
+    all.insert("/Large".into(), item("x".repeat(5000)).0);
+    rig.fake().add(TANK, all);
+    rig.start_bridge();
+    let mqtt = rig.listener();
+    mqtt.keepalive("");
+    let line = rig.await_log(Part::Bridge, "is left out");
+    assert!(line.starts_with("warn: ") && line.contains(&format!("N/{PORTAL}/tank/3/Large")), "{line}");
+    let connects = |rig: &Rig| rig.log(Part::Broker).matches(" as venus-mqtt-").count();
+    let serves = |mqtt: &Client| {
+        mqtt.mark();
+        mqtt.keepalive("");
+        mqtt.completed();
+        mqtt.n("battery/512/Soc", r#"{"value":87.0}"#);
+        mqtt.n("tank/3/Level", r#"{"value":0.5}"#);
+    };
+    answers_again(&mqtt);
+    serves(&mqtt);
+    let before = connects(&rig);
+    assert!(before <= 4, "{before} connections");
+    for _ in 0..5 {
+        serves(&mqtt);
+    }
+    assert_eq!(connects(&rig), before, "it lost the connection again");
+    // a value that fits is published
+    rig.fake().items_changed(TANK, venus_mqtt_integration::items([("/Large", item("small"))]));
+    mqtt.n("tank/3/Large", r#"{"value":"small"}"#);
+}
+
+/// A broker's limit of packets is found by two of the items beyond it, and not by each of them.
+#[test]
+fn a_limit_of_the_broker_is_learned() {
+    let mut rig = Rig::new(Setup::default().broker("max_packet_size 3000"));
+    rig.fake().add(BATTERY, battery());
+    let mut all = tank();
+    all.extend((0..100).map(|n| (format!("/T{n}"), item("x".repeat(5000)).0)));
+    rig.fake().add(TANK, all);
+    rig.start_bridge();
+    let mqtt = rig.listener();
+    mqtt.keepalive("");
+    let line = rig.await_log(Part::Bridge, "are left out on all topics");
+    assert!(line.starts_with("warn: the broker closes the connection at large messages"), "{line}");
+    answers_again(&mqtt);
+    mqtt.mark();
+    mqtt.keepalive("");
+    mqtt.completed();
+    mqtt.n("tank/3/Level", r#"{"value":0.5}"#);
+    let connects = rig.log(Part::Broker).matches(" as venus-mqtt-").count();
+    assert!(connects <= 7, "{connects} connections");
+    assert_eq!(rig.log(Part::Bridge).matches("left out").count(), 3);
+}
+
+/// A failure that repeats is one line, whatever the reasons are, and its end another.
+#[test]
+fn a_failure_that_repeats_is_one_line() {
+    let mut rig = Rig::new(Setup::default());
+    rig.fake().add(BATTERY, battery());
+    rig.kill(Part::Broker);
+    rig.start(Part::Bridge);
+    rig.await_log(Part::Bridge, "no connection to the broker");
+    let attempts = |rig: &Rig| rig.log(Part::Bridge).matches("no connection to the broker").count();
+    eventually("more attempts", DEADLINE, || (attempts(&rig) >= 3).then_some(()));
+    rig.start(Part::Broker);
+    rig.await_log(Part::Bridge, "connected to the broker");
+    let log = rig.log(Part::Bridge);
+    let lines = log.lines().filter(|line| line.contains("the broker 127.0.0.1:") && !line.starts_with("debug: "));
+    assert_eq!(lines.count(), 2, "{log}");
+}

@@ -1,0 +1,320 @@
+//! Packets that a broker closes the connection over: a filter it does not accept, a message beyond its limit. MQTT 3.1.1 has no other
+//! way to refuse them, so they are found by what was sent last.
+//!
+//! What a connection had sent and the broker had not confirmed when it closed is suspect. On the next connection each suspect is sent
+//! alone: after everything before it was confirmed, and before anything else. If the connection closes then, it was that packet, and it
+//! is left out from then on. So a refused packet costs the connection twice; three times, if more was unconfirmed than is remembered.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::text::escape;
+
+/// Suspects at once. More packets than that do not fit into the window that they leave.
+pub(super) const SUSPECTS: usize = 128;
+/// Filters and topics left out at once; beyond, the oldest is tried again.
+pub(super) const LEFT_OUT: usize = 64;
+/// A connection that begins later than this tries again what is left out: the broker may have another configuration.
+const LEFT_OUT_FOR: Duration = Duration::from_secs(3600);
+/// Two topics left out at messages of this size, in bytes, or more show that the broker limits packets. Limits below it are not in use.
+const LIMIT_LEAST: usize = 1024;
+/// The daemon cannot do without filters with wildcards. They are left out after one more try than others, should the broker have closed
+/// the connection for another reason.
+const TRIES_WILD: u32 = 2;
+
+/// What a packet is about.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Subject {
+    Filter(String),
+    Topic(String),
+}
+
+/// What a broker closes, or may close, the connection over.
+#[derive(Default)]
+pub(super) struct Refused {
+    /// With the number of connections that closed while it was alone, and the size of its packet.
+    suspects: BTreeMap<Subject, (u32, usize)>,
+    left_out: VecDeque<LeftOut>,
+    /// Messages of this size, in bytes, are left out on every topic: the broker closes the connection at them.
+    limit: Option<(usize, Instant)>,
+}
+
+struct LeftOut {
+    subject: Subject,
+    /// Messages smaller than this, in bytes, are sent: it may be the broker's limit.
+    size: usize,
+    since: Instant,
+}
+
+impl Refused {
+    /// A connection begins.
+    pub(super) fn begin(&mut self, now: Instant) {
+        self.left_out.retain(|left_out| now.saturating_duration_since(left_out.since) < LEFT_OUT_FOR);
+        self.limit = self.limit.filter(|(_, since)| now.saturating_duration_since(*since) < LEFT_OUT_FOR);
+    }
+
+    pub(super) fn has_suspects(&self) -> bool {
+        !self.suspects.is_empty()
+    }
+
+    pub(super) fn is_suspect(&self, subject: &Subject) -> bool {
+        self.suspects.contains_key(subject)
+    }
+
+    pub(super) fn leaves_anything_out(&self) -> bool {
+        !self.left_out.is_empty() || self.limit.is_some()
+    }
+
+    pub(super) fn leaves_out(&self, subject: &Subject, size: usize) -> bool {
+        let is_over = matches!(subject, Subject::Topic(_)) && self.limit.is_some_and(|(limit, _)| size >= limit);
+        is_over || self.left_out.iter().any(|left_out| left_out.subject == *subject && size >= left_out.size)
+    }
+
+    /// The broker has taken this.
+    pub(super) fn clear(&mut self, subject: &Subject) {
+        self.suspects.remove(subject);
+    }
+
+    pub(super) fn clear_all(&mut self) {
+        self.suspects.clear();
+    }
+
+    /// The broker has closed the connection, and has not confirmed these packets, oldest first.
+    pub(super) fn closed(&mut self, now: Instant, unconfirmed: &[(Subject, usize)]) {
+        let [(subject, size)] = unconfirmed else { return self.suspect(unconfirmed) };
+        let Some((tries, _)) = self.suspects.get_mut(subject) else { return self.suspect(unconfirmed) };
+        *tries += 1;
+        let is_wild = matches!(subject, Subject::Filter(filter) if filter.contains(['+', '#']));
+        if is_wild && *tries < TRIES_WILD {
+            return;
+        }
+        self.suspects.remove(subject);
+        let again = "reload the configuration to try it again";
+        match subject {
+            Subject::Topic(topic) => log::warn!(
+                "the broker closes the connection at a message of {size} bytes on {}: it is left out; check the broker's limit of packets (max_packet_size), and {again}",
+                escape(topic)
+            ),
+            Subject::Filter(filter) if is_wild => log::error!(
+                "the broker closes the connection at the subscription to {}: it is left out, and messages on these topics are not received; {again}",
+                escape(filter)
+            ),
+            Subject::Filter(filter) => {
+                log::warn!("the broker closes the connection at the subscription to {}: it is left out; {again}", escape(filter));
+            }
+        }
+        self.leave_out(now, subject.clone(), *size);
+        self.learn_limit(now);
+    }
+
+    /// A limit of the broker would cost the connection twice for each topic with a message beyond it.
+    fn learn_limit(&mut self, now: Instant) {
+        let sizes = || self.left_out.iter().map(|left_out| left_out.size).filter(|size| *size >= LIMIT_LEAST);
+        let Some(least) = sizes().min().filter(|_| sizes().count() > 1) else { return };
+        if self.limit.is_none_or(|(limit, _)| least < limit) {
+            log::warn!(
+                "the broker closes the connection at large messages: those of {least} bytes and more are left out on all topics; check the broker's limit of packets (max_packet_size), and reload the configuration to try them again"
+            );
+            self.limit = Some((least, now));
+            self.suspects.retain(|subject, (_, size)| matches!(subject, Subject::Filter(_)) || *size < least);
+        }
+    }
+
+    fn suspect(&mut self, unconfirmed: &[(Subject, usize)]) {
+        if !unconfirmed.is_empty() {
+            let old = std::mem::take(&mut self.suspects);
+            let last = unconfirmed.iter().rev().take(SUSPECTS);
+            self.suspects =
+                last.map(|(subject, size)| (subject.clone(), (old.get(subject).map_or(0, |(tries, _)| *tries), *size))).collect();
+        }
+    }
+
+    fn leave_out(&mut self, now: Instant, subject: Subject, size: usize) {
+        let known = self.left_out.iter_mut().find(|left_out| left_out.subject == subject);
+        if let Some(known) = known {
+            // it is not the size
+            known.size = 0;
+            return;
+        }
+        if self.left_out.len() >= LEFT_OUT {
+            self.left_out.pop_front();
+        }
+        let size = if matches!(subject, Subject::Filter(_)) { 0 } else { size };
+        self.left_out.push_back(LeftOut { subject, size, since: now });
+    }
+}
+
+/// What the whole packets in `bytes` are about, with their sizes; of what is cut off at the end, what can be read.
+pub(super) fn subjects(bytes: &[u8]) -> Vec<(Subject, usize)> {
+    let mut found = Vec::new();
+    let mut rest = bytes;
+    while let Some((kind, size, body)) = split_packet(&mut rest) {
+        match kind >> 4 {
+            3 => {
+                if let Some(topic) = take_text(&mut &*body) {
+                    found.push((Subject::Topic(topic), size));
+                }
+            }
+            8 => {
+                let mut body = body.get(2..).unwrap_or_default();
+                while let Some(filter) = take_text(&mut body) {
+                    found.push((Subject::Filter(filter), size));
+                    body = body.get(1..).unwrap_or_default();
+                }
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// The first packet (MQTT 3.1.1, section 2): its first byte, its size, and its body as far as it is there.
+pub(super) fn split_packet<'a>(bytes: &mut &'a [u8]) -> Option<(u8, usize, &'a [u8])> {
+    let (kind, after) = bytes.split_first()?;
+    let digits = after.iter().take(4).position(|byte| byte & 0x80 == 0)? + 1;
+    let length = after.iter().take(digits).rev().fold(0, |sum, digit| sum << 7 | usize::from(digit & 0x7f));
+    let body = after.get(digits..).unwrap_or_default();
+    let (body, rest) = body.split_at(length.min(body.len()));
+    *bytes = rest;
+    Some((*kind, 1 + digits + length, body))
+}
+
+fn take_text(bytes: &mut &[u8]) -> Option<String> {
+    let (length, rest) = bytes.split_first_chunk::<2>()?;
+    let (text, rest) = rest.split_at_checked(u16::from_be_bytes(*length).into())?;
+    *bytes = rest;
+    Some(String::from_utf8_lossy(text).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn topic(n: usize) -> (Subject, usize) {
+        (Subject::Topic(format!("N/x/{n}")), 100)
+    }
+
+    /// A broker that closes the connection at some of the packets, and one side that sends all of them at every connect. Returns how
+    /// many connections it takes until one stays.
+    fn connections(count: usize, bad: &[usize]) -> usize {
+        let now = Instant::now();
+        let mut refused = Refused::default();
+        for connection in 1.. {
+            refused.begin(now);
+            let all: Vec<_> = (0..count).map(topic).filter(|(subject, size)| !refused.leaves_out(subject, *size)).collect();
+            let is_bad = |subject: &Subject| bad.iter().any(|bad| topic(*bad).0 == *subject);
+            // as many as are unconfirmed when the first bad one arrives: all at first, then as many as the small window takes
+            let behind = if refused.has_suspects() { 20 } else { count };
+            let mut closed = false;
+            for (index, (subject, _)) in all.iter().enumerate() {
+                let alone = refused.is_suspect(subject);
+                if is_bad(subject) {
+                    let unconfirmed = if alone { &all[index..=index] } else { &all[index..(index + behind).min(all.len())] };
+                    refused.closed(now, unconfirmed);
+                    closed = true;
+                    break;
+                }
+                if alone {
+                    refused.clear(subject);
+                }
+            }
+            if !closed {
+                return connection;
+            }
+            assert!(connection < 100, "it does not converge");
+        }
+        unreachable!()
+    }
+
+    #[test]
+    fn each_refused_packet_costs_the_connection_twice() {
+        assert_eq!(connections(50, &[]), 1);
+        assert_eq!(connections(50, &[7]), 3);
+        assert_eq!(connections(50, &[0, 49]), 4);
+        // the first that is refused is not among those remembered
+        assert!(connections(1000, &[3]) <= 4);
+        for n in 0..50 {
+            assert!(connections(500, &[n, n * 7 + 3, 499]) <= 10, "{n}");
+        }
+    }
+
+    #[test]
+    fn a_smaller_message_is_sent_again_and_then_none() {
+        let now = Instant::now();
+        let mut refused = Refused::default();
+        let subject = topic(1).0;
+        for size in [5000, 1500] {
+            refused.closed(now, &[(subject.clone(), size)]);
+            refused.closed(now, &[(subject.clone(), size)]);
+            assert!(refused.leaves_out(&subject, size));
+            assert_eq!(refused.leaves_out(&subject, size - 1), size == 1500);
+        }
+        refused.begin(now + LEFT_OUT_FOR);
+        assert!(!refused.leaves_out(&subject, 5000));
+    }
+
+    #[test]
+    fn a_limit_of_packets_is_found_after_two_topics() {
+        let (now, large) = (Instant::now(), |n: usize| (topic(n).0, 5000 + n));
+        let mut refused = Refused::default();
+        let all: Vec<_> = (0..100).map(large).chain([topic(200)]).collect();
+        refused.closed(now, &all);
+        for n in [1, 0] {
+            assert!(!refused.leaves_out(&large(50).0, 5050));
+            refused.closed(now, &[large(n)]);
+        }
+        assert!(refused.leaves_out(&large(50).0, 5050) && !refused.leaves_out(&large(50).0, 4999));
+        assert!(!refused.leaves_out(&Subject::Filter("R/#".into()), usize::MAX));
+        assert_eq!(refused.suspects.len(), 1, "what may be sent is still tried alone");
+        refused.begin(now + LEFT_OUT_FOR);
+        assert!(!refused.leaves_out(&large(50).0, 5050));
+        // small messages are refused for another reason than their size
+        for n in 0..10 {
+            refused.closed(now, &[topic(n)]);
+            refused.closed(now, &[topic(n)]);
+        }
+        assert!(!refused.leaves_out(&topic(50).0, 100));
+    }
+
+    #[test]
+    fn what_cannot_be_done_without_is_tried_once_more() {
+        let now = Instant::now();
+        let mut refused = Refused::default();
+        for (filter, closed) in [("device/x/gone", 2), ("R/c0619ab1c2d3/#", 3)] {
+            let subject = Subject::Filter(filter.into());
+            for _ in 0..closed {
+                assert!(!refused.leaves_out(&subject, 50));
+                refused.closed(now, &[(subject.clone(), 50)]);
+            }
+            assert!(refused.leaves_out(&subject, 50), "{filter}");
+        }
+    }
+
+    #[test]
+    fn many_are_bounded() {
+        let now = Instant::now();
+        let mut refused = Refused::default();
+        refused.closed(now, &(0..10_000).map(topic).collect::<Vec<_>>());
+        assert_eq!(refused.suspects.len(), SUSPECTS);
+        for n in 0..1000 {
+            refused.closed(now, &[topic(n)]);
+            refused.closed(now, &[topic(n)]);
+        }
+        assert_eq!(refused.left_out.len(), LEFT_OUT);
+    }
+
+    #[test]
+    fn packets_are_read() {
+        let publish = [&[0x31, 9, 0, 3][..], b"N/x", b"pay!"].concat();
+        let subscribe = [&[0x82, 12, 0, 1, 0, 3][..], b"R/#", &[0, 0, 1], b"#", &[0]].concat();
+        let bytes = [&publish[..], &[0xc0, 0], &subscribe, &publish[..7]].concat();
+        let (filter, topic) = (|text: &str| Subject::Filter(text.into()), Subject::Topic("N/x".into()));
+        assert_eq!(subjects(&bytes), [(topic.clone(), 11), (filter("R/#"), 14), (filter("#"), 14), (topic, 11)]);
+        for end in 0..bytes.len() {
+            subjects(&bytes[..end]);
+        }
+        assert_eq!(subjects(&[0x30, 0xff, 0xff, 0xff, 0xff, 1]), []);
+    }
+}
