@@ -61,6 +61,22 @@ fn it_is_not_ready_without_a_bus() {
     assert!(socket.recv(&mut [0; 16]).is_err());
 }
 
+/// The loop waits for a systemd that takes nothing and has not asked for a watchdog: our own ends the process.
+#[test]
+fn a_loop_that_stands_still_is_ended() {
+    let (mut rig, socket) = systemd(Setup::default());
+    let filler = UnixDatagram::unbound().expect("made");
+    filler.set_nonblocking(true).expect("set");
+    while filler.send_to(b"X=1", rig.dir().join("notify")).is_ok() {}
+    rig.start(Part::Bridge);
+    let log = eventually("the line that says why", Duration::from_secs(180), || {
+        Some(rig.log(Part::Bridge)).filter(|log| log.contains("error: the loop has not turned for 60 s"))
+    });
+    assert_eq!(log.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{log}");
+    assert_eq!(rig.ended(Part::Bridge), Ended::Signal(Signal::SIGABRT as i32));
+    drop(socket);
+}
+
 #[test]
 fn signs_of_life_come_out_of_the_loop() {
     let (mut rig, socket) = systemd(Setup::default().env("WATCHDOG_USEC", "200000"));
