@@ -12,7 +12,7 @@ use std::fs::{self, Permissions};
 use std::future::pending;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use crate::config::why;
+use crate::files::{self, why};
 use crate::text::escape;
 
 const SOCKET: &str = "control.sock";
@@ -163,6 +163,10 @@ impl Listening {
         // made beside and renamed: it is never there with the rights of others, and a stale one is replaced
         let new = dir.join(format!("{SOCKET}.new"));
         let _ = fs::remove_file(&new);
+        if fs::symlink_metadata(&socket).is_ok_and(|meta| !meta.file_type().is_socket()) {
+            let aside = files::set_aside(&socket)?;
+            log::warn!("{} is not a socket: it is now {}", socket.display(), aside.display());
+        }
         let listener = UnixListener::bind(&new)?;
         fs::set_permissions(&new, Permissions::from_mode(0o600)).and_then(|()| fs::rename(&new, &socket)).inspect_err(|_| {
             let _ = fs::remove_file(&new);
@@ -316,6 +320,7 @@ fn exchange(stream: &mut BlockingStream, request: &str) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::tests::{in_time, odd_files};
     use crate::scratch::Scratch;
 
     fn run(test: impl Future<Output = ()>) {
@@ -489,6 +494,24 @@ mod tests {
             let (got, _) = tokio::join!(asked(&dir, Command::List), answer(&mut first, Ok(json!([1]))));
             assert_eq!(got.unwrap(), json!([1]));
         });
+    }
+
+    #[test]
+    fn what_is_no_socket_is_set_aside() {
+        for odd in 0..7 {
+            in_time(move || {
+                let dir = Scratch::new();
+                let odd = odd_files(&dir).swap_remove(odd);
+                let is_socket = odd.ends_with("socket");
+                fs::rename(odd, dir.path().join(SOCKET)).unwrap();
+                run(async {
+                    let mut control = Control::listen(dir.path());
+                    let (got, _) = tokio::join!(asked(&dir, Command::List), answer(&mut control, Ok(json!([1]))));
+                    assert_eq!(got.unwrap(), json!([1]));
+                });
+                assert_eq!(dir.path().join("control.sock.corrupt").symlink_metadata().is_ok(), !is_socket);
+            });
+        }
     }
 
     #[test]

@@ -5,7 +5,6 @@
 //! written costs one warning and is tried again once a minute. A folder that another daemon uses is left alone. Called by the daemon;
 //! `cli` reads the file when no daemon runs.
 
-use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -13,16 +12,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use log::Level;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::config::{read_bounded, why};
+use crate::files::{self, beside, why};
+use crate::log::Repeated;
 
 const FILE: &str = "devices.json";
 
 /// Largest file read or written, in bytes: ten times what as many devices as a bus has room for can need.
-const FILE_MAX: u64 = 4 << 20;
+pub(crate) const FILE_MAX: u64 = 1 << 20;
 
 /// Between two writes: flash wears out, and devices that flap would write for ever.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -61,10 +62,10 @@ impl Store {
             );
         }
         if let Err(error) = &writable {
-            warn_forgotten(dir, error);
+            log::warn!("{}", forgotten(dir, error));
         }
         let (sender, wanted) = watch::channel(None);
-        let keeper = Keeper { file: file.clone(), wanted, pause, retry, failing: writable.is_err() };
+        let keeper = Keeper { file: file.clone(), wanted, pause, retry, failing: writable.is_err(), said: Repeated::new() };
         Self { file, wanted: sender, keeper: tokio::spawn(keeper.run()), _lock: lock.ok(), taken }
     }
 
@@ -81,11 +82,10 @@ impl Store {
 
     /// Keeps a file that cannot be used where a person can look at it; the next [`Store::save`] makes a new one.
     pub fn set_aside(&self, reason: &str) {
-        let (file, corrupt) = (&self.file, beside(&self.file, ".corrupt"));
-        let what = format!("the note of the registered devices, {}, cannot be used: {reason}", file.display());
-        match fs::rename(file, &corrupt) {
-            Ok(()) => log::warn!("{what}; it is now {}, and devices come back when they register again", corrupt.display()),
-            Err(error) => log::warn!("{what}; it cannot be moved to {} either: {}", corrupt.display(), why(&error)),
+        let what = format!("the note of the registered devices, {}, cannot be used: {reason}", self.file.display());
+        match files::set_aside(&self.file) {
+            Ok(corrupt) => log::warn!("{what}; it is now {}, and devices come back when they register again", corrupt.display()),
+            Err(error) => log::warn!("{what}; it cannot be renamed either: {}", why(&error)),
         }
     }
 
@@ -115,7 +115,7 @@ pub fn file_in(dir: &Path) -> PathBuf {
 }
 
 fn read_text(file: &Path) -> io::Result<Option<String>> {
-    match read_bounded(file, FILE_MAX) {
+    match files::read_own(file, FILE_MAX) {
         Ok(bytes) => String::from_utf8(bytes).map(Some).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text")),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
         Err(error) => Err(error),
@@ -130,6 +130,7 @@ struct Keeper {
     retry: Duration,
     /// The last attempt failed, and that was said.
     failing: bool,
+    said: Repeated,
 }
 
 impl Keeper {
@@ -162,8 +163,8 @@ impl Keeper {
         let file = self.file.clone();
         let result = tokio::task::spawn_blocking(move || replace(&file, &text)).await.unwrap_or_else(|error| Err(io::Error::other(error)));
         match (&result, self.failing) {
-            (Ok(()), true) => log::info!("registered devices are remembered again, in {}", self.file.display()),
-            (Err(error), false) => warn_forgotten(&self.file, error),
+            (Ok(()), true) => self.said.say(Level::Info, &format!("registered devices are remembered again, in {}", self.file.display())),
+            (Err(error), false) => self.said.say(Level::Warn, &forgotten(&self.file, error)),
             _ => {}
         }
         self.failing = result.is_err();
@@ -175,16 +176,16 @@ async fn closed(wanted: &mut watch::Receiver<Option<Arc<str>>>) {
     while wanted.changed().await.is_ok() {}
 }
 
-fn warn_forgotten(place: &Path, error: &io::Error) {
-    log::warn!(
+fn forgotten(place: &Path, error: &io::Error) -> String {
+    format!(
         "registered devices will be forgotten at the next start: cannot write {}: {}; set `state_dir` in [devices] to a folder that can be written",
         place.display(),
         why(error)
-    );
+    )
 }
 
 fn lock(dir: &Path) -> Result<File, TryLockError> {
-    let folder = File::open(dir).map_err(TryLockError::Error)?;
+    let folder = files::open_folder(dir).map_err(TryLockError::Error)?;
     folder.try_lock().map(|()| folder)
 }
 
@@ -216,7 +217,7 @@ fn replace(file: &Path, text: &str) -> io::Result<()> {
         return written;
     }
     // the rename is in the folder: without this a power cut could undo it
-    file.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+    file.parent().map_or(Ok(()), |folder| files::open_folder(folder)?.sync_all())
 }
 
 /// The folder of `file`; what it lies in is for the person to make: a path that was mistyped is no reason for new folders.
@@ -236,17 +237,12 @@ fn create(file: &Path) -> io::Result<File> {
     }
 }
 
-fn beside(file: &Path, suffix: &str) -> PathBuf {
-    let mut name = OsString::from(file);
-    name.push(suffix);
-    name.into()
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::files::tests::{in_time, odd_files};
     use crate::scratch::Scratch;
 
     const LONG: Duration = Duration::from_secs(3600);
@@ -307,7 +303,7 @@ mod tests {
         let dir = Scratch::new();
         run(async {
             let (sender, wanted) = watch::channel(None);
-            let keeper = Keeper { file: file_in(dir.path()), wanted, pause: LONG, retry: LONG, failing: false };
+            let keeper = Keeper { file: file_in(dir.path()), wanted, pause: LONG, retry: LONG, failing: false, said: Repeated::new() };
             let mut keeper = Box::pin(keeper.run());
             sender.send_replace(Some("first".into()));
             tokio::select! {
@@ -351,6 +347,41 @@ mod tests {
             until(dir.path(), "new").await;
         });
         assert_eq!(names(dir.path()), ["devices.json"]);
+    }
+
+    #[test]
+    fn what_is_no_file_is_set_aside() {
+        for odd in 0..7 {
+            in_time(move || {
+                let dir = Scratch::new();
+                fs::rename(odd_files(&dir).swap_remove(odd), dir.path().join(FILE)).unwrap();
+                run(async {
+                    let mut store = Store::open(dir.path());
+                    assert_eq!(store.load(), None);
+                    assert!(dir.path().join("devices.json.corrupt").symlink_metadata().is_ok());
+                    store.save("{}".into());
+                    store.finish().await;
+                });
+                assert_eq!(read(dir.path()).unwrap().as_deref(), Some("{}"));
+            });
+        }
+    }
+
+    #[test]
+    fn what_is_no_state_folder_is_never_waited_for() {
+        for odd in [0, 2, 3, 4, 5, 6] {
+            in_time(move || {
+                let dir = Scratch::new();
+                let odd = odd_files(&dir).swap_remove(odd);
+                run(async {
+                    let mut store = Store::open(&odd);
+                    assert_eq!(store.load(), None);
+                    store.save("{}".into());
+                    store.finish().await;
+                });
+                assert!(!odd.is_dir());
+            });
+        }
     }
 
     #[test]
@@ -427,7 +458,7 @@ mod tests {
         replace(&file, "{ }").unwrap();
         assert_eq!(mode(&file), 0o600, "it is a new one");
         let error = replace(&file, &" ".repeat(1 + FILE_MAX as usize)).unwrap_err();
-        assert_eq!(error.to_string(), "it would be larger than 4194304 bytes");
+        assert_eq!(error.to_string(), "it would be larger than 1048576 bytes");
         assert_eq!(read(dir.path()).unwrap().as_deref(), Some("{ }"));
     }
 }

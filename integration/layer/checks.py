@@ -370,7 +370,7 @@ def _():
             "system": True,
             "uid": number,
             "gid": name,
-            "home_dir": setup_says("data"),
+            "home_dir": setup_says("state"),
             "shell": "/bin/false",
             "no_create_home": True,
             "name": name,

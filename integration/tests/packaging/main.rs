@@ -8,6 +8,7 @@ mod cross;
 mod debian;
 mod device;
 mod package;
+mod privileges;
 mod setup;
 
 use std::{

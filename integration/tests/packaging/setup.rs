@@ -4,13 +4,13 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use venus_mqtt_integration::Gx;
 
-use crate::{MINE, TOP, USER, device, package, program, rig, same, serves, serves_anew};
+use crate::{MINE, TOP, device, package, program, rig, same, serves, serves_anew};
 
-const SETUP: &str = "/data/venus-mqtt/venus-mqtt-setup";
-const HOOK: &str = "[ ! -x /data/venus-mqtt/venus-mqtt-setup ] || /data/venus-mqtt/venus-mqtt-setup boot # venus-mqtt";
+pub const SETUP: &str = "/data/venus-mqtt-setup/venus-mqtt-setup";
+pub const HOOK: &str = "[ ! -x /data/venus-mqtt-setup/venus-mqtt-setup ] || /data/venus-mqtt-setup/venus-mqtt-setup boot # venus-mqtt";
 
 /// What a user has copied onto the device and unpacked, without any package.
-fn unpack(gx: &Gx) {
+pub fn unpack(gx: &Gx) {
     gx.write("download/.keep", "");
     for file in ["venus-mqtt-setup", "venus-mqtt.toml", "service"] {
         gx.copy(&Path::new(TOP).join("packaging").join(file), &format!("download/{file}"));
@@ -18,7 +18,7 @@ fn unpack(gx: &Gx) {
     gx.copy(program(), "download/venus-mqtt");
 }
 
-fn install(gx: &Gx) -> String {
+pub fn install(gx: &Gx) -> String {
     gx.run("sh /data/download/venus-mqtt-setup install")
 }
 
@@ -102,7 +102,7 @@ fn a_package_goes_first_until_an_update_takes_it_away() {
     assert!(gx.run("cat /service/venus-mqtt/run").contains(" /opt/victronenergy/venus-mqtt/venus-mqtt\n"));
     gx.update_firmware();
     serves(&gx, &rig);
-    assert!(gx.run("cat /service/venus-mqtt/run").contains(" /data/venus-mqtt/venus-mqtt\n"));
+    assert!(gx.run("cat /service/venus-mqtt/run").contains(" /data/venus-mqtt-setup/venus-mqtt\n"));
 }
 
 #[test]
@@ -117,9 +117,9 @@ fn removing_the_package_removes_what_brings_it_back() {
     gx.run("/opt/victronenergy/venus-mqtt/venus-mqtt-setup install");
     serves(&gx, &rig);
     // an upgrade of the package is one of the copy
-    gx.run("echo old > /data/venus-mqtt/venus-mqtt.toml");
+    gx.run("echo old > /data/venus-mqtt-setup/venus-mqtt.toml");
     assert!(gx.dpkg(&format!("--install {}", package.display())).success);
-    assert_eq!(gx.run("cat /data/venus-mqtt/venus-mqtt.toml"), crate::read("packaging/venus-mqtt.toml"));
+    assert_eq!(gx.run("cat /data/venus-mqtt-setup/venus-mqtt.toml"), crate::read("packaging/venus-mqtt.toml"));
     assert!(gx.dpkg("--remove venus-mqtt").success);
     assert_eq!(gx.run("ls -A /service; ls -A /data"), "neighbour\nconf\nlog\nvenus\nvenus-mqtt\n");
     gx.reboot();
@@ -162,20 +162,17 @@ fn what_is_run_as_root_cannot_be_put_there_by_the_daemon() {
     let tried = |line: &str| gx.sh(&format!("setuidgid venus-mqtt sh -c '{line}'")).success;
     assert!(tried("echo > /data/venus-mqtt/devices.json && mv /data/venus-mqtt/devices.json /data/venus-mqtt/other"), "its own files");
     for line in [
-        "echo > /data/venus-mqtt/venus-mqtt-setup",
-        "mv /data/venus-mqtt/service /data/venus-mqtt/mine",
-        "rm -f /data/venus-mqtt/venus-mqtt",
-        "echo > /data/venus-mqtt/service/run",
+        "echo > /data/venus-mqtt-setup/venus-mqtt-setup",
+        "mv /data/venus-mqtt-setup/service /data/venus-mqtt/mine",
+        "rm -f /data/venus-mqtt-setup/venus-mqtt",
+        "echo > /data/venus-mqtt-setup/service/run",
+        "echo > /data/venus-mqtt-setup/other",
+        "mv /data/venus-mqtt-setup /data/other",
+        "mkdir /data/other",
         "echo > /data/rc.local",
     ] {
         assert!(!tried(line), "{line}");
     }
-    // nor lie in wait where the next installation puts it
-    gx.run(&format!("{SETUP} remove"));
-    assert!(tried("mkdir -p /data/venus-mqtt/service /data/venus-mqtt/venus-mqtt-setup && echo > /data/venus-mqtt/service/run"));
-    install(&gx);
-    let owners = gx.run("cd /data/venus-mqtt; ls -nd service service/run venus-mqtt-setup venus-mqtt");
-    assert!(owners.lines().count() == 4 && !owners.contains(&USER.to_string()), "{owners}");
 }
 
 #[test]
@@ -193,6 +190,9 @@ fn a_mistake_is_told() {
     refused("sh /data/partial/venus-mqtt-setup install", "there is no venus-mqtt or no service beside this script");
     gx.run("printf '\\177ELF of another machine' > /data/partial/venus-mqtt; chmod +x /data/partial/venus-mqtt");
     refused("sh /data/partial/venus-mqtt-setup install", "is it the package of another architecture?");
+    gx.run("mkdir -p /data/venus-mqtt && cp -r /data/download /data/venus-mqtt/download");
+    refused("sh /data/venus-mqtt/download/venus-mqtt-setup install", "unpack it elsewhere");
+    gx.run("rm -r /data/venus-mqtt");
     assert!(gx.run("sh /data/download/venus-mqtt-setup status").contains("is gone after a firmware update"));
     assert!(gx.run("sh /data/download/venus-mqtt-setup").contains("venus-mqtt-setup install "), "without a word it says what there is");
     assert_eq!(gx.run("ls -A /data"), "conf\ndownload\nlog\npartial\n", "nothing was done");

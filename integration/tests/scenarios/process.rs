@@ -167,6 +167,31 @@ fn sigusr1_says_how_it_is() {
     mqtt.n("battery/512/Soc", r#"{"value":1.0}"#);
 }
 
+/// Also for the threads and children that come later: both are inherited.
+#[test]
+fn it_dumps_no_core_and_gains_no_privileges() {
+    let mut rig = Rig::new(Setup::default());
+    rig.start_bridge();
+    let read = |file: &str| {
+        let path = format!("/proc/{}/{file}", rig.pid(Part::Bridge));
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+    };
+    let limits = read("limits");
+    let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).expect("a limit of cores");
+    assert_eq!(core.split_whitespace().collect::<Vec<_>>(), ["0", "0", "bytes"]);
+    let threads = std::fs::read_dir(format!("/proc/{}/task", rig.pid(Part::Bridge))).expect("it runs");
+    for thread in threads.flatten() {
+        // one that has ended since has no status
+        let Ok(status) = std::fs::read_to_string(thread.path().join("status")) else { continue };
+        // an emulator has a thread of its own, from before the program began
+        if status.starts_with("Name:\tqemu-") {
+            continue;
+        }
+        assert!(status.lines().any(|line| line == "NoNewPrivs:\t1"), "{status}");
+    }
+    assert!(read("status").contains("NoNewPrivs:\t1\n"));
+}
+
 #[test]
 fn exit_codes_tell_what_is_wrong() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -413,4 +438,64 @@ fn a_broken_client_is_the_brokers_affair() {
     let mqtt = rig.listener();
     mqtt.read("battery/512/Soc");
     mqtt.n("battery/512/Soc", r#"{"value":87.0}"#);
+}
+
+fn fifo(path: &std::path::Path) {
+    std::fs::create_dir_all(path.parent().expect("below the rig")).expect("made");
+    assert!(Command::new("mkfifo").arg(path).status().expect("it runs").success());
+}
+
+/// A FIFO in the place of every file and folder it keeps: set aside or left alone, with a line, and it serves.
+#[test]
+fn a_fifo_is_never_waited_for() {
+    let cases = [
+        (
+            &["state/devices.json", "state/control.sock", "state/http", "catalogue/a.yml"][..],
+            &["state/devices.json", "state/control.sock", "state/http"][..],
+        ),
+        (
+            &["state/http/1.victron-measurements", "state/devices.json.new", "state/control.sock.new", "catalogue"],
+            &["state/http/1.victron-measurements"],
+        ),
+        (&["state/http/1.victron-measurements/0000000000000001.queue"], &["state/http/1.victron-measurements/0000000000000001.queue"]),
+        (&["state"], &[]),
+    ];
+    for (fifos, aside) in cases {
+        let mut rig = Rig::new(Setup::devices().http("url = \"http://127.0.0.1:9\""));
+        fifos.iter().for_each(|path| fifo(&rig.dir().join(path)));
+        rig.fake().add(BATTERY, battery());
+        rig.awake();
+        for path in aside {
+            let log = rig.await_log(Part::Bridge, &format!("{path}.corrupt"));
+            assert_eq!(log.lines().filter(|line| line.contains(&format!("{path}.corrupt"))).count(), 1, "{log}");
+        }
+        assert_eq!(rig.stop(Part::Bridge), Ended::Code(0));
+    }
+}
+
+/// In the configuration it is refused, at the start and at a reload.
+#[test]
+fn a_fifo_in_the_configuration_is_refused() {
+    let mut rig = Rig::new(Setup::default());
+    let path = rig.dir().join("fifo");
+    fifo(&path);
+    let shown = path.display().to_string();
+    let output = venus_mqtt(&["run", "--config", &shown]);
+    assert_eq!(output.status.code(), Some(78), "{}", text(&output));
+    for line in [format!("password_file = \"{shown}\"\nuser = \"u\""), format!("ca_file = \"{shown}\"")] {
+        let file = rig.dir().join("odd.toml");
+        std::fs::write(&file, format!("[mqtt]\n{line}\n")).expect("written");
+        let output = venus_mqtt(&["run", "--config", &file.display().to_string()]);
+        assert_eq!(output.status.code(), Some(78), "{}", text(&output));
+        assert!(text(&output).contains("but a named pipe"), "{}", text(&output));
+    }
+    rig.fake().add(BATTERY, battery());
+    let mqtt = rig.awake();
+    std::fs::remove_file(rig.config()).expect("removed");
+    fifo(&rig.config());
+    rig.signal(Part::Bridge, Signal::SIGHUP);
+    rig.await_log(Part::Bridge, "it is a named pipe that nothing is written to");
+    mqtt.mark();
+    rig.fake().items_changed(BATTERY, items([("/Soc", item(1.0))]));
+    mqtt.n("battery/512/Soc", r#"{"value":1.0}"#);
 }
