@@ -21,6 +21,8 @@ use crate::daemon::{self, Ended};
 use crate::http::Unwritten;
 use crate::http::poster::{Poster, PosterError};
 use crate::log as logger;
+use crate::memory;
+use crate::privileges;
 use crate::signals::Signals;
 use crate::text::escape_to;
 use crate::tls::{self, TlsError};
@@ -424,6 +426,7 @@ fn print(text: &str) {
 
 fn run(source: &Source) -> u8 {
     logger::install(log::LevelFilter::Info);
+    privileges::drop_unneeded();
     tls::install_provider();
     let config = match load_and_warn(source) {
         Ok(config) => config,
@@ -432,7 +435,9 @@ fn run(source: &Source) -> u8 {
             return CONFIG;
         }
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().max_blocking_threads(memory::THREADS).thread_stack_size(memory::THREAD_STACK);
+    let runtime = match runtime.build() {
         Ok(runtime) => runtime,
         Err(error) => return gone(format_args!("the runtime does not start: {error}")),
     };

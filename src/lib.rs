@@ -3,7 +3,7 @@
 //! The house, from the door inwards; an arrow means "uses", and none points the other way:
 //!
 //! ```text
-//! main -> cli -> daemon -> { bus, mqtt, http, portal, signals, store, control, supervisor, catalogue_files, watch } -> device, measure -> bridge -> text
+//! main -> cli -> daemon -> { bus, mqtt, http, portal, signals, store, control, supervisor, watchdog, catalogue_files, watch } -> device, measure -> bridge -> text
 //!           \-> config, tls, log
 //! ```
 //!
@@ -22,9 +22,13 @@
 //! | [`portal`] | who this device is |
 //! | [`control`] | the socket by which `venus-mqtt devices` talks to the daemon that runs |
 //! | [`catalogue_files`] | the user's own types of devices, read; what is wrong with them costs nothing else |
+//! | [`memory`] | the worst case of memory, added up |
 //! | [`store`] | the registered devices' note on disk: written whole or not at all, and never waited for |
+//! | `files` | opens and reads files, whatever is at their paths, and never waits |
 //! | [`signals`] | what the system wants of the process |
+//! | `privileges` | what the process gives up at its start: core dumps, privileges by exec |
 //! | [`supervisor`] | what systemd is told: ready, alive, at the end |
+//! | [`watchdog`] | aborts the process when the loop stands still |
 //! | `watch` | descriptors watched for one thing only, a timer that wakes once |
 //! | [`log`] | one line per event, for multilog, a terminal or the journal |
 //! | [`text`] | PURE: what peers say, made fit for a log line |
@@ -50,11 +54,14 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod device;
+mod files;
 pub mod http;
 pub mod log;
 pub mod measure;
+pub mod memory;
 pub mod mqtt;
 pub mod portal;
+mod privileges;
 #[cfg(test)]
 mod scratch;
 pub mod signals;
@@ -63,3 +70,4 @@ pub mod supervisor;
 pub mod text;
 pub mod tls;
 mod watch;
+mod watchdog;

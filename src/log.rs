@@ -1,7 +1,7 @@
 //! One line per event, for multilog, a terminal or the systemd journal.
 //!
 //! Promises: what peers say can neither forge a line (control characters are escaped) nor flood one (cut at 1,000
-//! characters); a closed stderr ends nothing; a stderr that nobody reads costs a tenth of a second once, then lines are
+//! characters); a closed stderr ends nothing; a stderr that nobody reads costs a few milliseconds once, then lines are
 //! dropped and counted until it is read again. Libraries are heard from `warn` on, unless the level is `debug` or `trace`,
 //! and named; those that tell secrets there are not. Installed by `cli`; everyone else uses the macros of the crate `log`.
 
@@ -9,20 +9,23 @@ use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
 use std::os::fd::AsFd;
 use std::sync::Mutex;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use systemd_journal_logger::{JournalLog, connected_to_journal};
 
+use crate::bridge::Time;
+use crate::bridge::notes::Repeats;
 use crate::text::escape_to;
 
 /// Most characters of one event. With the longest characters this stays below the 4,096 bytes that a pipe which is ready
 /// takes without blocking.
 const LINE_MAX: usize = 1000;
 
-/// How long a line waits for a stderr that is full, in milliseconds: a busy reader catches up in it.
-const PATIENCE_MS: u16 = 100;
+/// How long a line waits for a stderr that is full, in milliseconds: a busy reader catches up in it, and the loop is not held up for longer
+/// than one turn may take.
+const PATIENCE_MS: u16 = 5;
 
 /// Our own records have targets that begin so.
 const OWN_TARGET: &str = env!("CARGO_CRATE_NAME");
@@ -98,7 +101,8 @@ impl Log for Logger {
 /// Whether a record is logged at all.
 fn passes(target: &str, level: Level, max: LevelFilter) -> bool {
     let all = is_own(target) || (max >= LevelFilter::Debug && !TALKATIVE.iter().any(|name| is_of(target, name)));
-    level <= max && (all || level <= Level::Warn)
+    // what ends a connection is in our own line, which is limited
+    level <= max && (all || (level <= Level::Warn && !is_of(target, "rumqttc_v4_next")))
 }
 
 fn is_own(target: &str) -> bool {
@@ -185,6 +189,27 @@ fn level_name(level: Level) -> &'static str {
     }
 }
 
+/// Lines of one kind that can repeat for ever, such as those of a disk that works now and then: written as rarely as the core's
+/// ([`Repeats`]).
+#[derive(Debug)]
+pub(crate) struct Repeated {
+    began: Instant,
+    repeats: Repeats,
+}
+
+impl Repeated {
+    pub(crate) fn new() -> Self {
+        Self { began: Instant::now(), repeats: Repeats::default() }
+    }
+
+    pub(crate) fn say(&mut self, level: Level, text: &str) {
+        match self.repeats.admit(Time::since_start(self.began.elapsed())) {
+            Some(more) => log::log!(level, "{text}{more}"),
+            None => log::debug!("{text}"),
+        }
+    }
+}
+
 /// The time of day, UTC.
 fn clock(now: SystemTime) -> String {
     let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -210,8 +235,8 @@ mod tests {
             ("venus_mqtt::daemon", Debug, LevelFilter::Info, false),
             ("venus_mqtt_other", Info, LevelFilter::Info, false),
             ("rumqttc_v4_next::state", Info, LevelFilter::Info, false),
-            ("rumqttc_v4_next::state", Warn, LevelFilter::Info, true),
-            ("rumqttc_v4_next::state", Warn, LevelFilter::Error, false),
+            ("rumqttc_v4_next::state", Error, LevelFilter::Info, false),
+            ("rumqttc_v4_next::state", Warn, LevelFilter::Debug, true),
             ("rumqttc_v4_next::state", Debug, LevelFilter::Debug, true),
             ("rustls::client", Debug, LevelFilter::Trace, true),
             ("ureq::run", Debug, LevelFilter::Trace, false),

@@ -29,6 +29,7 @@
 //! cli   > ANSWER
 //! daemon  stops|dies                      it ends, with or without a good-bye, and starts again with what it has on disk
 //! daemon  ends                            the first half of it
+//! daemon  finds JSON                      it dies, and somebody has written this as its registry
 //! log   > LEVEL some words                a line that must have been written since the last event; log quiet: none above debug
 //! show    set|link|text                   these are expected line by line from here on; otherwise they are not looked at
 //! ```
@@ -109,6 +110,8 @@ enum Manner {
     AtOnce,
     Held,
     Mute,
+    /// Calls to it cannot be sent.
+    Unsent,
 }
 
 struct Stage {
@@ -327,6 +330,7 @@ impl Stage {
                 }
             }
             ["mute"] => self.manner = Manner::Mute,
+            ["unsent"] => self.manner = Manner::Unsent,
             ["hold"] => self.manner = Manner::Held,
             ["answer"] => {
                 let call = self.held.pop_front().ok_or("nobody has asked")?;
@@ -364,6 +368,10 @@ impl Stage {
                 self.begin_again();
             }
             ["daemon", "dies"] => self.begin_again(),
+            ["daemon", "finds", text @ ..] => {
+                self.disk = Some(text.join(" "));
+                self.begin_again();
+            }
             ["daemon", "ends"] => self.devices.shut_down(),
             ["log", ">", level, text @ ..] => {
                 let (level, text) = (level.to_uppercase(), text.join(" "));
@@ -415,7 +423,7 @@ impl Stage {
                 quiet = false;
                 self.obey(command);
             }
-            while let Some(call) = self.devices.poll_call() {
+            while let Some(call) = self.devices.poll_call(self.now()) {
                 quiet = false;
                 self.take_call(call);
             }
@@ -519,6 +527,7 @@ impl Stage {
             (_, Manner::AtOnce) => self.answer(&call),
             (_, Manner::Held) => self.held.push_back(call),
             (_, Manner::Mute) => {}
+            (_, Manner::Unsent) => self.devices.unsent(self.now(), call.id, "the connection is full".into()),
         }
     }
 
@@ -543,7 +552,7 @@ fn devices(chosen: &Chosen, disk: Option<&str>) -> Devices {
         options: chosen.options.clone(),
         bridge: chosen.bridge.clone(),
         catalogue: Catalogue::shipped(),
-        registry: disk.map(|text| registry::parse(text).unwrap()).unwrap_or_default(),
+        registry: disk.map(|text| registry::parse(text).unwrap().0).unwrap_or_default(),
         verbosity: log::Level::Debug,
     })
 }

@@ -167,7 +167,7 @@ proptest! {
             world.pump()?;
             world.pass(Duration::from_secs(2))?;
         }
-        world.devices.summary();
+        world.devices.summary(world.now());
     }
 }
 
@@ -622,7 +622,7 @@ impl World {
                 quiet = false;
                 self.obey(command)?;
             }
-            while let Some(call) = self.devices.poll_call() {
+            while let Some(call) = self.devices.poll_call(self.now()) {
                 quiet = false;
                 self.take_call(call);
             }
@@ -751,7 +751,7 @@ fn devices(disk: Option<&str>) -> Devices {
         options: Options { max_devices: MOST, stale_after: Some(Duration::from_secs(100)), keepalive: true, ..Options::default() },
         bridge: BridgeOptions::default(),
         catalogue: Catalogue::shipped(),
-        registry: disk.map(|text| registry::parse(text).unwrap()).unwrap_or_default(),
+        registry: disk.map(|text| registry::parse(text).unwrap().0).unwrap_or_default(),
         verbosity: log::Level::Error,
     })
 }

@@ -9,13 +9,20 @@ use proptest::prelude::*;
 use venus_mqtt::bridge::filter::Filter;
 use venus_mqtt::bridge::name::PortalId;
 use venus_mqtt::bridge::options::{Enabled, Options};
-use venus_mqtt::bridge::value::{Value, parse_payload};
+use venus_mqtt::bridge::value::{LIMIT_JSON_MAX, VALUE_JSON_MAX, Value, parse_payload};
 use venus_mqtt::bridge::{Bridge, Change, LinkCommand, Method, Publish, Reply, Setup, Time, limits};
 
 const PORTAL: &str = "c0619ab1c2d3";
 const INTERVAL: Duration = Duration::from_secs(60);
-const SERVICES: [&str; 4] =
-    ["com.victronenergy.battery.a", "com.victronenergy.battery.b", "com.victronenergy.tank.c", "com.victronenergy.tank"];
+const SERVICES: [&str; 5] = [
+    "com.victronenergy.battery.a",
+    "com.victronenergy.battery.b",
+    "com.victronenergy.tank.c",
+    "com.victronenergy.tank",
+    "com.victronenergy.settings",
+];
+/// Of these, the one that can remove an item.
+const SETTINGS: usize = 4;
 const PATHS: [&str; 3] = ["/Soc", "/Dc/0/Voltage", "/Level"];
 const FILTERS: [&str; 4] = ["battery/#", "+/1/Soc", "tank/+/Level", "+/+/Dc/#"];
 
@@ -34,6 +41,10 @@ enum Step {
         service: usize,
         path: usize,
         value: i64,
+    },
+    /// A setting is removed.
+    Remove {
+        path: usize,
     },
     Rename {
         service: usize,
@@ -70,6 +81,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (service.clone(), 0..3_i64, 0..9_i64).prop_map(|(service, instance, value)| Step::Appear { service, instance, value }),
         1 => service.clone().prop_map(|service| Step::Leave { service }),
         5 => (service.clone(), 0..PATHS.len(), 0..9_i64).prop_map(|(service, path, value)| Step::Change { service, path, value }),
+        2 => (0..PATHS.len()).prop_map(|path| Step::Remove { path }),
+        2 => (0..PATHS.len(), 0..9_i64).prop_map(|(path, value)| Step::Change { service: SETTINGS, path, value }),
         1 => (service.clone(), 0..3_i64).prop_map(|(service, instance)| Step::Rename { service, instance }),
         2 => Just(Step::KeepAll),
         2 => (0..FILTERS.len()).prop_map(|filter| Step::Keep { filter }),
@@ -144,6 +157,183 @@ fn echoes_are_bounded_while_the_broker_takes_nothing() {
     assert_eq!(echoes, limits::COMPLETIONS);
 }
 
+/// A bridge with one service of so many items, all of them published.
+fn published(items: usize) -> Bridge {
+    let mut world = World::new(true);
+    world.say("keepalive", b"");
+    appear(&mut world.bridge, world.elapsed, 0, items);
+    world.take(usize::MAX);
+    world.bridge
+}
+
+fn appear(bridge: &mut Bridge, elapsed: Duration, owner: u64, items: usize) {
+    let now = Time::since_start(elapsed);
+    bridge.name_owner_changed(now, SERVICES[0], "", &format!(":1.{owner}"));
+    let call = std::iter::from_fn(|| bridge.poll_call(now)).find(|call| call.method == Method::GetItems).unwrap();
+    let answer = (0..items).map(|n| (format!("/Item/{n}"), Change::of(Value::Int(1)))).collect();
+    bridge.reply(now, call.id, Reply::Items(answer));
+}
+
+/// What the summary says in this place.
+fn summary(bridge: &Bridge, now: Time, before: &str, after: &str) -> usize {
+    let text = bridge.summary(now).join("\n");
+    let rest = text.split_once(before).unwrap().1;
+    rest.split_once(after).unwrap().0.trim().parse().unwrap()
+}
+
+/// A service gives up its name and takes it again while the broker takes nothing: what waits is bounded by its items, and in the end
+/// every topic has been cleared once and published once.
+#[test]
+fn the_queue_is_bounded_by_the_items() {
+    const ITEMS: usize = 2000;
+    let mut bridge = published(ITEMS);
+    let mut most = 0;
+    for turn in 0..60_u64 {
+        let now = Time::since_start(Duration::from_millis(66 * turn));
+        bridge.name_owner_changed(now, SERVICES[0], &format!(":1.{turn}"), "");
+        appear(&mut bridge, Duration::from_millis(66 * turn), turn + 1, ITEMS);
+        most = most.max(summary(&bridge, now, "queued:", "messages"));
+    }
+    let allowed = 9 * ITEMS / 4 + limits::STALE + limits::COMPLETIONS;
+    assert!((ITEMS..=allowed).contains(&most), "{most} entries for {ITEMS} items");
+    let mut payloads: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    while let Some(publish) = bridge.poll_publish(Time::since_start(Duration::from_secs(20)), 1000) {
+        if publish.topic.contains("/Item/") {
+            payloads.entry(publish.topic).or_default().push(publish.payload.len());
+        }
+    }
+    assert_eq!(payloads.len(), ITEMS);
+    assert!(payloads.values().all(|sent| *sent == [0, 11]), "cleared once, then published");
+}
+
+/// More topics are left behind than are remembered: a sweep looks for the rest.
+#[test]
+fn topics_that_are_not_remembered_are_swept() {
+    let mut bridge = published(limits::LEFT_TOPICS + 10);
+    let now = Time::since_start(Duration::from_secs(1));
+    while bridge.poll_link().is_some() {}
+    bridge.name_owner_changed(now, SERVICES[0], ":1.0", "");
+    assert_eq!(bridge.poll_link(), None, "first what is remembered");
+    let cleared = std::iter::from_fn(|| bridge.poll_publish(now, 1000)).filter(|publish| publish.payload.is_empty()).count();
+    assert_eq!(cleared, limits::LEFT_TOPICS);
+    assert_eq!(bridge.poll_link(), Some(LinkCommand::Subscribe(vec![format!("N/{PORTAL}/#")])));
+    assert_eq!(bridge.poll_link(), None, "once");
+}
+
+/// A service that makes up paths, or fills them with texts, leaves room for the others, and is named.
+#[test]
+fn one_service_leaves_room_for_the_others() {
+    let text = |length: usize| Change::of(Value::Str("x".repeat(length).into()));
+    for (length, items) in [(0, 70_000), (200 * 1024, 200)] {
+        let mut world = World::new(true);
+        world.say("keepalive", b"");
+        appear(&mut world.bridge, world.elapsed, 0, 1);
+        let mut changes = world.bridge.changes(world.now(), ":1.0").unwrap();
+        (0..items).for_each(|n| changes.item(&format!("/Made/Up/{n}"), text(length)));
+        let notes: Vec<_> = std::iter::from_fn(|| world.bridge.poll_note()).map(|note| note.text).collect();
+        assert!(notes.iter().any(|note| note.contains(SERVICES[0]) && note.contains("most")), "{notes:?}");
+        assert!(summary(&world.bridge, world.now(), "items of", "KiB") <= limits::SERVICE_BYTES / 1024 + 1);
+        let now = world.now();
+        world.bridge.name_owner_changed(now, SERVICES[2], "", ":1.7");
+        let call = std::iter::from_fn(|| world.bridge.poll_call(now)).find(|call| call.method == Method::GetItems).unwrap();
+        world.bridge.reply(world.now(), call.id, Reply::Items(vec![("/Level".into(), text(1000))]));
+        let mut changes = world.bridge.changes(world.now(), ":1.7").unwrap();
+        changes.item("/Level", text(2000));
+        let published =
+            std::iter::from_fn(|| world.bridge.poll_publish(world.now(), 1000)).find(|publish| publish.topic.ends_with("/Level"));
+        assert_eq!(published.unwrap().payload.len(), 2012);
+    }
+}
+
+/// Devices that are registered and forgotten again and again, each time under another name: what is known, queued and retained does
+/// not grow, whether the broker takes what there is at once, later, or is away.
+#[test]
+fn settings_that_come_and_go_leave_nothing_behind() {
+    for takes in [true, false] {
+        for away in [true, false] {
+            let mut world = World::new(true);
+            world.step(Step::Appear { service: SETTINGS, instance: 0, value: 1 }).unwrap();
+            world.step(Step::KeepAll).unwrap();
+            world.step(Step::Settle).unwrap();
+            let before = (world.values_retained(), world.items_known());
+            let owner = world.services[&SETTINGS].owner.clone();
+            if away {
+                world.down(0, false);
+            }
+            for flap in 0..500 {
+                let path = format!("/Settings/Devices/d{flap}/ClassAndVrmInstance");
+                for value in [Value::Int(flap), Value::Invalid] {
+                    world.bridge.changes(world.now(), &owner).unwrap().item(&path, Change::of(value));
+                    if takes {
+                        world.take(usize::MAX);
+                    }
+                }
+                // a value of one that stays, which may have another place by now
+                let value = flap % 9;
+                world.step(Step::Change { service: SETTINGS, path: 2, value }).unwrap();
+            }
+            if away {
+                assert_eq!(world.items_known(), before.1, "nothing of them was ever published");
+            }
+            world.step(Step::Change { service: SETTINGS, path: 2, value: 1 }).unwrap();
+            world.step(Step::Settle).unwrap();
+            assert_eq!((world.values_retained(), world.items_known()), before);
+        }
+    }
+}
+
+/// What is too large is shown as null, whichever message brought it, and nothing beside it is lost.
+#[test]
+fn a_value_is_shown_alike_whichever_message_brought_it() {
+    let longest = "x".repeat(VALUE_JSON_MAX - 2);
+    let numbers = |count| Value::Array(vec![Value::Int(1); count].into());
+    for (value, shown) in [
+        (Value::Str(longest.clone().into()), format!("\"{longest}\"")),
+        (Value::Str(format!("{longest}x").into()), "null".to_owned()),
+        (Value::Str("\u{1}".repeat(VALUE_JSON_MAX / 6 + 1).into()), "null".to_owned()),
+        (numbers(32 * 1024), format!("[{}]", vec!["1"; 32 * 1024].join(","))),
+        (numbers(32 * 1024 + 1), "null".to_owned()),
+        (Value::TooLarge, "null".to_owned()),
+        (Value::Str("x".repeat(LIMIT_JSON_MAX - 2).into()), format!("\"{}\"", "x".repeat(LIMIT_JSON_MAX - 2))),
+        (Value::Str("x".repeat(LIMIT_JSON_MAX - 1).into()), format!("\"{}\"", "x".repeat(LIMIT_JSON_MAX - 1))),
+    ] {
+        let large = || Change { min: Some(value.clone()), ..Change::of(value.clone()) };
+        for way in 0..4 {
+            let mut world = World::new(true);
+            let now = world.now();
+            world.say("keepalive", b"");
+            world.bridge.name_owner_changed(now, SERVICES[0], "", ":1.9");
+            let scan = world.bridge.poll_call(now).unwrap();
+            let change = |path: &str, change| (path.to_owned(), change);
+            let mut items = vec![change("/DeviceInstance", Change::of(Value::Int(1))), change("/Soc", Change::of(Value::Int(5)))];
+            let scanned = if way == 0 { large() } else { Change::of(Value::Int(3)) };
+            items.insert(1, change("/Large", scanned));
+            world.bridge.reply(now, scan.id, Reply::Items(items));
+            match way {
+                1 => world.bridge.changes(now, ":1.9").unwrap().item("/Large", large()),
+                2 | 3 => {
+                    world.say(if way == 2 { "battery/1/Large" } else { "battery/1" }, b"");
+                    let read = world.bridge.poll_call(now).unwrap();
+                    let tree = [("Large".into(), value.clone())];
+                    let reply = if way == 2 { value.clone() } else { Value::Dict(tree.into()) };
+                    world.bridge.reply(now, read.id, Reply::Value(reply));
+                }
+                _ => {}
+            }
+            let mut last = BTreeMap::new();
+            while let Some(publish) = world.bridge.poll_publish(now, 1000) {
+                last.insert(publish.topic, String::from_utf8(publish.payload).unwrap());
+            }
+            let limits =
+                if way < 2 && shown.len() <= LIMIT_JSON_MAX && shown != "null" { format!(",\"min\":{shown}") } else { String::new() };
+            let (payload, expected) = (&last[&format!("N/{PORTAL}/battery/1/Large")], format!("{{\"value\":{shown}{limits}}}"));
+            let start = |text: &str| text.chars().take(100).collect::<String>();
+            assert!(*payload == expected, "way {way}: {} bytes, {}; not {}", payload.len(), start(payload), expected.len());
+            assert_eq!(last[&format!("N/{PORTAL}/battery/1/Soc")], "{\"value\":5}");
+        }
+    }
+}
+
 fn topic() -> impl Strategy<Value = String> {
     let part = prop_oneof!["[a-zA-Z0-9/+#_. ]{0,12}", Just("battery/1/Soc".to_owned()), Just("keepalive".to_owned()), ".{0,8}"];
     (prop_oneof![Just("R"), Just("W"), Just("N"), Just("")], prop_oneof![Just(PORTAL), Just("x")], part)
@@ -202,7 +392,7 @@ impl World {
     fn new(retain: bool) -> Self {
         let options = Options { enabled: Enabled::Yes, retain, ..Options::default() };
         let portal = PortalId::parse(PORTAL).unwrap();
-        let setup = Setup { portal, prefix: String::new(), options, beside: false, nonce: 1, verbosity: log::Level::Error };
+        let setup = Setup { portal, prefix: String::new(), options, beside: false, nonce: 1, verbosity: log::Level::Warn };
         let mut world = Self {
             bridge: Bridge::new(setup),
             retain,
@@ -238,6 +428,15 @@ impl World {
                     self.change(&owner, PATHS[path], value);
                 }
             }
+            Step::Remove { path } => {
+                if let Some(known) = self.services.get_mut(&SETTINGS) {
+                    known.items.remove(PATHS[path]);
+                    let owner = known.owner.clone();
+                    if let Some(mut changes) = self.bridge.changes(self.now(), &owner) {
+                        changes.item(PATHS[path], Change::of(Value::Invalid));
+                    }
+                }
+            }
             Step::Rename { service, instance } => self.rename(service, instance),
             Step::KeepAll if self.connected => {
                 self.everything_until = self.elapsed + INTERVAL;
@@ -265,6 +464,7 @@ impl World {
                 self.pass(Duration::from_secs(1));
                 self.take(usize::MAX);
                 prop_assert_eq!(self.values_retained(), self.expected());
+                prop_assert_eq!(self.items_known(), self.services.values().map(|known| known.items.len()).sum::<usize>());
             }
         }
         self.pump();
@@ -368,7 +568,7 @@ impl World {
     fn pump(&mut self) {
         loop {
             let mut quiet = true;
-            while let Some(call) = self.bridge.poll_call() {
+            while let Some(call) = self.bridge.poll_call(self.now()) {
                 quiet = false;
                 let service = self.services.values().find(|known| known.owner == *call.destination);
                 let reply = match (&call.method, service) {
@@ -464,6 +664,12 @@ impl World {
     fn values_retained(&self) -> BTreeMap<String, String> {
         let constant = |topic: &str| topic.ends_with("/system/0/Serial") || topic == format!("N/{PORTAL}/keepalive");
         self.retained.iter().filter(|(topic, _)| topic.starts_with("N/") && !constant(topic)).map(|(t, p)| (t.clone(), p.clone())).collect()
+    }
+
+    /// As the summary has it.
+    fn items_known(&self) -> usize {
+        let line = self.bridge.summary(self.now()).remove(0);
+        line.split(" items").next().and_then(|text| text.split(' ').next_back()).unwrap().parse().unwrap()
     }
 
     fn expected(&self) -> BTreeMap<String, String> {

@@ -12,7 +12,8 @@
 //! bus    < changed OWNER /Path=JSON …     ItemsChanged                    bus < prop OWNER /Path=JSON   PropertiesChanged
 //!                                         bus < told OWNER /Path=JSON    ItemsChanged of which somebody has to know
 //! bus    > METHOD OWNER PATH [JSON]       a call that must come
-//! mqtt   < TOPIC [PAYLOAD] [retained]     a message from the broker       mqtt up, mqtt down, mqtt suback TOPIC ok|refused
+//! mqtt   < TOPIC [PAYLOAD] [retained]     a message from the broker       mqtt up, mqtt down, mqtt suback TOPIC ok|refused;
+//!                                         mqtt slow, mqtt fast: what the link carries
 //! mqtt   > TOPIC PAYLOAD [retained]       a message that must come next   (empty) is a payload of nothing
 //! mqtt   subscribe|unsubscribe TOPIC …    what must be asked of the broker
 //! time   + 61s                            time passes, timer by timer
@@ -168,6 +169,11 @@ impl transcripts::Play for Stage {
                     changes.item(&path, change);
                 }
             }
+            ["bus", "<", "unsent", owner, why @ ..] => {
+                let asked = self.open.iter().position(|(to, ..)| to == owner);
+                let (_, _, serial, _) = self.open.remove(asked.ok_or("nobody has asked")?);
+                self.bridge.unsent(now, serial, why.join(" "));
+            }
             ["bus", "<", "late", kind, owner, rest @ ..] => self.answer(kind, owner, rest, true)?,
             ["bus", "<", kind, owner, rest @ ..] => self.answer(kind, owner, rest, false)?,
             ["bus", ">", rest @ ..] => expect(&mut self.calls, &rest.join(" "))?,
@@ -176,6 +182,8 @@ impl transcripts::Play for Stage {
             ["mqtt", "<", topic, payload @ ..] => self.bridge.message(now, topic, payload.join(" ").as_bytes(), false),
             ["mqtt", ">", rest @ ..] => expect(&mut self.published, &rest.join(" "))?,
             ["mqtt", "up"] => self.bridge.link_up(now),
+            ["mqtt", "slow"] => self.bridge.set_slow_link(true),
+            ["mqtt", "fast"] => self.bridge.set_slow_link(false),
             ["mqtt", "down"] => self.bridge.link_down(),
             ["mqtt", "suback", filter, outcome] => self.bridge.subscribed(now, filter, *outcome == "ok"),
             ["mqtt", rest @ ..] => expect(&mut self.link, &rest.join(" "))?,
@@ -246,7 +254,7 @@ impl Stage {
         while let Some(note) = self.bridge.poll_note() {
             self.logged.push(format!("{} {}", note.level, note.text));
         }
-        while let Some(BusCall { id, destination, path, method }) = self.bridge.poll_call() {
+        while let Some(BusCall { id, destination, path, method, answered }) = self.bridge.poll_call(self.now()) {
             let (name, value) = match method {
                 Method::ListNames => ("ListNames", None),
                 Method::GetNameOwner(_) => ("GetNameOwner", None),
@@ -260,7 +268,9 @@ impl Stage {
             if name == "SetValue" || self.shown.contains("calls") {
                 self.calls.push_back(format!("{name} {destination} {path}{value}"));
             }
-            self.open.push((destination.into(), name, id, self.elapsed));
+            if answered {
+                self.open.push((destination.into(), name, id, self.elapsed));
+            }
         }
         while let Some(command) = self.bridge.poll_link() {
             if self.shown.contains("link") {

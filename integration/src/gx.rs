@@ -49,6 +49,7 @@ mount --bind . .
 cd "$1"
 mount --bind "$2" data
 if [ -d rig ]; then mount --bind "$3" rig; fi
+mount -t proc proc proc
 mount -t tmpfs tmpfs run
 mount -t tmpfs tmpfs service
 mount --bind /dev/null dev/null
@@ -111,9 +112,20 @@ impl Gx {
     /// The root file system, as a firmware has it.
     fn flash(&self) -> Result<()> {
         let root = self.root();
-        for dir in
-            ["bin", "usr/bin", "etc", "dev", "run", "tmp", "root", "service", "data", "opt/victronenergy/service", "var/lib/dpkg/info"]
-        {
+        for dir in [
+            "bin",
+            "usr/bin",
+            "etc",
+            "dev",
+            "proc",
+            "run",
+            "tmp",
+            "root",
+            "service",
+            "data",
+            "opt/victronenergy/service",
+            "var/lib/dpkg/info",
+        ] {
             fs::create_dir_all(root.join(dir))?;
         }
         if self.rig.is_some() {
@@ -182,6 +194,10 @@ impl Gx {
     /// Powers it on, and returns when init has done its work.
     pub fn boot(&mut self) {
         self.try_boot().unwrap_or_else(|error| panic!("it does not boot: {error:#}"));
+        self.await_boot();
+    }
+
+    fn await_boot(&self) {
         eventually(&format!("it is booted: {}", self.console()), DEADLINE, || self.sh("test -e /run/booted").success.then_some(()));
     }
 
@@ -227,8 +243,27 @@ impl Gx {
     /// Another root file system, with /data as it was; then it boots.
     pub fn update_firmware(&mut self) {
         self.power_off();
-        fs::remove_dir_all(self.root()).and_then(|()| self.flash().map_err(std::io::Error::other)).expect("the new firmware fits");
+        self.replace_root();
         self.boot();
+    }
+
+    /// The same, and the new one has the files of this package from the beginning, as an image has that was built with it.
+    pub fn update_firmware_with(&mut self, package: &Path) {
+        self.update_firmware_without_waiting(package);
+        self.await_boot();
+    }
+
+    /// The same, and rc.local may be running still.
+    pub fn update_firmware_without_waiting(&mut self, package: &Path) {
+        self.power_off();
+        self.replace_root();
+        let said = Command::new("dpkg-deb").arg("--extract").arg(package).arg(self.root()).output().expect("dpkg-deb");
+        assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+        self.try_boot().unwrap_or_else(|error| panic!("it does not boot: {error:#}"));
+    }
+
+    fn replace_root(&self) {
+        fs::remove_dir_all(self.root()).and_then(|()| self.flash().map_err(std::io::Error::other)).expect("the new firmware fits");
     }
 
     /// What init, and what it started, had to say.
@@ -268,7 +303,8 @@ impl Gx {
     fn host_with(&self, line: &str, argument: &str) -> Said {
         let machine = self.machine.as_ref().expect("the device is on");
         let mut command = Command::new("nsenter");
-        command.args(["--target", &machine.id().to_string(), "--mount", "--", "/bin/sh", "-c", line]).arg(self.root()).arg(argument);
+        let (target, processes) = (machine.id().to_string(), format!("--pid=/proc/{}/ns/pid_for_children", machine.id()));
+        command.args(["--target", &target, "--mount", &processes, "--", "/bin/sh", "-c", line]).arg(self.root()).arg(argument);
         let output = clean(&mut command).output().expect("nsenter comes with util-linux");
         let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         Said { success: output.status.success(), text }

@@ -324,7 +324,9 @@ mod tests {
 
     fn post(backend: &Backend, headers: &str) -> TcpStream {
         let mut stream = TcpStream::connect(backend.address).unwrap();
-        write!(stream, "POST /x HTTP/1.1\r\n{headers}Content-Length: {}\r\n\r\n{BODY}", BODY.len()).unwrap();
+        // in one piece: what comes after a reset is an error
+        let request = format!("POST /x HTTP/1.1\r\n{headers}Content-Length: {}\r\n\r\n{BODY}", BODY.len());
+        stream.write_all(request.as_bytes()).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream
     }

@@ -7,8 +7,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use super::{CONFIG, GONE, OK, REFUSED, print, say};
-use crate::config::{Source, why};
+use crate::config::Source;
 use crate::control::{self, AskError};
+use crate::files::why;
 use crate::store;
 use crate::text::escape_to;
 

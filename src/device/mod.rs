@@ -27,9 +27,10 @@ use std::collections::{BTreeMap, VecDeque};
 use log::Level;
 
 use crate::bridge::access::Rules;
-use crate::bridge::name::PortalId;
+use crate::bridge::name::{PortalId, SETTINGS};
 use crate::bridge::notes::{Kind, Notes};
 use crate::bridge::options::Options as BridgeOptions;
+use crate::bridge::topic::{Topics, check_topic};
 use crate::bridge::value::Value;
 use crate::bridge::{BusCall, LinkCommand, Mode, Note, Publish, Time, limits};
 use catalogue::Catalogue;
@@ -97,8 +98,7 @@ pub struct ForeignWrite {
 pub type Token = u64;
 
 pub struct Devices {
-    prefix: Box<str>,
-    portal: PortalId,
+    topics: Topics,
     options: Options,
     rules: Rules,
     catalogue: Catalogue,
@@ -121,7 +121,11 @@ pub struct Devices {
     bus: VecDeque<BusCommand>,
     link: VecDeque<LinkCommand>,
     writes: VecDeque<ForeignWrite>,
+    /// What the values of `writes` take.
+    write_bytes: usize,
     publishes: VecDeque<Publish>,
+    /// Bytes of the payloads of `publishes`.
+    publish_bytes: usize,
     answers: VecDeque<(Token, Result<String, String>)>,
     forgetting: BTreeMap<Box<str>, Token>,
     notes: Notes,
@@ -131,8 +135,7 @@ impl Devices {
     pub fn new(setup: Setup) -> Self {
         let Setup { portal, prefix, options, bridge, catalogue, registry, verbosity } = setup;
         let mut devices = Self {
-            prefix: prefix.into(),
-            portal,
+            topics: Topics::new(&prefix, portal),
             rules: Rules::new(&bridge),
             options,
             catalogue,
@@ -149,7 +152,9 @@ impl Devices {
             bus: VecDeque::new(),
             link: VecDeque::new(),
             writes: VecDeque::new(),
+            write_bytes: 0,
             publishes: VecDeque::new(),
+            publish_bytes: 0,
             answers: VecDeque::new(),
             forgetting: BTreeMap::new(),
             notes: Notes::new(verbosity),
@@ -173,7 +178,7 @@ impl Devices {
         if !self.options.enabled {
             return;
         }
-        let mut filters = vec![self.topic("device/+/Status"), self.topic("device/+/Proxy")];
+        let mut filters = vec![self.topics.device("+", "Status"), self.topics.device("+", "Proxy")];
         filters.extend(self.wills());
         self.link.push_back(LinkCommand::Subscribe(filters));
         // a broker that comes back replays what wills have left retained: that counts now, not for devices that register later
@@ -199,7 +204,7 @@ impl Devices {
             return false;
         }
         self.due = None;
-        let Some(rest) = topic.strip_prefix(&*self.prefix) else { return false };
+        let Some(rest) = self.topics.behind_prefix(topic) else { return false };
         if let Some((client, what)) = rest.strip_prefix("device/").and_then(|rest| rest.split_once('/')) {
             match what {
                 "Status" => self.take_status(now, client, payload, retained),
@@ -215,7 +220,7 @@ impl Devices {
 
     /// The broker's answer to one filter of a subscription; false when it is none of this room's.
     pub fn subscribed(&mut self, filter: &str, accepted: bool) -> bool {
-        let ours = filter.strip_prefix(&*self.prefix).is_some_and(|rest| rest.starts_with("device/"));
+        let ours = self.topics.behind_prefix(filter).is_some_and(|rest| rest.starts_with("device/"));
         if ours && !accepted {
             self.notes.add(Level::Warn, || {
                 format!("the broker refuses the subscription to {filter}: allow it for this user in the broker's access list, or set `enabled = false` in [devices]")
@@ -252,8 +257,8 @@ impl Devices {
         self.bus.pop_front()
     }
 
-    pub fn poll_call(&mut self) -> Option<BusCall> {
-        self.settings.poll()
+    pub fn poll_call(&mut self, now: Time) -> Option<BusCall> {
+        self.settings.poll(now)
     }
 
     pub fn poll_link(&mut self) -> Option<LinkCommand> {
@@ -261,11 +266,15 @@ impl Devices {
     }
 
     pub fn poll_write(&mut self) -> Option<ForeignWrite> {
-        self.writes.pop_front()
+        let write = self.writes.pop_front()?;
+        self.write_bytes -= write.value.heap();
+        Some(write)
     }
 
     pub fn poll_publish(&mut self) -> Option<Publish> {
-        if self.linked { self.publishes.pop_front() } else { None }
+        let publish = if self.linked { self.publishes.pop_front() } else { None }?;
+        self.publish_bytes -= publish.payload.len();
+        Some(publish)
     }
 
     /// Nothing is left to be published.
@@ -295,17 +304,20 @@ impl Devices {
     }
 
     /// A few lines for the log, on request.
-    pub fn summary(&self) -> Vec<String> {
+    pub fn summary(&self, now: Time) -> Vec<String> {
         let online = self.devices.iter().filter(|device| device.online);
         let services = || self.devices.iter().flat_map(|device| &device.services);
         let up = services().filter(|service| matches!(service.state, State::Up)).count();
         let waiting = services().filter(|service| matches!(service.state, State::Waiting | State::Asking)).count();
         let settings = if self.settings.is_there() { "there" } else { "not there" };
-        vec![format!(
-            "devices: {} registered, {} known; {up} services on the bus, {waiting} waiting for localsettings, which is {settings}",
-            online.count(),
-            self.devices.len()
-        )]
+        vec![
+            format!(
+                "devices: {} registered, {} known; {up} services on the bus, {waiting} waiting for localsettings, which is {settings}",
+                online.count(),
+                self.devices.len()
+            ),
+            format!("calls to localsettings: {}", self.settings.under_way(now)),
+        ]
     }
 
     /// Everything leaves the bus; the registry remembers who was there.
@@ -316,14 +328,15 @@ impl Devices {
         }
     }
 
-    fn topic(&self, rest: &str) -> String {
-        format!("{}{rest}", self.prefix)
-    }
-
     /// A message for a device; a newer one takes the place of one that waits.
     fn publish(&mut self, topic: String, payload: String) {
-        self.publishes.retain(|waiting| waiting.topic != topic);
-        if self.publishes.len() < limits::ANSWERS {
+        if let Some(place) = self.publishes.iter().position(|waiting| waiting.topic == topic)
+            && let Some(waiting) = self.publishes.remove(place)
+        {
+            self.publish_bytes -= waiting.payload.len();
+        }
+        if self.publishes.len() < limits::ANSWERS && self.publish_bytes + payload.len() <= limits::ANSWER_BYTES {
+            self.publish_bytes += payload.len();
             self.publishes.push_back(Publish { topic, payload: payload.into_bytes(), retain: false });
         }
     }
@@ -335,8 +348,11 @@ impl Devices {
         payload.push(b'}');
         let payload = String::from_utf8_lossy(&payload).into_owned();
         for client in clients {
-            let topic = self.topic(&format!("device/{client}/Error"));
-            self.publish(topic, payload.clone());
+            let topic = self.topics.device(client, "Error");
+            // it may not be one where anybody can be answered
+            if check_topic(&topic).is_ok() {
+                self.publish(topic, payload.clone());
+            }
         }
     }
 
@@ -348,7 +364,7 @@ impl Devices {
             self.keep_awake = None;
         } else if self.keep_awake.is_none_or(|due| due <= now) {
             self.keep_awake = Some(now + limits::KEEP_AWAKE);
-            let topic = self.topic(&format!("R/{}/keepalive", self.portal));
+            let topic = self.topics.request('R', "keepalive");
             self.publish(topic, "{\"keepalive-options\":[\"suppress-republish\"]}".into());
         }
     }
@@ -368,15 +384,23 @@ impl Devices {
             return;
         }
         self.due = None;
-        if let Some(purpose) = self.settings.answered(id) {
+        if let Some(purpose) = self.settings.answered(now, id) {
             self.take_settings_reply(now, purpose, Some(reply));
+        }
+    }
+
+    /// A call could not be sent.
+    pub fn unsent(&mut self, now: Time, id: u32, why: String) {
+        self.due = None;
+        if let Some(purpose) = self.settings.unsent(id) {
+            self.take_settings_reply(now, purpose, Some(crate::bridge::Reply::Unreadable(why)));
         }
     }
 
     /// An owner of a bus name has changed.
     pub fn name_owner_changed(&mut self, now: Time, name: &str, new: &str) {
         self.due = None;
-        if name == dialogue::NAME && self.options.enabled {
+        if name == SETTINGS && self.options.enabled {
             self.take_settings_owner(now, new);
         }
     }

@@ -10,6 +10,7 @@ use super::catalogue::{ItemSpec, Kind as ItemKind};
 use super::dialogue::Purpose;
 use super::model::{Kept, Key, Place, State};
 use super::steps::Changed;
+use crate::bridge::name::is_item_path;
 use crate::bridge::notes::Kind;
 use crate::bridge::value::Value;
 use crate::bridge::{Method, Reply, Setting, Time};
@@ -113,7 +114,7 @@ impl Devices {
                 let Some(place) = self.place_of(key) else { return };
                 match reply {
                     Some(Reply::Value(added)) => self.take_kept(now, place, &added),
-                    Some(_) => {}
+                    Some(reply) => self.not_stored(now, place, &reply),
                     None => self.wait_again(now, place),
                 }
             }
@@ -342,7 +343,7 @@ impl Devices {
         (kept.busy, kept.again) = (false, false);
         let added = match reply {
             Some(Reply::Value(added)) => added,
-            Some(_) => return,
+            Some(reply) => return self.not_stored(now, place, &reply),
             None => return self.keep(now, place, path),
         };
         let mut error = 0;
@@ -383,7 +384,7 @@ impl Devices {
             Some(reply) if reply.is_from_nobody() => {}
             // somebody has removed it
             Some(Reply::Error { .. }) => kept.exists = false,
-            Some(_) => {}
+            Some(reply) => self.not_stored(now, place, &reply),
             None => self.keep(now, place, path),
         }
     }
@@ -393,6 +394,15 @@ impl Devices {
         self.caused(now, Level::Warn, Kind::Settings, || {
             format!("localsettings refuses the value of {} of {name} (code {code}): it is not kept", escape(path))
         });
+    }
+
+    /// localsettings could not be asked, or its answer not be read. When it has left, that is known already.
+    fn not_stored(&mut self, now: Time, place: Place, reply: &Reply) {
+        if reply.is_from_nobody() {
+            return;
+        }
+        let name = self.service(place).map(|service| service.bus_name()).unwrap_or_default();
+        self.caused(now, Level::Warn, Kind::Settings, || format!("a setting of {name} is not persisted: {}", escape(&reply.reason())));
     }
 
     /// Somebody has changed a setting.
@@ -561,6 +571,8 @@ fn results(added: &Value) -> impl Iterator<Item = (&str, i64, &Value)> {
     })
 }
 
+/// Whether a path of an answer is that of an item of this service.
 fn is_item(path: &str, slug: &str) -> bool {
-    path.strip_prefix("/Settings/MqttDevices/").is_some_and(|rest| rest.starts_with(slug))
+    let below = path.strip_prefix("/Settings/MqttDevices/").and_then(|rest| rest.strip_prefix(slug));
+    is_item_path(path) && below.is_some_and(|rest| rest.starts_with('/'))
 }

@@ -9,6 +9,7 @@ use super::model::{Key, Place, Service, State};
 use super::service::{ACCEPTED, Answer, Call, Exported, ItemAnswer, REFUSED, WRONG};
 use super::{BusCommand, BusEvent, Devices};
 use crate::bridge::notes::Kind;
+use crate::bridge::topic::Topics;
 use crate::bridge::value::Value;
 use crate::bridge::{Mode, Time, limits};
 use crate::text::escape;
@@ -230,12 +231,12 @@ impl Devices {
         if !device.online || !std::mem::take(&mut device.owed) {
             return;
         }
-        let (dbus, instances) = (answer(device.services.as_slice(), &self.prefix, self.portal.as_str()), instances(&device.services));
+        let (dbus, instances) = (answer(device.services.as_slice(), &self.topics), instances(&device.services));
         for client in device.clients.clone() {
-            let topic = self.topic(&format!("device/{client}/DBus"));
+            let topic = self.topics.device(&client, "DBus");
             self.publish(topic, dbus.clone());
             if self.options.device_instance_topic {
-                let topic = self.topic(&format!("device/{client}/DeviceInstance"));
+                let topic = self.topics.device(&client, "DeviceInstance");
                 self.publish(topic, instances.clone());
             }
         }
@@ -293,6 +294,7 @@ impl Devices {
         }
         let Some(spec) = exported.spec(path) else { return Err(Refusal::Unknown) };
         let brought = if spec.writable { spec.bring(value).map_err(Refusal::Value) } else { Err(Refusal::ReadOnly) };
+        let brought = brought.and_then(|value| if exported.has_room(path, &value) { Ok(value) } else { Err(Refusal::TooLarge) });
         if !changed.paths.is_empty() {
             let new = changed.paths.clone();
             if let Some(service) = self.service_mut(place) {
@@ -393,6 +395,8 @@ pub(super) enum Refusal {
     /// It cannot come into being.
     Full,
     ReadOnly,
+    /// With it the texts of the service would be too large.
+    TooLarge,
     Value(String),
 }
 
@@ -402,6 +406,7 @@ impl Refusal {
             Self::Unknown => "there is no such item".into(),
             Self::Full => format!("the service has {} items that came into being by being written, and takes no more", limits::GROWN_ITEMS),
             Self::ReadOnly => "it cannot be written".into(),
+            Self::TooLarge => format!("all texts and lists of a service may have {} bytes", limits::DEVICE_SERVICE_BYTES),
             Self::Value(why) => why.clone(),
         }
     }
@@ -417,17 +422,23 @@ fn capitalised(text: &str) -> String {
 }
 
 /// The payload of `device/<client ID>/DBus`. Small firmwares search the text: the first mention of a service is its number.
-fn answer(services: &[Service], prefix: &str, portal: &str) -> String {
-    let topics: Vec<String> = services
+fn answer(services: &[Service], topics: &Topics) -> String {
+    let paths: Vec<String> = services
         .iter()
         .filter(|service| service.wanted)
         .map(|service| {
-            let rest = format!("{portal}/{}/{}", service.kind, service.instance.unwrap_or_default());
-            let of = |letter: char| format!("\"{letter}\": {}", quoted(&format!("{prefix}{letter}/{rest}")));
-            format!("{}: {{{}, {}, {}}}", quoted(service.id.raw()), of('N'), of('R'), of('W'))
+            let rest = format!("{}/{}", service.kind, service.instance.unwrap_or_default());
+            let [n, r, w] =
+                [topics.notification(&rest), topics.request('R', &rest), topics.request('W', &rest)].map(|topic| quoted(&topic));
+            format!("{}: {{\"N\": {n}, \"R\": {r}, \"W\": {w}}}", quoted(service.id.raw()))
         })
         .collect();
-    format!("{{\"portalId\": {}, \"deviceInstance\": {}, \"topicPath\": {{{}}}}}", quoted(portal), instances(services), topics.join(", "))
+    format!(
+        "{{\"portalId\": {}, \"deviceInstance\": {}, \"topicPath\": {{{}}}}}",
+        quoted(topics.portal().as_str()),
+        instances(services),
+        paths.join(", ")
+    )
 }
 
 fn instances(services: &[Service]) -> String {

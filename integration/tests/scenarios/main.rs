@@ -33,6 +33,7 @@ macro_rules! both {
     };
 }
 
+mod calls;
 mod demo;
 mod devices;
 mod discovery;
@@ -43,10 +44,12 @@ mod keepalive;
 mod link;
 mod localsettings;
 mod notifications;
+mod outages;
 mod process;
 mod requests;
 mod retained;
 mod supervised;
+mod texts;
 mod values;
 mod writes;
 

@@ -5,6 +5,7 @@ mod caps;
 mod catalogue;
 mod commands;
 mod companion;
+mod floods;
 mod items;
 mod leaving;
 mod proxy;

@@ -56,6 +56,35 @@ fn a_setting_is_kept() {
     assert_eq!(rig.fake().shown(SENSOR, "/TemperatureType"), "i 1");
 }
 
+/// A device that is forgotten leaves nothing at the broker, and one that comes again is there again.
+#[test]
+fn a_setting_that_is_removed_is_cleared() {
+    let rig = running(Setup::devices());
+    let mqtt = rig.listener();
+    mqtt.keepalive("");
+    let remove = |path: &str| -> Vec<i32> {
+        rig.fake().call(SETTINGS, "/", "com.victronenergy.Settings", "RemoveSettings", &vec![path]).expect("it answers")
+    };
+    let device = Device::connect(&rig, "fe001");
+    let stored = kept("fe001", "t1", "CustomName");
+    let topic = mqtt.topic('N', &format!("settings/0{stored}"));
+    for flap in 0..20 {
+        mqtt.mark();
+        device.register(T1);
+        mqtt.wait_for("the setting", |message| message.topic == topic && !message.payload.is_empty());
+        device.leave();
+        rig.fake().await_no_name(SENSOR);
+        mqtt.mark();
+        for path in rig.fake().settings().keys() {
+            assert_eq!(remove(path), [0]);
+        }
+        mqtt.expect(&topic, "");
+        mqtt.keepalive("");
+        let is_clear = || rig.retained("#").keys().all(|topic| !topic.contains("/settings/0/"));
+        venus_mqtt_integration::eventually(&format!("nothing is left after flap {flap}"), DEADLINE, || is_clear().then_some(()));
+    }
+}
+
 both! {
     /// The user gives another instance: the service comes back under it, and the device is told.
     fn the_instance_follows_the_user(rig in Setup::devices()) {
