@@ -155,6 +155,28 @@ fn a_late_answer_is_a_sign_of_life() {
     world.check().unwrap();
 }
 
+/// A burst of reads to services that hang and to some that answer takes all places that are given without a sign of life, and most of
+/// the table of calls that wait: those that answer are written to all the same.
+#[test]
+fn a_burst_of_reads_leaves_writes_their_turn() {
+    let mut world = World::new();
+    world.appear(false);
+    for (count, hang) in [(18, true), (59, false)] {
+        world.step(Step::Appear { count, hang }).unwrap();
+        world.check().unwrap();
+    }
+    for step in [
+        Step::Hang { first: 0, count: 39 },
+        Step::Appear { count: 37, hang: false },
+        Step::Appear { count: 11, hang: false },
+        Step::Hang { first: 16, count: 48 },
+        Step::Read { first: 2, count: 120, each: 19 },
+    ] {
+        world.step(step).unwrap();
+        world.check().unwrap();
+    }
+}
+
 struct Service {
     owner: String,
     hangs: bool,

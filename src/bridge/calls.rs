@@ -61,10 +61,20 @@ pub enum Purpose {
     Write(Box<str>),
 }
 
+/// What an MQTT client asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Request {
+    Read,
+    Write,
+}
+
 impl Purpose {
-    /// A read or a write, which an MQTT client asked for.
-    fn is_request(&self) -> bool {
-        matches!(self, Self::Read(_) | Self::Write(_))
+    fn request(&self) -> Option<Request> {
+        match self {
+            Self::Read(_) => Some(Request::Read),
+            Self::Write(_) => Some(Request::Write),
+            _ => None,
+        }
     }
 }
 
@@ -75,13 +85,29 @@ pub struct Calls {
     /// Sent without a place for the answer.
     unasked: VecDeque<BusCall>,
     waiting: HashMap<u32, Call>,
-    /// Reads and writes of each service that wait for their answers.
-    each: HashMap<ServiceId, usize>,
+    /// Requests of each service that wait for their answers.
+    each: HashMap<ServiceId, Requests>,
     /// All other calls that wait: scans of services, and questions to the bus, which it answers at once.
     scans: usize,
     deadlines: BTreeSet<(Time, u32)>,
     /// Of the values that wait.
     bytes: usize,
+}
+
+/// How many requests of one service wait.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Requests {
+    reads: usize,
+    writes: usize,
+}
+
+impl Requests {
+    fn of(&mut self, request: Request) -> &mut usize {
+        match request {
+            Request::Read => &mut self.reads,
+            Request::Write => &mut self.writes,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -155,9 +181,9 @@ impl Calls {
         self.next = self.next.checked_add(1).unwrap_or(1000);
         let bytes = if let Method::SetValue(value) = &method { value.heap() } else { 0 };
         self.bytes += bytes;
-        if purpose.is_request() {
+        if let Some(request) = purpose.request() {
             if let Some(service) = service {
-                *self.each.entry(service).or_default() += 1;
+                *self.each.entry(service).or_default().of(request) += 1;
             }
         } else {
             self.scans += 1;
@@ -202,12 +228,16 @@ impl Calls {
         self.out.under_way(now)
     }
 
-    /// Whether no more requests of this service can wait, with how many that are.
-    pub fn is_full(&self, service: ServiceId) -> Option<usize> {
-        let each = self.each.get(&service).copied().unwrap_or_default();
-        let requests = self.waiting.len().saturating_sub(self.scans);
-        let share = limits::CALLS_SHARED.saturating_sub(requests) / 2;
-        (each >= share.clamp(limits::CALLS_RESERVED, limits::CALLS_EACH)).then_some(each)
+    /// Whether no more requests of this kind to this service can wait, with how many that are. Reads do not take the place of writes.
+    pub fn is_full(&self, service: ServiceId, request: Request) -> Option<usize> {
+        let mut each = self.each.get(&service).copied().unwrap_or_default();
+        let waiting = each.reads + each.writes;
+        let share = limits::CALLS_SHARED.saturating_sub(self.waiting.len().saturating_sub(self.scans)) / 2;
+        let reserved = match request {
+            Request::Read => limits::READS_RESERVED,
+            Request::Write => limits::WRITES_RESERVED,
+        };
+        (waiting >= share.min(limits::CALLS_EACH) && *each.of(request) >= reserved).then_some(waiting)
     }
 
     /// Whether a service that waits for an answer to its scan gets no more calls for it.
@@ -219,14 +249,17 @@ impl Calls {
         let call = self.waiting.remove(&id)?;
         self.deadlines.remove(&(call.deadline, id));
         self.bytes -= call.bytes;
-        if !call.purpose.is_request() {
-            self.scans -= 1;
-        } else if let Some(service) = call.service
-            && let Some(count) = self.each.get_mut(&service)
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.each.remove(&service);
+        match call.purpose.request() {
+            None => self.scans -= 1,
+            Some(request) => {
+                if let Some(service) = call.service
+                    && let Some(requests) = self.each.get_mut(&service)
+                {
+                    *requests.of(request) -= 1;
+                    if *requests == Requests::default() {
+                        self.each.remove(&service);
+                    }
+                }
             }
         }
         Some((call.service, call.purpose))
@@ -304,10 +337,32 @@ mod tests {
             let purpose = Purpose::WalkNode("/".into());
             calls.ask(Time::default(), ServiceId::numbered(n), ":1.1", "/", Method::Introspect, purpose);
         }
-        assert_eq!((calls.is_full(ServiceId::numbered(0)), calls.is_crowded_by_scans()), (None, true));
+        assert_eq!((calls.is_full(ServiceId::numbered(0), Request::Read), calls.is_crowded_by_scans()), (None, true));
         for n in 0..1024 {
             calls.forget(ServiceId::numbered(n));
         }
         assert!(!calls.is_crowded_by_scans());
+    }
+
+    /// The table holds at most what is stated of it, whoever asks for how much.
+    #[test]
+    fn reads_take_nothing_from_writes() {
+        let mut calls = Calls::default();
+        let services = || (0..u32::try_from(limits::SERVICES).unwrap()).map(ServiceId::numbered);
+        for (request, reserved) in [(Request::Read, limits::READS_RESERVED), (Request::Write, limits::WRITES_RESERVED)] {
+            for service in services() {
+                let mut taken = 0;
+                while calls.is_full(service, request).is_none() {
+                    let path = Box::from("/A");
+                    let purpose = if request == Request::Read { Purpose::Read(path) } else { Purpose::Write(path) };
+                    calls.ask(Time::default(), service, ":1.1", "/A", Method::GetValue, purpose);
+                    taken += 1;
+                }
+                assert!(taken >= reserved, "{service:?}: {taken} of {request:?}");
+            }
+        }
+        assert!(calls.len() <= limits::CALLS, "{}", calls.len());
+        services().for_each(|service| calls.forget(service));
+        assert!(calls.each.is_empty() && calls.len() == 0);
     }
 }

@@ -65,10 +65,11 @@ pub const ECHO: usize = 256;
 /// Echoes waiting to be answered.
 pub const COMPLETIONS: usize = 2048;
 /// Reads and writes that wait for their replies, of all services: at most. One service may have half of what is left of
-/// [`CALLS_SHARED`], up to [`CALLS_EACH`], and at least [`CALLS_RESERVED`], however many other services do not answer.
-pub const CALLS: usize = CALLS_SHARED + SERVICES * CALLS_RESERVED;
+/// [`CALLS_SHARED`], up to [`CALLS_EACH`], and in any case [`READS_RESERVED`] and [`WRITES_RESERVED`], however many other calls wait.
+pub const CALLS: usize = CALLS_SHARED + SERVICES * (READS_RESERVED + WRITES_RESERVED);
 pub const CALLS_SHARED: usize = 2048;
-pub const CALLS_RESERVED: usize = 2;
+pub const READS_RESERVED: usize = 1;
+pub const WRITES_RESERVED: usize = 2;
 pub const CALLS_EACH: usize = 512;
 /// Bytes of the values that wait to be written, of all services: forty of the largest writes that are texts.
 pub const CALLS_BYTES: usize = 3 * 1024 * 1024;

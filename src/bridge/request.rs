@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use log::Level;
 
 use super::Bridge;
-use super::calls::{Purpose, Reply};
+use super::calls::{Purpose, Reply, Request};
 use super::items::{Change, Origin, Secrecy, Service, ServiceId};
 use super::limits;
 use super::name::is_item_path;
@@ -71,7 +71,7 @@ impl Bridge {
             return;
         }
         let Some(service) = self.services.get(id) else { return };
-        if let Some(most) = self.calls.is_full(id) {
+        if let Some(most) = self.calls.is_full(id, Request::Read) {
             let topic = service.topic.clone();
             return self.notes.add_caused(now, Level::Warn, Kind::ReadIgnored, || {
                 format!("a read of {} is ignored: {most} calls are waiting for their answers", escape(&format!("{topic}{path}")))
@@ -177,7 +177,7 @@ impl Bridge {
             self.pending.bytes -= writing.next.as_ref().map_or(0, Value::heap);
             self.pending.bytes += bytes;
             writing.next = Some(value);
-        } else if let Some(most) = self.calls.is_full(id) {
+        } else if let Some(most) = self.calls.is_full(id, Request::Write) {
             return Err(format!("{most} calls are waiting for their answers"));
         } else {
             self.begin_write(now, id, address.path, value);
