@@ -171,6 +171,27 @@ proptest! {
     }
 }
 
+/// A name that is chosen after a device has left, while its number is still being asked for, is the one it has when it comes back.
+#[test]
+fn a_name_chosen_between_two_registrations_stays() {
+    let mut world = World::new();
+    let register = |types| Step::Register { client: 0, types, version: 0, retained: false };
+    for step in [
+        register([Some(0), None]),
+        register([Some(0), None]),
+        register([Some(1), Some(0)]),
+        Step::Answer { calls: 2 },
+        Step::Back { loses: false },
+        Step::Answer { calls: 2 },
+        Step::Leave { client: 0 },
+        Step::Choose { client: 0, service: 0, setting: 1, value: 1 },
+        register([Some(1), None]),
+    ] {
+        world.step(step).unwrap();
+    }
+    world.settle().unwrap();
+}
+
 /// Devices that say so again and again, while nobody takes their answers: what waits is bounded.
 #[test]
 fn answers_are_bounded_while_the_broker_takes_nothing() {

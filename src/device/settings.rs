@@ -456,11 +456,17 @@ impl Devices {
         }
     }
 
+    /// The service whose settings these are: of a device that is there, else of one that has left while its services still have values,
+    /// which it keeps if it comes back before they are gone.
     fn place_of_slug(&self, slug: &str) -> Option<Place> {
-        self.devices.iter().enumerate().filter(|(_, device)| device.online).find_map(|(index, device)| {
-            let service = device.services.iter().position(|service| *service.slug == *slug)?;
-            Some((index, service))
-        })
+        let find = |online: bool| {
+            self.devices.iter().enumerate().filter(move |(_, device)| device.online == online).find_map(|(index, device)| {
+                let service =
+                    device.services.iter().position(|service| *service.slug == *slug && (online || service.exported.is_some()))?;
+                Some((index, service))
+            })
+        };
+        find(true).or_else(|| find(false))
     }
 
     /// localsettings has come, or gone.
