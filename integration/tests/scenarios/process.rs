@@ -323,7 +323,7 @@ fn the_bus_may_be_on_another_machine() {
     rig.fake().add(BATTERY, battery());
     rig.fake().add("com.victronenergy.system", items([("/Serial", item(PORTAL)), ("/DeviceInstance", item(0))]));
     let mqtt = rig.awake();
-    assert!(rig.log(Part::Bridge).contains("connected to the bus tcp:host=127.0.0.1"));
+    rig.await_log(Part::Bridge, "connected to the bus tcp:host=127.0.0.1");
     mqtt.write("battery/512/Soc", r#"{"value":50.0}"#);
     mqtt.n("battery/512/Soc", r#"{"value":50.0}"#);
 }

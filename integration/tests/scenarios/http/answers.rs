@@ -31,6 +31,7 @@ fn kept(answer: Answer, more: &str, why: &str) {
     let lines = troubles(&rig);
     assert_eq!(lines.len(), 1, "one line for one change: {lines:#?}");
     assert!(lines[0].contains(why) && lines[0].contains("127.0.0.1"), "{why:?} is not in {}", lines[0]);
+    rig.await_log(Part::Bridge, "takes the measurements again");
     assert_eq!(said(&rig, "takes the measurements again").len(), 1, "{}", rig.log(Part::Bridge));
 }
 

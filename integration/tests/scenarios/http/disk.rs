@@ -69,7 +69,7 @@ fn a_torn_last_record() {
         stamps.iter().all(|stamp| taken.contains(stamp)).then_some(taken)
     });
     assert_in_order(&taken);
-    assert!(said(&rig, "warn: ").iter().any(|line| line.contains("http 1")), "{}", rig.log(Part::Bridge));
+    rig.await_log(Part::Bridge, "warn: http 1");
 }
 
 /// Somebody has left other things there.
