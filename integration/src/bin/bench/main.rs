@@ -41,6 +41,7 @@ usage: bench [--only NAME,NAME…] [--secs N] [--runs N] [--quick] [--bridge 'CO
   --secs N       length of the longest load, the others take half of it (30)
   --runs N       runs, of which the table shows the medians (3)
   --quick        one run of a few minutes
+  --copies N     all services N times: 4 make 20,000 items (1)
   --bridge CMD   measure another program; {port}, {bus}, {portal}, {dir} and {level} (of the log) are filled in,
                  words are split at blanks; the measurements \"http\" and \"devices\" only if they are named
 
@@ -129,6 +130,13 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options
             "--only" => options.only = value()?.split(',').map(str::to_owned).collect(),
             "--secs" => options.size.seconds = value()?.parse().context("--secs wants a number")?,
             "--runs" => options.runs = value()?.parse().context("--runs wants a number")?,
+            "--copies" => {
+                let copies = value()?.parse().context("--copies wants a number")?;
+                if !(1..=8).contains(&copies) {
+                    bail!("--copies goes from 1 to 8");
+                }
+                model::COPIES.store(copies, Ordering::Relaxed);
+            }
             "--quick" => {
                 options.runs = 1;
                 options.size = QUICK;

@@ -2,6 +2,8 @@
 //!
 //! Generated, so that the benchmark needs no recording; always the same.
 
+use std::sync::atomic::{AtomicI32, Ordering};
+
 /// What an item holds.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
@@ -38,7 +40,22 @@ pub const LEAVER: &str = "com.victronenergy.solarcharger.bench0";
 /// The topic (below W/<portal>/ and N/<portal>/) of the write test.
 pub const WRITTEN: &str = "battery/1/Dc/0/Power";
 
+/// How many times all services are there (`--copies`), with other names and instances.
+pub static COPIES: AtomicI32 = AtomicI32::new(1);
+
 pub fn house() -> Vec<Service> {
+    let mut all = one_house();
+    for copy in 1..COPIES.load(Ordering::Relaxed) {
+        all.extend(one_house().into_iter().map(|service| Service {
+            name: format!("{}.copy{copy}", service.name),
+            instance: service.instance + 300 * copy,
+            ..service
+        }));
+    }
+    all
+}
+
+fn one_house() -> Vec<Service> {
     let mut house = vec![service("system", "", 0, system()), service("settings", "", 0, settings())];
     for n in 0..5 {
         house.push(service("solarcharger", &format!("bench{n}"), 270 + n, solarcharger()));
