@@ -47,6 +47,8 @@ const SEGMENT: u32 = 8 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// However short the keep-alive, a link may move nothing for this long.
 const UNMOVED_MIN: Duration = Duration::from_secs(10);
+/// How long a broker that has closed the connection may take to accept another.
+const PROBE: Duration = Duration::from_secs(2);
 const BACK_OFF_FIRST: Duration = Duration::from_secs(1);
 const BACK_OFF_LAST: Duration = Duration::from_secs(30);
 /// A connection that held this long was a good one: the back-off starts over.
@@ -313,7 +315,9 @@ async fn run(broker: &Broker, to_loop: &Sender<FromTask>, outage: &mut Outage, r
             Err(error) => {
                 let was_up = client.is_none();
                 if let Some(pipe) = pipe.get().filter(|_| was_up) {
-                    *refused = pipe.finish();
+                    // one that ended has refused nothing
+                    let is_there = !pipe.tries_suspects() || listens(broker).await;
+                    *refused = pipe.finish(is_there);
                 }
                 if steady_at.is_some_and(|at| at <= Instant::now()) {
                     log_steady(outage, &name);
@@ -374,6 +378,11 @@ async fn run(broker: &Broker, to_loop: &Sender<FromTask>, outage: &mut Outage, r
             return Ok(());
         }
     }
+}
+
+/// Whether the broker takes connections.
+async fn listens(broker: &Broker) -> bool {
+    tokio::time::timeout(PROBE, dial(&broker.host, broker.port)).await.is_ok_and(|connected| connected.is_ok())
 }
 
 fn log_steady(outage: &mut Outage, broker: &str) {

@@ -135,13 +135,18 @@ impl Pipe {
         inner.refused = refused;
     }
 
-    /// The connection has ended: what is known now of what the broker refuses.
-    pub(super) fn finish(&self) -> Refused {
+    /// Whether the end of the connection may be an answer to what was sent alone.
+    pub(super) fn tries_suspects(&self) -> bool {
+        self.lock().refused.has_suspects()
+    }
+
+    /// The connection has ended: what is known now of what the broker refuses, which still takes connections or does not.
+    pub(super) fn finish(&self, is_there: bool) -> Refused {
         let mut inner = self.lock();
         inner.read_rest();
         let mut refused = std::mem::take(&mut inner.refused);
         // a broker that closes before it has confirmed anything does so for another reason
-        if inner.closed && inner.flow.is_confirmed() && !self.is_leaving() {
+        if is_there && inner.closed && inner.flow.is_confirmed() && !self.is_leaving() {
             refused.closed(Instant::now(), &subjects(inner.out.get(..inner.sent).unwrap_or_default()));
         }
         refused
@@ -784,7 +789,7 @@ mod tests {
         }
         confirm(&pipe, &library).await;
         let closed = library.is_finished();
-        *refused = pipe.finish();
+        *refused = pipe.finish(true);
         library.abort();
         let _ = library.await;
         drop(pipe);

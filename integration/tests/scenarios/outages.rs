@@ -207,6 +207,71 @@ fn an_item_that_the_broker_does_not_take_costs_only_itself() {
     mqtt.n("tank/3/Large", r#"{"value":"small"}"#);
 }
 
+/// Answers everything up to the first message after the subscriptions. False if the client goes first.
+fn takes_no_message(stream: &mut TcpStream) -> bool {
+    let mut pings = 0;
+    while let Ok((kind, body)) = read_packet(stream) {
+        let answer = match kind >> 4 {
+            1 => packet(0x20, &[0, 0]),
+            3 if pings > 1 => return true,
+            8 => {
+                let (mut granted, mut filters) = (body[..2].to_vec(), &body[2..]);
+                while let [high, low, rest @ ..] = filters {
+                    filters = &rest[usize::from(u16::from_be_bytes([*high, *low])) + 1..];
+                    granted.push(0);
+                }
+                packet(0x90, &granted)
+            }
+            10 => packet(0xb0, &body[..2]),
+            12 => {
+                pings += 1;
+                packet(0xd0, &[])
+            }
+            _ => continue,
+        };
+        if stream.write_all(&answer).is_err() {
+            break;
+        }
+    }
+    false
+}
+
+/// A broker that ends at a message, as often as it does, has not refused it; one that goes on taking connections has.
+#[test]
+fn a_broker_that_ends_refuses_no_message() {
+    for ends in [true, false] {
+        let mut rig = Rig::new(Setup::default());
+        let mut listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let address = listener.local_addr().expect("bound");
+        reroute(&rig, address.port());
+        rig.start(Part::Bridge);
+        let mut closed = 0;
+        while closed < 4 {
+            let (mut stream, _) = listener.accept().expect("a connection");
+            if !takes_no_message(&mut stream) {
+                continue;
+            }
+            closed += 1;
+            if ends {
+                drop(listener);
+                drop(stream);
+                // as long as a restart takes: the bridge looks at once whether the port is open
+                std::thread::sleep(Duration::from_millis(300));
+                listener = TcpListener::bind(address).expect("the same port");
+            } else if rig.log(Part::Bridge).contains("is left out") {
+                break;
+            }
+        }
+        if ends {
+            // the bridge has said what it makes of the last time before it connects again
+            listener.accept().expect("a connection");
+            assert!(!rig.log(Part::Bridge).contains("left out"), "{}", rig.log(Part::Bridge));
+        } else {
+            rig.await_log(Part::Bridge, "is left out");
+        }
+    }
+}
+
 /// A broker's limit of packets is found by two of the items beyond it, and not by each of them.
 #[test]
 fn a_limit_of_the_broker_is_learned() {
