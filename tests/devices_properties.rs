@@ -192,6 +192,36 @@ fn a_name_chosen_between_two_registrations_stays() {
     world.settle().unwrap();
 }
 
+/// localsettings is back and asked for everything when a device writes a name; then the user chooses another. The name is written once, so
+/// that the user's, which is later, stays.
+#[test]
+fn a_name_chosen_while_one_is_being_written_stays() {
+    let mut world = World::new();
+    world.step(Step::Register { client: 0, types: [Some(0), None], version: 0, retained: false }).unwrap();
+    world.settle().unwrap();
+    let slug = slug(0, 0);
+    let path = format!("/Settings/MqttDevices/{slug}/CustomName");
+    world.step(Step::Choose { client: 0, service: 0, setting: 1, value: 1 }).unwrap();
+    world.step(Step::Away).unwrap();
+    world.step(Step::Back { loses: false }).unwrap();
+    world.step(Step::Write { which: 0, item: 0, value: 2, is_ours: true }).unwrap();
+    loop {
+        let call = world.calls.pop_front().expect("the name is written");
+        let reply = world.settings.answer(&call.path, &call.method).unwrap();
+        world.signal();
+        if world.settings.stored[&path].value == Value::Str("name 2".into()) {
+            // its answer comes after the user's choice
+            world.choose(0, 0, 1, 3);
+            world.devices.reply(world.now(), call.id, reply);
+            break;
+        }
+        world.devices.reply(world.now(), call.id, reply);
+        world.pump().unwrap();
+    }
+    world.settle().unwrap();
+    assert_eq!(world.settings.stored[&path].value, Value::Str("mine 3".into()));
+}
+
 /// Devices that say so again and again, while nobody takes their answers: what waits is bounded.
 #[test]
 fn answers_are_bounded_while_the_broker_takes_nothing() {

@@ -271,12 +271,15 @@ impl Devices {
             let Some(service) = self.service_mut(place) else { return };
             let kept = service.kept.entry(path.into()).or_default();
             kept.exists = true;
-            let newer = std::mem::take(&mut kept.newer);
+            // what is being written now is newer than this answer, and decides
+            let busy = kept.busy;
+            let newer = if busy { kept.newer } else { std::mem::take(&mut kept.newer) };
             let Some(exported) = &mut service.exported else { return };
             let Some(spec) = exported.spec(path) else { continue };
             let ours = exported.value(path).cloned().unwrap_or_default();
             match spec.bring(value.clone()) {
                 Ok(stored) if stored == ours => {}
+                Ok(_) if newer && busy => {}
                 // it was here before localsettings went away, or has been written since
                 Ok(_) if newer => behind.push(Box::from(path)),
                 Ok(stored) => {
