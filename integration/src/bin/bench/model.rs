@@ -46,11 +46,13 @@ pub static COPIES: AtomicI32 = AtomicI32::new(1);
 pub fn house() -> Vec<Service> {
     let mut all = one_house();
     for copy in 1..COPIES.load(Ordering::Relaxed) {
-        all.extend(one_house().into_iter().map(|service| Service {
-            name: format!("{}.copy{copy}", service.name),
-            instance: service.instance + 300 * copy,
-            ..service
-        }));
+        for mut service in one_house() {
+            service.name = format!("{}.copy{copy}", service.name);
+            service.instance += 300 * copy;
+            let instance = Value::Int(service.instance);
+            service.items.iter_mut().filter(|item| item.path == "/DeviceInstance").for_each(|item| item.value = instance.clone());
+            all.push(service);
+        }
     }
     all
 }
