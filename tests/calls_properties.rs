@@ -155,8 +155,8 @@ fn a_late_answer_is_a_sign_of_life() {
     world.check().unwrap();
 }
 
-/// A burst of reads to services that hang and to some that answer takes all places that are given without a sign of life, and most of
-/// the table of calls that wait: those that answer are written to all the same.
+/// A burst of reads, most of them to services that hang, fills the shared part of the table of waiting calls: writes to services that
+/// answer are still carried out.
 #[test]
 fn a_burst_of_reads_leaves_writes_their_turn() {
     let mut world = World::new();

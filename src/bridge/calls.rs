@@ -228,7 +228,8 @@ impl Calls {
         self.out.under_way(now)
     }
 
-    /// Whether no more requests of this kind to this service can wait, with how many that are. Reads do not take the place of writes.
+    /// Returns the number of requests of this service that wait, when no more of this kind may. Each kind has places of its own, so that
+    /// reads never exclude writes.
     pub fn is_full(&self, service: ServiceId, request: Request) -> Option<usize> {
         let mut each = self.each.get(&service).copied().unwrap_or_default();
         let waiting = each.reads + each.writes;

@@ -459,8 +459,8 @@ impl Devices {
         }
     }
 
-    /// The service whose settings these are: of a device that is there, else of one that has left while its services still have values,
-    /// which it keeps if it comes back before they are gone.
+    /// Finds the service that a settings path belongs to: of a device that is online, else of one that is offline and whose services still
+    /// hold values. It uses these values when it registers again before they are dropped.
     fn place_of_slug(&self, slug: &str) -> Option<Place> {
         let find = |online: bool| {
             self.devices.iter().enumerate().filter(move |(_, device)| device.online == online).find_map(|(index, device)| {

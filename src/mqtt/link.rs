@@ -315,7 +315,7 @@ async fn run(broker: &Broker, to_loop: &Sender<FromTask>, outage: &mut Outage, r
             Err(error) => {
                 let was_up = client.is_none();
                 if let Some(pipe) = pipe.get().filter(|_| was_up) {
-                    // one that ended has refused nothing
+                    // a broker that has exited did not close the connection over a packet
                     let is_there = !pipe.tries_suspects() || listens(broker).await;
                     *refused = pipe.finish(is_there);
                 }
@@ -380,7 +380,7 @@ async fn run(broker: &Broker, to_loop: &Sender<FromTask>, outage: &mut Outage, r
     }
 }
 
-/// Whether the broker takes connections.
+/// Whether the broker accepts a TCP connection within [`PROBE`].
 async fn listens(broker: &Broker) -> bool {
     tokio::time::timeout(PROBE, dial(&broker.host, broker.port)).await.is_ok_and(|connected| connected.is_ok())
 }

@@ -135,12 +135,13 @@ impl Pipe {
         inner.refused = refused;
     }
 
-    /// Whether the end of the connection may be an answer to what was sent alone.
+    /// Whether suspects are known, so that the end of the connection may leave one of them out.
     pub(super) fn tries_suspects(&self) -> bool {
         self.lock().refused.has_suspects()
     }
 
-    /// The connection has ended: what is known now of what the broker refuses, which still takes connections or does not.
+    /// Called when the connection has ended; `is_there` says whether the broker still accepts connections. Returns what is known now of
+    /// the packets that it refuses.
     pub(super) fn finish(&self, is_there: bool) -> Refused {
         let mut inner = self.lock();
         inner.read_rest();

@@ -236,7 +236,7 @@ fn takes_no_message(stream: &mut TcpStream) -> bool {
     false
 }
 
-/// A broker that ends at a message, as often as it does, has not refused it; one that goes on taking connections has.
+/// A broker that exits at a message has not refused it, however often; one that closes the connection and accepts another has.
 #[test]
 fn a_broker_that_ends_refuses_no_message() {
     for ends in [true, false] {

@@ -66,15 +66,14 @@ fn calls_are_answered_during_floods() {
     }
 }
 
-/// How long the loop's thread has run, and how long it has waited for a processor, in nanoseconds.
+/// Time that the loop's thread has run, and time that it has waited for a processor, in nanoseconds. Zero where the kernel does not say.
 fn scheduled(rig: &Rig) -> (f64, f64) {
     let text = std::fs::read_to_string(format!("/proc/{}/schedstat", rig.pid(Part::Bridge))).unwrap_or_default();
     let mut numbers = text.split(' ').map_while(|number| number.parse().ok());
     (numbers.next().unwrap_or(0.0), numbers.next().unwrap_or(0.0))
 }
 
-/// What 99 of 100 calls take at most while a flood is dealt with, on a machine that does nothing else: less what the bridge had to wait
-/// for a processor.
+/// The time within which 99 of 100 calls are answered during a flood, scaled by the share of it that the bridge had a processor.
 fn slow_answers(rig: &Rig, device: &Device, flood: Flood) -> Duration {
     let before = scheduled(rig);
     flood(rig, device);
@@ -89,7 +88,7 @@ fn slow_answers(rig: &Rig, device: &Device, flood: Flood) -> Duration {
     let after = scheduled(rig);
     let (ran, waited) = (after.0 - before.0, after.1 - before.1);
     let share = if ran > 0.0 { ran / (ran + waited) } else { 1.0 };
-    // what is left of it must not fall into the next spell
+    // wait until the flood has been handled: the next measurement begins without it
     device.mqtt.mark();
     device.mqtt.read("temperature/1/Temperature");
     device.mqtt.expect_topic(&device.mqtt.topic('N', "temperature/1/Temperature"));
