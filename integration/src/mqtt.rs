@@ -365,6 +365,17 @@ pub fn read_packet(stream: &mut TcpStream) -> io::Result<(u8, Vec<u8>)> {
     Ok((kind, body))
 }
 
+/// The SUBACK to a SUBSCRIBE with this body: the same return code for each filter.
+pub fn suback(subscribe: &[u8], code: u8) -> Option<Vec<u8>> {
+    let mut body = subscribe.get(..2)?.to_vec();
+    let mut filters = subscribe.get(2..)?;
+    while let [high, low, rest @ ..] = filters {
+        body.push(code);
+        filters = rest.get(usize::from(u16::from_be_bytes([*high, *low])) + 1..)?;
+    }
+    Some(packet(0x90, &body))
+}
+
 /// A packet: its first byte, the length of the rest, the rest.
 pub fn packet(kind: u8, body: &[u8]) -> Vec<u8> {
     let mut packet = vec![kind];

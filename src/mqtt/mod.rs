@@ -1,6 +1,7 @@
 //! The broker's side: the connection.
 
 mod flow;
+mod incoming;
 pub mod link;
 mod outage;
 #[doc(hidden)] // for the fuzz targets

@@ -23,9 +23,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::flow::Flow;
+use super::incoming::Incoming;
 use super::refused::{Refused, Subject, split_packet, subjects};
 use crate::bridge::Publish;
-use crate::text::{QUOTE_MAX, escape_bytes};
 
 /// With so many bytes waiting for the socket, it is tried before more is added.
 const FULL: usize = 32 * 1024;
@@ -36,11 +36,8 @@ const CAREFUL: u64 = 2 * 1024;
 /// On a connection that held so long, suspects that were not sent again are cleared.
 const SUSPECT_FOR: Duration = Duration::from_secs(60);
 
-/// Types of packets, as in MQTT 3.1.1, section 2.2.1.
-const CONNACK: u8 = 2;
-const PUBLISH: u8 = 3;
+/// A type of packet, and a packet (MQTT 3.1.1, section 2.2.1).
 const SUBSCRIBE: u8 = 8;
-const PINGRESP: u8 = 13;
 const PINGREQ: [u8; 2] = [0xc0, 0];
 
 /// What may stand under a pipe: a TCP or a TLS stream.
@@ -84,29 +81,9 @@ struct Inner {
     incoming: Incoming,
 }
 
-/// Where in the packets of the broker we are.
-struct Incoming {
-    /// Longest message that is handed on, without its fixed header.
-    max: usize,
-    /// A fixed header whose end has not come yet.
-    header: Vec<u8>,
-    /// A fixed header that is to be handed on next.
-    ready: Vec<u8>,
-    /// Bytes to come after the fixed header.
-    left: usize,
-    /// They are passed over: how many there were, and the first of them.
-    skipped: Option<(usize, Vec<u8>)>,
-    told: bool,
-    /// Answers that have come and were not counted yet.
-    connacks: u32,
-    pingresps: u32,
-}
-
 impl Pipe {
     /// Messages of more than `max` bytes do not come through.
     pub fn new(stream: impl Stream + 'static, max: usize, keep_alive: Duration) -> Self {
-        let incoming =
-            Incoming { max, header: Vec::new(), ready: Vec::new(), left: 0, skipped: None, told: false, connacks: 0, pingresps: 0 };
         let began = Instant::now();
         let inner = Inner {
             stream: Box::new(stream),
@@ -123,7 +100,7 @@ impl Pipe {
             flushed: true,
             task: None,
             starved: false,
-            incoming,
+            incoming: Incoming::new(max),
         };
         Self(Arc::new(Shared { inner: Mutex::new(inner), room: Notify::new(), leaving: AtomicBool::new(false) }))
     }
@@ -501,83 +478,6 @@ impl Inner {
                 return Poll::Ready(Ok(()));
             }
         }
-    }
-}
-
-impl Incoming {
-    /// Moves what is to be handed on to the front, and says how much it is. To be called between two packets or within a body.
-    fn sift(&mut self, bytes: &mut [u8]) -> usize {
-        let (mut from, mut to) = (0, 0);
-        while let Some(byte) = bytes.get(from).copied() {
-            if self.left == 0 {
-                from += 1;
-                if self.read_header(byte) {
-                    // it has come with these bytes, so there is room for it before `from`
-                    if let Some(place) = bytes.get_mut(to..to + self.header.len()) {
-                        place.copy_from_slice(&self.header);
-                    }
-                    to += self.header.len();
-                    self.header.clear();
-                }
-                continue;
-            }
-            let count = self.left.min(bytes.len() - from);
-            self.left -= count;
-            if self.skipped.is_some() {
-                self.skip(bytes.get(from..from + count).unwrap_or_default());
-            } else {
-                bytes.copy_within(from..from + count, to);
-                to += count;
-            }
-            from += count;
-        }
-        to
-    }
-
-    /// Whether this byte is the last of a fixed header (MQTT 3.1.1, section 2.2) that is to be handed on.
-    fn read_header(&mut self, byte: u8) -> bool {
-        self.header.push(byte);
-        let Some((kind, length)) = self.header.split_first() else { return false };
-        let goes_on = byte & 0x80 != 0;
-        if length.is_empty() || (goes_on && length.len() < 4) {
-            return false;
-        }
-        if goes_on {
-            // this is no MQTT, which the library shall say
-            self.left = usize::MAX;
-            return true;
-        }
-        self.left = length.iter().rev().fold(0, |sum, digit| sum << 7 | usize::from(digit & 0x7f));
-        match kind >> 4 {
-            CONNACK => self.connacks += 1,
-            PINGRESP => self.pingresps += 1,
-            _ => {}
-        }
-        if kind >> 4 == PUBLISH && self.left > self.max {
-            self.skipped = Some((self.left, Vec::new()));
-            self.header.clear();
-            return false;
-        }
-        true
-    }
-
-    /// Part of a message that is passed over; at its end it is said which one.
-    fn skip(&mut self, bytes: &[u8]) {
-        let Some((size, head)) = &mut self.skipped else { return };
-        let missing = (2 + QUOTE_MAX).saturating_sub(head.len());
-        head.extend(bytes.iter().take(missing));
-        if self.left > 0 {
-            return;
-        }
-        let topic = match head.as_slice() {
-            [high, low, topic @ ..] => topic.get(..u16::from_be_bytes([*high, *low]).into()).unwrap_or(topic),
-            _ => &[],
-        };
-        let level = if self.told { log::Level::Debug } else { log::Level::Warn };
-        let (topic, max) = (escape_bytes(topic), self.max);
-        log::log!(level, "a message of {size} bytes on {topic} is passed over: more than {max}; if it is retained, clear it");
-        self.told = true;
-        self.skipped = None;
     }
 }
 

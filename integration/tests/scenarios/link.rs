@@ -10,7 +10,7 @@ use venus_mqtt_integration::{
     Client, DEADLINE, Device, Item, PORTAL, Part, Rig, Setup,
     certs::Certs,
     eventually, item, items,
-    mqtt::{Options, packet, read_packet},
+    mqtt::{Options, packet, read_packet, suback},
 };
 
 use crate::{BATTERY, TANK, battery, outages::reroute, tank};
@@ -311,15 +311,7 @@ fn refuse(mut stream: TcpStream) -> Option<()> {
         let (kind, body) = read_packet(&mut stream).ok()?;
         let answer = match kind >> 4 {
             1 => packet(0x20, &[0, 0]),
-            8 => {
-                let mut answer = body.get(..2)?.to_vec();
-                let mut rest = body.get(2..)?;
-                while let [high, low, tail @ ..] = rest {
-                    answer.push(0x80);
-                    rest = tail.get(usize::from(u16::from_be_bytes([*high, *low])) + 1..)?;
-                }
-                packet(0x90, &answer)
-            }
+            8 => suback(&body, 0x80)?,
             12 => packet(0xd0, &[]),
             _ => continue,
         };

@@ -8,7 +8,7 @@ use std::{
 
 use venus_mqtt_integration::{
     Client, DEADLINE, Items, PORTAL, Part, Rig, Setup, eventually, item,
-    mqtt::{packet, read_packet},
+    mqtt::{packet, read_packet, suback},
     proxy::Proxy,
 };
 
@@ -214,14 +214,7 @@ fn takes_no_message(stream: &mut TcpStream) -> bool {
         let answer = match kind >> 4 {
             1 => packet(0x20, &[0, 0]),
             3 if pings > 1 => return true,
-            8 => {
-                let (mut granted, mut filters) = (body[..2].to_vec(), &body[2..]);
-                while let [high, low, rest @ ..] = filters {
-                    filters = &rest[usize::from(u16::from_be_bytes([*high, *low])) + 1..];
-                    granted.push(0);
-                }
-                packet(0x90, &granted)
-            }
+            8 => suback(&body, 0).expect("a SUBSCRIBE"),
             10 => packet(0xb0, &body[..2]),
             12 => {
                 pings += 1;
