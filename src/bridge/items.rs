@@ -26,6 +26,12 @@ impl Change {
         Self { value: Some(value), ..Self::default() }
     }
 
+    /// Of a setting that is removed: nothing of it stays.
+    pub fn removal() -> Self {
+        let nothing = || Some(Value::Invalid);
+        Self { value: nothing(), min: nothing(), max: nothing(), default: nothing() }
+    }
+
     /// Bytes on the heap.
     pub fn heap(&self) -> usize {
         let values = [&self.value, &self.min, &self.max, &self.default];
@@ -46,8 +52,26 @@ impl Change {
         self
     }
 
-    fn has_limits(&self) -> bool {
+    pub fn has_limits(&self) -> bool {
         self.min.is_some() || self.max.is_some() || self.default.is_some()
+    }
+}
+
+/// What signals have brought of an item since the scan of its service began.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Touched {
+    pub value: bool,
+    pub min: bool,
+    pub max: bool,
+    pub default: bool,
+}
+
+impl Touched {
+    pub fn add(&mut self, change: &Change) {
+        self.value |= change.value.is_some();
+        self.min |= change.min.is_some();
+        self.max |= change.max.is_some();
+        self.default |= change.default.is_some();
     }
 }
 
@@ -79,10 +103,9 @@ pub struct Item {
     pub clear_first: bool,
     /// A subscriber may believe the value: it was published and not taken back since.
     pub published: bool,
-    /// Changed by a signal since the scan of its service began.
-    pub touched: bool,
-    /// Removed from its service; kept until its topic has been cleared and nothing that is queued refers to it. Its secrecy is
-    /// [`Secrecy::Blocked`].
+    pub touched: Touched,
+    /// Removed from its service; kept until its topic has been cleared and nothing that is queued refers to it. A setting of which only
+    /// limits are known is not there yet either. Its secrecy is [`Secrecy::Blocked`].
     pub gone: bool,
     pub secrecy: Secrecy,
 }
@@ -133,19 +156,19 @@ impl Item {
 
     /// A snapshot: what a signal has brought meanwhile is newer.
     pub fn apply_snapshot(&mut self, change: Change) {
-        if self.touched {
-            let Change { min, max, default, .. } = change;
-            if self.limits.is_none() {
-                self.apply(Change { value: None, min, max, default });
-            }
-        } else {
-            self.limits = None;
-            self.apply(Change { value: Some(change.value.unwrap_or_default()), ..change });
-        }
+        let Touched { value, min, max, default } = self.touched;
+        let untouched = |part: Option<Value>, touched: bool| part.filter(|_| !touched);
+        self.apply(Change {
+            value: untouched(change.value, value),
+            min: untouched(change.min, min),
+            max: untouched(change.max, max),
+            default: untouched(change.default, default),
+        });
     }
 
-    /// Appends the payload of the notification.
-    pub fn write_payload(&self, out: &mut Vec<u8>) {
+    /// Appends the payload of the notification. `is_setting`: a `min` of 0 with a `max` of 0 means that there are no limits, so neither
+    /// is written. Both are stored, because one of them may change alone.
+    pub fn write_payload(&self, is_setting: bool, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"value\":");
         if self.secrecy == Secrecy::Masked {
             out.push(b'"');
@@ -155,8 +178,10 @@ impl Item {
         }
         self.value.write_json(out);
         if let Some(limits) = &self.limits {
+            let is_zero = |value: &Value| matches!(value, Value::Int(0)) || *value == Value::Double(0.0);
+            let unlimited = is_setting && is_zero(&limits.min) && is_zero(&limits.max);
             for (key, value) in [("min", &limits.min), ("max", &limits.max), ("default", &limits.default)] {
-                if *value != Value::Invalid {
+                if *value != Value::Invalid && !(unlimited && key != "default") {
                     out.extend_from_slice(b",\"");
                     out.extend_from_slice(key.as_bytes());
                     out.extend_from_slice(b"\":");
@@ -229,8 +254,8 @@ impl Service {
         matches!(self.state, State::Ready)
     }
 
-    /// Whether an invalid value is how its items are removed: a setting has a value as long as it exists.
-    pub fn removes_items(&self) -> bool {
+    /// localsettings. An invalid value is how its items are removed: a setting has a value as long as it exists.
+    pub fn is_settings(&self) -> bool {
         self.name.as_str() == SETTINGS
     }
 
@@ -575,18 +600,19 @@ impl Services {
         let Some(service) = self.get_mut(id) else { return };
         let Some((_, item)) = service.items.get_index_mut(index) else { return };
         let bytes = item.heap();
-        let Item { published, clear_first, queued, answering, .. } = *item;
-        *item = Item { gone: true, secrecy: Secrecy::Blocked, published, clear_first, queued, answering, ..Item::default() };
+        let Item { published, clear_first, queued, answering, touched, .. } = *item;
+        *item = Item { gone: true, secrecy: Secrecy::Blocked, published, clear_first, queued, answering, touched, ..Item::default() };
         service.bytes -= bytes;
         self.bytes -= bytes;
     }
 
-    /// Removes an item that is [`Item::gone`], unless its topic is still to be cleared or something queued refers to it. The last item
-    /// takes its index: returns the index that it had.
+    /// Removes an item that is [`Item::gone`], unless its topic is still to be cleared, something queued refers to it, its limits are
+    /// known, or a snapshot that is still to come may be older. The last item takes its index: returns the index that it had.
     pub fn remove_if_done(&mut self, id: ServiceId, index: usize) -> Option<usize> {
         let service = self.get_mut(id)?;
         let (path, item) = service.items.get_index(index)?;
-        if !item.gone || item.queued || item.answering || item.published || item.clear_first {
+        let waits = item.queued || item.answering || item.published || item.clear_first || item.touched.value;
+        if !item.gone || waits || item.limits.is_some() {
             return None;
         }
         let bytes = limits::ITEM_BYTES + path.len() + item.heap();

@@ -4,6 +4,7 @@
 //! What is refused here never becomes a topic, and never reaches dbus-daemon, which closes the connection over a name or path that is
 //! none.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// The bus itself.
@@ -89,6 +90,16 @@ pub fn is_item_path(path: &str) -> bool {
     path.len() <= PATH_MAX && path.strip_prefix('/').is_some_and(is_path)
 }
 
+/// The path of an item as messages of services name it: its leading slash may be missing (older services, and keys of `GetValue`), and
+/// empty levels, from a doubled slash or one at the end, are none. Whether that is a path at all is for [`is_item_path`] to say.
+pub fn to_item_path(text: &str) -> Cow<'_, str> {
+    let is_doubled = || text.as_bytes().windows(2).any(|pair| pair == b"//");
+    if text.len() > 2 * PATH_MAX || (text.starts_with('/') && !text.ends_with('/') && !is_doubled()) {
+        return text.into();
+    }
+    text.split('/').filter(|element| !element.is_empty()).fold(String::new(), |path, element| path + "/" + element).into()
+}
+
 /// Whether `element` is one level of a D-Bus object path.
 pub fn is_path_element(element: &str) -> bool {
     !element.is_empty() && element.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
@@ -154,6 +165,25 @@ mod tests {
         assert!(PortalId::parse("c0619ab1c2d3\n").is_ok());
         for bad in ["", "a/b", "+", "#", "a b", "\0"] {
             assert_eq!(PortalId::parse(bad), Err(NameError::PortalId), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn paths_as_messages_name_them() {
+        for (text, path) in [
+            ("/Dc/0/Voltage", "/Dc/0/Voltage"),
+            ("Dc/0/Voltage", "/Dc/0/Voltage"),
+            ("Temperature", "/Temperature"),
+            ("//Dc//0/Voltage", "/Dc/0/Voltage"),
+            ("Dc/0/Voltage/", "/Dc/0/Voltage"),
+            ("/Dc/0/Voltage//", "/Dc/0/Voltage"),
+            ("/a b", "/a b"),
+            ("a-b", "/a-b"),
+        ] {
+            assert_eq!(to_item_path(text), path, "{text}");
+        }
+        for none in ["", "/", "//", &"/a".repeat(300), &"a/".repeat(300)] {
+            assert!(!is_item_path(&to_item_path(none)), "{none}");
         }
     }
 

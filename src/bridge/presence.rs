@@ -7,6 +7,7 @@ use super::notes::Kind;
 use super::time::Time;
 use super::value::{LIMIT_JSON_MAX, VALUE_JSON_MAX, Value};
 use super::{Bridge, Mode, access, limits, name};
+use crate::text::escape;
 
 /// The changes of one signal.
 #[derive(Debug)]
@@ -31,6 +32,7 @@ impl<'a> Changes<'a> {
 
     /// One item of the signal. A path nobody knows is a new item of the first service on that connection.
     pub fn item(&mut self, path: &str, change: Change) {
+        let path = &*name::to_item_path(path);
         let services = &self.bridge.services;
         let known = |id: &ServiceId| services.get(*id).is_some_and(|service| service.items.contains_key(path));
         let others: Vec<ServiceId> = self.rest.iter().copied().filter(known).collect();
@@ -78,12 +80,19 @@ impl Bridge {
             }
             return;
         }
-        if invalid && service.removes_items() {
+        if invalid && service.is_settings() {
+            // the snapshot of a scan that is under way may still have it
+            if !service.is_ready()
+                && let Some(index) = self.item_at(now, id, path)
+            {
+                self.touch(id, index, &Change::removal());
+            }
             return self.remove_item(now, id, path);
         }
         let Some((index, ..)) = service.items.get_full(path).filter(|(.., item)| !item.gone) else {
             return self.new_item(now, id, path, change);
         };
+        self.touch(id, index, &change);
         if !self.apply(now, id, index, change, Origin::Signal) {
             return;
         }
@@ -100,25 +109,49 @@ impl Bridge {
                     self.take_instance_change(now, id);
                 }
             }
-            _ => item.touched = true,
+            _ => {}
         }
     }
 
-    /// A signal names an item that is not known. Without a value there is nothing to know yet.
+    /// A signal names an item that is not known: it has no value until one comes.
     fn new_item(&mut self, now: Time, id: ServiceId, path: &str, change: Change) {
-        if change.value.is_none() {
-            return;
+        let Some(service) = self.services.get(id) else { return };
+        let ready = service.is_ready();
+        if change.value.is_none() && service.is_settings() {
+            return self.take_limits(now, id, path, change, Origin::Signal);
         }
         let Some(index) = self.item_at(now, id, path) else { return };
+        self.touch(id, index, &change);
         self.apply(now, id, index, change, Origin::Signal);
-        let Some(service) = self.services.get_mut(id) else { return };
-        let ready = service.is_ready();
-        if let Some((_, item)) = service.items.get_index_mut(index) {
-            item.touched = !ready;
-        }
         if ready {
             self.enqueue(now, id, index);
             self.take_instance_change(now, id);
+        }
+    }
+
+    /// A setting without a value is not there yet: its limits are kept for when it is.
+    pub(super) fn take_limits(&mut self, now: Time, id: ServiceId, path: &str, change: Change, from: Origin) {
+        if !change.has_limits() {
+            return;
+        }
+        let is_new = self.services.get(id).is_some_and(|service| !service.items.contains_key(path));
+        let Some(index) = self.entry_at(now, id, path) else { return };
+        if is_new {
+            self.services.remove_item(id, index);
+        }
+        if from == Origin::Signal {
+            self.touch(id, index, &change);
+        }
+        self.apply(now, id, index, change, from);
+        self.enqueue(now, id, index);
+    }
+
+    /// What a signal brings is newer than the snapshot of a scan that is under way.
+    fn touch(&mut self, id: ServiceId, index: usize, change: &Change) {
+        if let Some(service) = self.services.get_mut(id).filter(|service| !service.is_ready())
+            && let Some((_, item)) = service.items.get_index_mut(index)
+        {
+            item.touched.add(change);
         }
     }
 }
@@ -144,7 +177,7 @@ impl Bridge {
 
     /// The same for every item of a service, after the queue was cleared.
     pub(super) fn drop_gone(&mut self, id: ServiceId) {
-        let Some(service) = self.services.get(id).filter(|service| service.removes_items()) else { return };
+        let Some(service) = self.services.get(id).filter(|service| service.is_settings()) else { return };
         (0..service.items.len()).rev().for_each(|index| self.drop_if_done(id, index));
     }
 }
@@ -159,15 +192,22 @@ impl Bridge {
             }
             return Some(index);
         }
+        let index = self.entry_at(now, id, path)?;
+        self.prepare(id, index);
+        Some(index)
+    }
+
+    /// The entry at `path`, whether or not the item is there; `None` when there is no room, or the path is none.
+    fn entry_at(&mut self, now: Time, id: ServiceId, path: &str) -> Option<usize> {
+        let name = self.services.get(id)?.name.clone();
         if !name::is_item_path(path) {
+            self.notes.add_caused(now, Level::Warn, Kind::Item, || {
+                format!("{name} names an item \"{}\", which is no D-Bus path: it is left out", escape(path))
+            });
             return None;
         }
-        let name = service.name.clone();
         match self.services.item_entry(id, path)? {
-            Ok(index) => {
-                self.prepare(id, index);
-                Some(index)
-            }
+            Ok(index) => Some(index),
             Err(full) => {
                 self.notes.add_caused(now, Level::Warn, Kind::Item, || match full {
                     Full::Service => {

@@ -39,6 +39,7 @@ impl Bridge {
         let everything = self.keepalives.everything(now);
         let retain = self.options.retain;
         let service = self.services.get_mut(id)?;
+        let is_setting = service.is_settings();
         let (path, item) = service.items.get_index_mut(index)?;
         item.queued = false;
         let gone = item.gone;
@@ -57,7 +58,7 @@ impl Bridge {
         if awake {
             item.published = true;
             self.scratch.clear();
-            item.write_payload(&mut self.scratch);
+            item.write_payload(is_setting, &mut self.scratch);
             return Some(Publish { topic: topic(), payload: self.scratch.as_slice().into(), retain });
         }
         if !item.published {
@@ -81,7 +82,7 @@ impl Bridge {
     pub(super) fn print_answer(&mut self, now: Time, id: ServiceId, index: usize) -> Option<Publish> {
         let everything = self.keepalives.everything(now);
         let service = self.services.get_mut(id)?;
-        let holder = service.holder;
+        let (holder, is_setting) = (service.holder, service.is_settings());
         let (path, item) = service.items.get_index_mut(index)?;
         item.answering = false;
         if item.gone {
@@ -100,7 +101,7 @@ impl Bridge {
         let awake = everything || now < item.until;
         item.published |= awake;
         let mut payload = Vec::new();
-        item.write_payload(&mut payload);
+        item.write_payload(is_setting, &mut payload);
         Some(Publish { topic: [&service.topic, &**path].concat(), payload, retain: awake && self.options.retain })
     }
 

@@ -8,7 +8,7 @@ use super::Bridge;
 use super::calls::{Purpose, Reply, Request};
 use super::items::{Change, Origin, Secrecy, Service, ServiceId};
 use super::limits;
-use super::name::is_item_path;
+use super::name::{is_item_path, to_item_path};
 use super::notes::Kind;
 use super::outgoing::Method;
 use super::time::Time;
@@ -83,12 +83,11 @@ impl Bridge {
 
     pub(super) fn take_read(&mut self, now: Time, id: ServiceId, path: Box<str>, reply: Option<Reply>) {
         self.pending.reads.remove(&(id, path.clone()));
-        let known = self.services.get(id).is_some_and(|service| service.items.contains_key(&path));
+        let known = self.services.get(id).is_some_and(|service| service.items.get(&path).is_some_and(|item| !item.gone));
         match reply {
             Some(Reply::Value(Value::Dict(items))) if !known => {
                 for (key, value) in items {
-                    let below = format!("{}/{}", path.trim_end_matches('/'), key.trim_start_matches('/'));
-                    self.answer(now, id, &below, value);
+                    self.answer(now, id, &to_item_path(&format!("{path}/{key}")), value);
                 }
                 self.take_instance_change(now, id);
             }
@@ -115,7 +114,7 @@ impl Bridge {
 
     /// A fresh value, which goes out whether or not anybody keeps it awake.
     fn answer(&mut self, now: Time, id: ServiceId, path: &str, value: Value) {
-        if value == Value::Invalid && self.services.get(id).is_some_and(Service::removes_items) {
+        if value == Value::Invalid && self.services.get(id).is_some_and(Service::is_settings) {
             return self.remove_item(now, id, path);
         }
         let Some(index) = self.item_at(now, id, path) else { return };

@@ -8,9 +8,9 @@ use quick_xml::events::Event;
 
 use super::Bridge;
 use super::calls::{Purpose, Reply};
-use super::items::{Change, Origin, Scan, Service, ServiceId, State, Walk};
+use super::items::{Change, Origin, Scan, ServiceId, State, Touched, Walk};
 use super::limits;
-use super::name::{NAMESPACE, ServiceName, is_item_path};
+use super::name::{NAMESPACE, ServiceName, is_item_path, to_item_path};
 use super::notes::Kind;
 use super::outgoing::Method;
 use super::time::Time;
@@ -201,13 +201,22 @@ impl Bridge {
         self.calls.forget(id);
     }
 
-    /// One item of a snapshot. Older services leave out the leading slash.
+    /// One item of a snapshot.
     fn take_scanned(&mut self, now: Time, id: ServiceId, path: &str, change: Change) {
-        let whole = if path.starts_with('/') { path.into() } else { format!("/{path}") };
-        if change.value == Some(Value::Invalid) && self.services.get(id).is_some_and(Service::removes_items) {
-            return self.remove_item(now, id, &whole);
+        let path = &*to_item_path(path);
+        let Some(service) = self.services.get(id) else { return };
+        let known = service.items.get(path);
+        if service.is_settings() {
+            let (is_there, is_newer) = known.map_or((false, false), |item| (!item.gone, item.touched.value));
+            match change.value {
+                // not there at all, or removed since
+                Some(Value::Invalid) => return,
+                _ if is_newer && !is_there => return,
+                None if !is_there => return self.take_limits(now, id, path, change, Origin::Snapshot),
+                _ => {}
+            }
         }
-        if let Some(index) = self.item_at(now, id, &whole) {
+        if let Some(index) = self.item_at(now, id, path) {
             self.apply(now, id, index, change, Origin::Snapshot);
         }
     }
@@ -217,8 +226,9 @@ impl Bridge {
         service.state = State::Ready;
         service.heard = now;
         for item in service.items.values_mut() {
-            item.touched = false;
+            item.touched = Touched::default();
         }
+        self.drop_gone(id);
         self.take_instance(now, id);
     }
 
@@ -250,7 +260,7 @@ impl Bridge {
         }
         let parent = path.trim_end_matches('/');
         for child in node.children {
-            let child = format!("{parent}/{child}");
+            let child = to_item_path(&format!("{parent}/{child}")).into_owned();
             if walk.nodes < limits::WALK_NODES && room > 0 && is_item_path(&child) {
                 (walk.nodes, room) = (walk.nodes + 1, room - 1);
                 walk.queue.push_back((child.into(), false));

@@ -22,7 +22,7 @@ use tokio::sync::mpsc::{Sender, channel};
 use zbus::message::{Flags, Header, Type};
 use zbus::{Connection, Message, MessageStream};
 
-use crate::bridge::name::BUS;
+use crate::bridge::name::{BUS, to_item_path};
 use crate::bridge::value::Value;
 use crate::bridge::{Bridge, BusCall, Method, Reply, Time};
 use crate::device::Devices;
@@ -153,11 +153,22 @@ impl Watcher {
         let told = !self.told.is_empty() && self.is_told(sender, message.primary_header().serial_num().get());
         let read = match (header.interface().map(|name| name.as_str()), header.member().map(|name| name.as_str())) {
             (Some(ITEM), Some("ItemsChanged")) => {
-                let Some(mut changes) = bridge.changes(now, sender) else { return };
-                if told {
+                let is_settings = devices.settings_owner() == Some(sender.as_str());
+                let mut changes = bridge.changes(now, sender);
+                if let Some(changes) = changes.as_mut().filter(|_| told) {
                     changes.tell();
                 }
-                wire::read_items(&message.body(), |path, change| changes.item(path, change))
+                if changes.is_none() && !is_settings {
+                    return;
+                }
+                wire::read_items(&message.body(), |path, change| {
+                    if let Some(value) = change.value.as_ref().filter(|_| is_settings) {
+                        devices.setting_changed(now, &to_item_path(path), value);
+                    }
+                    if let Some(changes) = &mut changes {
+                        changes.item(path, change);
+                    }
+                })
             }
             (Some(ITEM), Some("PropertiesChanged")) => {
                 let Some(path) = header.path() else { return };
