@@ -457,6 +457,7 @@ impl Daemon {
         self.devices.set_mode(now, self.bridge.mode());
         for (key, name) in self.devices.unknown() {
             if self.bridge.knows(&name) {
+                self.bridge.mark_own(&name);
                 self.devices.bus_event(now, key, BusEvent::Known);
             }
         }

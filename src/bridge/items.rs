@@ -208,6 +208,8 @@ pub struct Service {
     pub topic: Box<str>,
     /// Has the topics of its type and instance.
     pub holder: bool,
+    /// It is one of a registered device, on a connection of this process.
+    pub own: bool,
     pub items: IndexMap<Box<str>, Item, RandomState>,
     /// What the items take, in bytes.
     pub bytes: usize,
@@ -374,6 +376,7 @@ impl Services {
             instance: Box::default(),
             topic: Box::default(),
             holder: false,
+            own: false,
             items: IndexMap::default(),
             bytes: 0,
             name,

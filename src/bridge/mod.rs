@@ -8,7 +8,9 @@ pub(crate) mod access;
 mod calls;
 pub mod filter;
 mod items;
+mod json;
 mod keepalive;
+mod lenient;
 pub mod limits;
 pub mod name;
 pub(crate) mod notes;
@@ -169,6 +171,13 @@ impl Bridge {
     /// Whether this service has been scanned, so that its topics can be read and written.
     pub fn knows(&self, name: &str) -> bool {
         self.services.by_name(name).and_then(|id| self.services.get(id)).is_some_and(Service::is_ready)
+    }
+
+    /// This service is one of a registered device.
+    pub fn mark_own(&mut self, name: &str) {
+        if let Some(service) = self.services.by_name(name).and_then(|id| self.services.get_mut(id)) {
+            service.own = true;
+        }
     }
 
     /// Whether a reply with this serial number is waited for.

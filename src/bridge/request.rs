@@ -13,7 +13,7 @@ use super::notes::Kind;
 use super::outgoing::Method;
 use super::time::Time;
 use super::topic::Address;
-use super::value::{Value, parse_payload};
+use super::value::{Value, read_payload};
 use crate::text::escape;
 
 /// Reads and writes that are under way, by service and path.
@@ -150,7 +150,7 @@ impl Bridge {
         if payload.len() > limits::WRITE_PAYLOAD {
             return self.ignore_write(now, address, &format!("its payload of {} bytes is over 64 KiB", payload.len()));
         }
-        let written = match parse_payload(payload) {
+        let written = match read_payload(payload) {
             Ok(value) => self.write_value(now, address, value),
             Err(error) => Err(error.to_string()),
         };
@@ -166,6 +166,10 @@ impl Bridge {
         };
         if !is_item_path(address.path) {
             return Err("not the path of an item".into());
+        }
+        // an item of a device is brought to no value, another program would be told something that its client did not mean
+        if value.has_missing() && self.services.get(id).is_some_and(|service| !service.own) {
+            return Err("its number is none (a bare nan, inf or unknown): this is taken for items of registered devices only; send null for no value".into());
         }
         let bytes = value.heap();
         if self.calls.bytes() + self.pending.bytes + bytes > limits::CALLS_BYTES {

@@ -1,13 +1,11 @@
-//! The value of an item, and its JSON both ways.
+//! The value of an item, and its JSON; what reads JSON is in `json`.
 //!
 //! Integers are exact (64 bit), doubles print as the shortest text that reads back the same, NaN and infinities are `null`. An
 //! empty array, of whatever type, is "no value": [`Value::Invalid`], JSON `null`.
 
-use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-
+pub use super::json::{PayloadError, parse_json, parse_payload, read_json, read_payload};
 use super::topic::to_level;
 
 /// Containers that D-Bus lets a value be in, of all signatures together (the specification's). A variant, an array and a dictionary
@@ -15,8 +13,6 @@ use super::topic::to_level;
 pub const CONTAINERS_MAX: usize = 64;
 /// Arrays that D-Bus lets one signature nest (the specification's).
 pub const ARRAYS_MAX: usize = 32;
-/// Containers between a JSON document and a value in it that is written on its own: an object of objects.
-const AROUND_MAX: usize = 2;
 /// Largest value that is kept, in bytes of its JSON, and the largest limit: a packet of 256 KiB holds a value, its three limits and its topic.
 pub const VALUE_JSON_MAX: usize = 224 * 1024;
 pub const LIMIT_JSON_MAX: usize = 4 * 1024;
@@ -72,6 +68,16 @@ impl Value {
                 out.push(b':');
                 value.write_json(out);
             }),
+        }
+    }
+
+    /// Whether a number that is none, as a client has written it, is somewhere in the value.
+    pub fn has_missing(&self) -> bool {
+        match self {
+            Self::Double(d) => !d.is_finite(),
+            Self::Array(values) => values.iter().any(Self::has_missing),
+            Self::Dict(entries) => entries.iter().any(|(_, value)| value.has_missing()),
+            _ => false,
         }
     }
 
@@ -268,185 +274,6 @@ fn list<T>(out: &mut Vec<u8>, open: u8, close: u8, elements: &[T], mut each: imp
     out.push(close);
 }
 
-/// The `value` of a `{"value": …}` payload, if D-Bus carries it.
-pub fn parse_payload(payload: &[u8]) -> Result<Value, PayloadError> {
-    let payload = integer_zeros(utf8(payload).map_err(PayloadError::Json)?);
-    let mut reader = serde_json::Deserializer::from_slice(&payload);
-    let found = reader.deserialize_any(PayloadVisitor).map_err(PayloadError::from_json)?;
-    reader.end().map_err(PayloadError::from_json)?;
-    let value = found.ok_or(PayloadError::NoValue)?;
-    value.fits_bus().map_err(|error| PayloadError::Json(error.to_string()))?;
-    Ok(value)
-}
-
-/// Any JSON, as a value. An empty array is [`Value::Invalid`], as it is on the bus; an object keeps its order. What of it goes to the bus
-/// has to be checked ([`Value::fits_bus`]).
-pub fn parse_json(text: &[u8]) -> Result<Value, String> {
-    let text = integer_zeros(utf8(text)?);
-    let mut reader = serde_json::Deserializer::from_slice(&text);
-    let value = ValueSeed { depth: 0 }.deserialize(&mut reader).map_err(|error| error.to_string())?;
-    reader.end().map_err(|error| error.to_string())?;
-    Ok(value)
-}
-
-/// JSON is UTF-8. serde_json checks only those texts that are kept.
-fn utf8(text: &[u8]) -> Result<&[u8], String> {
-    std::str::from_utf8(text).map(str::as_bytes).map_err(|error| format!("no UTF-8 after byte {}", error.valid_up_to()))
-}
-
-/// `-0` is an integer, which serde_json reads as a double: its sign is replaced with a space.
-fn integer_zeros(text: &[u8]) -> Cow<'_, [u8]> {
-    let mut result = Cow::Borrowed(text);
-    if !text.windows(2).any(|pair| pair == b"-0") {
-        return result;
-    }
-    let (mut in_string, mut escaped) = (false, false);
-    for (at, byte) in text.iter().enumerate() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            b'-' if !in_string && is_integer_zero(text.get(at + 1..).unwrap_or_default()) => {
-                if let Some(sign) = result.to_mut().get_mut(at) {
-                    *sign = b' ';
-                }
-            }
-            _ => {}
-        }
-    }
-    result
-}
-
-fn is_integer_zero(text: &[u8]) -> bool {
-    matches!(text, [b'0', rest @ ..] if !matches!(rest, [b'.' | b'e' | b'E' | b'0'..=b'9', ..]))
-}
-
-/// Why a payload is no value.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum PayloadError {
-    Json(String),
-    NoValue,
-}
-
-impl PayloadError {
-    fn from_json(error: serde_json::Error) -> Self {
-        Self::Json(error.to_string())
-    }
-}
-
-impl std::error::Error for PayloadError {}
-
-impl fmt::Display for PayloadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Json(error) => write!(f, "the payload is not valid: {error}; send {{\"value\": …}}"),
-            Self::NoValue => f.write_str("the payload has no \"value\"; send {\"value\": …}"),
-        }
-    }
-}
-
-/// Takes `value` out of an object; everything else beside it is read and dropped.
-struct PayloadVisitor;
-
-impl<'de> Visitor<'de> for PayloadVisitor {
-    type Value = Option<Value>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object with a \"value\"")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut found = None;
-        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
-            if key == "value" {
-                found = Some(map.next_value_seed(ValueSeed { depth: 0 })?);
-            } else {
-                map.next_value::<IgnoredAny>()?;
-            }
-        }
-        Ok(found)
-    }
-}
-
-/// Reads any JSON as a [`Value`], no deeper than anything that D-Bus carries.
-struct ValueSeed {
-    depth: usize,
-}
-
-impl ValueSeed {
-    fn deeper<E: de::Error>(&self) -> Result<usize, E> {
-        if self.depth >= CONTAINERS_MAX + AROUND_MAX {
-            return Err(E::custom(TooDeep));
-        }
-        Ok(self.depth + 1)
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for ValueSeed {
-    type Value = Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for ValueSeed {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON value")
-    }
-
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Invalid)
-    }
-
-    fn visit_bool<E>(self, v: bool) -> Result<Value, E> {
-        Ok(Value::Bool(v))
-    }
-
-    fn visit_i64<E>(self, v: i64) -> Result<Value, E> {
-        Ok(Value::Int(v))
-    }
-
-    fn visit_u64<E>(self, v: u64) -> Result<Value, E> {
-        Ok(i64::try_from(v).map_or(Value::UInt(v), Value::Int))
-    }
-
-    fn visit_f64<E>(self, v: f64) -> Result<Value, E> {
-        Ok(Value::Double(v))
-    }
-
-    fn visit_str<E: de::Error>(self, v: &str) -> Result<Value, E> {
-        if v.contains('\0') {
-            return Err(E::custom("a string holds a NUL, which D-Bus cannot carry"));
-        }
-        Ok(Value::Str(v.into()))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
-        let depth = self.deeper()?;
-        let mut values = Vec::new();
-        while let Some(value) = seq.next_element_seed(ValueSeed { depth })? {
-            values.push(value);
-        }
-        Ok(if values.is_empty() { Value::Invalid } else { Value::Array(values.into()) })
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
-        let depth = self.deeper()?;
-        let mut entries: Vec<(Box<str>, Value)> = Vec::new();
-        while let Some(key) = map.next_key::<String>()? {
-            let value = map.next_value_seed(ValueSeed { depth })?;
-            if key.contains('\0') {
-                return Err(de::Error::custom("a key holds a NUL, which D-Bus cannot carry"));
-            }
-            entries.push((key.into(), value));
-        }
-        Ok(Value::Dict(entries.into()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -475,73 +302,6 @@ mod tests {
             (Value::Dict([("k".into(), Value::Double(1.5))].into()), "{\"k\":1.5}"),
         ] {
             assert_eq!(text(&value), expected);
-        }
-    }
-
-    #[test]
-    fn reads() {
-        let table = [
-            ("5", Value::Int(5), "i"),
-            ("2147483648", Value::Int(2_147_483_648), "x"),
-            ("9223372036854775808", Value::UInt(9_223_372_036_854_775_808), "t"),
-            ("-9223372036854775808", Value::Int(i64::MIN), "x"),
-            ("-0", Value::Int(0), "i"),
-            ("-0.0", Value::Double(-0.0), "d"),
-            ("-0e0", Value::Double(-0.0), "d"),
-            ("[-0,-1,\"-0\"]", Value::Array([Value::Int(0), Value::Int(-1), Value::Str("-0".into())].into()), "av"),
-            ("5.0", Value::Double(5.0), "d"),
-            ("5e0", Value::Double(5.0), "d"),
-            ("true", Value::Bool(true), "b"),
-            ("\"x\"", Value::Str("x".into()), "s"),
-            ("null", Value::Invalid, "ai"),
-            ("[]", Value::Invalid, "ai"),
-            ("[1,2]", Value::Array([Value::Int(1), Value::Int(2)].into()), "ai"),
-            ("[1,2.5]", Value::Array([Value::Int(1), Value::Double(2.5)].into()), "av"),
-            ("[[1],[2]]", Value::Array([Value::Array([Value::Int(1)].into()), Value::Array([Value::Int(2)].into())].into()), "aai"),
-            ("{\"a\":1}", Value::Dict([("a".into(), Value::Int(1))].into()), "a{sv}"),
-        ];
-        for (json, value, signature) in table {
-            let payload = format!(" {{\"x\": [1, {{}}], \"value\": {json} }} ");
-            assert_eq!(parse_payload(payload.as_bytes()), Ok(value.clone()), "{json}");
-            assert_eq!(value.signature(), signature, "{json}");
-        }
-    }
-
-    #[test]
-    fn refuses() {
-        let nested = |depth: usize, open: &str, inner: &str, close: &str| {
-            parse_payload(format!("{{\"value\":{}{inner}{}}}", open.repeat(depth), close.repeat(depth)).as_bytes())
-        };
-        for (deepest, open, inner, close) in [
-            (32, "[", "1", "]"),
-            (31, "[", "[]", "]"),
-            (31, "[", "{}", "]"),
-            (21, "{\"a\":", "1", "}"),
-            (20, "{\"a\":", "null", "}"),
-            (20, "{\"a\":", "{}", "}"),
-            (31, "[1,", "2.5", "]"),
-            (15, "[{\"a\":", "1", "}]"),
-        ] {
-            assert!(nested(deepest, open, inner, close).is_ok(), "{deepest} {open} {inner}");
-            let error = nested(deepest + 1, open, inner, close).unwrap_err();
-            assert!(error.to_string().contains("nested deeper than D-Bus carries (64 containers"), "{error}");
-        }
-        assert!(matches!(nested(10_000, "[", "1", "]"), Err(PayloadError::Json(_))));
-        assert_eq!(parse_payload(b"{}"), Err(PayloadError::NoValue));
-        assert_eq!(parse_payload(b"{\"Value\":1}"), Err(PayloadError::NoValue));
-        for bad in [
-            &b""[..],
-            b"5",
-            b"[]",
-            b"null",
-            b"\"value\"",
-            b"{\"value\":1",
-            b"{\"value\":1} x",
-            b"{\"value\":\"\\u0000\"}",
-            b"{\"value\":\xff}",
-            b"{\"value\":NaN}",
-        ] {
-            assert!(matches!(parse_payload(bad), Err(PayloadError::Json(_))), "{bad:?}");
         }
     }
 

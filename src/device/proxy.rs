@@ -8,7 +8,7 @@ use super::steps::{Changed, Refusal};
 use super::{Devices, ForeignWrite};
 use crate::bridge::notes::Kind;
 use crate::bridge::topic::Address;
-use crate::bridge::value::{Value, parse_json};
+use crate::bridge::value::{Value, read_json};
 use crate::bridge::{Time, limits};
 use crate::text::escape;
 
@@ -52,7 +52,7 @@ impl Devices {
         if payload.len() > limits::PROXY_PAYLOAD {
             return Err(format!("the Proxy message has {} bytes; at most {} are taken", payload.len(), limits::PROXY_PAYLOAD));
         }
-        let fields = match parse_json(payload) {
+        let fields = match read_json(payload) {
             Ok(Value::Dict(fields)) if !fields.is_empty() => fields,
             Ok(_) => return Err(format!("the Proxy message is no JSON object with entries; {FORM}")),
             Err(error) => return Err(format!("the Proxy message is not valid JSON: {error}")),

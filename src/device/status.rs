@@ -6,7 +6,7 @@ use std::fmt;
 use super::id::Id;
 use crate::bridge::limits;
 use crate::bridge::topic::{Topics, check_topic, is_level};
-use crate::bridge::value::{Value, parse_json};
+use crate::bridge::value::{Value, read_json};
 use crate::text::escape;
 
 /// A Status that can be acted on.
@@ -44,7 +44,7 @@ impl Status {
         if payload.len() > limits::STATUS_PAYLOAD {
             return Err(refuse(format!("the Status has {} bytes; at most {} are taken", payload.len(), limits::STATUS_PAYLOAD)));
         }
-        let fields = match parse_json(payload) {
+        let fields = match read_json(payload) {
             Ok(Value::Dict(fields)) => fields,
             Ok(_) => {
                 return Err(refuse("the Status is no JSON object; send {\"clientId\": …, \"connected\": 1, \"services\": {…}}".into()));
@@ -89,6 +89,7 @@ fn parse_request(topics: &Topics, fields: &[(Box<str>, Value)]) -> Result<Reques
     }
     let version = match field(fields, "version") {
         None | Some(Value::Invalid) => Box::default(),
+        Some(number) if number.has_missing() => Box::default(),
         Some(Value::Str(text)) => text.chars().take(limits::VERSION).collect(),
         Some(Value::Array(_) | Value::Dict(_)) => return Err("version is neither a text nor a number".into()),
         Some(number) => json(number),
@@ -128,6 +129,7 @@ fn parse_will(topics: &Topics, topic: Option<&Value>, value: Option<&Value>) -> 
     };
     let value = match value {
         None | Some(Value::Invalid) => "false".into(),
+        Some(number) if number.has_missing() => "false".into(),
         Some(Value::Str(value)) => value.clone(),
         Some(Value::Array(_) | Value::Dict(_)) => return Err("lwt_value is neither a text nor a number".into()),
         Some(scalar) => json(scalar),
@@ -223,7 +225,7 @@ mod tests {
     fn forms_in_the_field() {
         assert_eq!(parse(r#"{"clientid":"x","connected":0}"#).unwrap().client.raw(), "x");
         assert_eq!(parse(r#"{"connected":false,"services":5}"#).unwrap().client.raw(), "fe001");
-        for (version, expected) in [("\"\"", ""), ("1", "1"), ("1.0", "1.0"), ("true", "true"), ("null", "")] {
+        for (version, expected) in [("\"\"", ""), ("1", "1"), ("1.0", "1.0"), ("true", "true"), ("null", ""), ("nan", ""), ("None", ""), (".5", "0.5")] {
             let payload = format!(r#"{{"connected":true,"version":{version},"services":{{"t":"tank"}}}}"#);
             assert_eq!(&*registration(&payload).version, expected);
         }
