@@ -161,6 +161,8 @@ fn spec(path: &str, given: &Given<'_>) -> Result<ItemSpec, Wrong> {
     };
     let kind = match given.get("type") {
         Some(node) => kind(node)?,
+        // dbus-mqtt-devices has had it as a number and as a text
+        None if path == "/DeviceType" => Kind::TextOrNumber,
         None => guess(path, &default, &format),
     };
     if let Some(node) = given.get("format").filter(|_| !suits(format.style(), kind)) {
@@ -203,7 +205,8 @@ fn guess(path: &str, default: &Value, format: &Format) -> Kind {
         Value::Bool(_) => Kind::Int,
         Value::Double(_) => Kind::Double,
         _ if is_whole => Kind::Int,
-        Value::Int(_) if !is_measured => Kind::Int,
+        // as dbus-mqtt-devices takes it; a fraction is not cut
+        Value::Int(_) if !is_measured => Kind::Number,
         Value::Invalid if TEXTS.iter().any(|text| path.ends_with(text)) => Kind::Text,
         _ => Kind::Double,
     }
@@ -213,10 +216,12 @@ fn kind(node: &Node) -> Result<Kind, Wrong> {
     match node.text() {
         Some("i" | "int" | "int32" | "integer") => Ok(Kind::Int),
         Some("d" | "double" | "float") => Ok(Kind::Double),
+        Some("n" | "number") => Ok(Kind::Number),
         Some("s" | "str" | "string" | "text") => Ok(Kind::Text),
+        Some("sn" | "any") => Ok(Kind::TextOrNumber),
         Some("as" | "strings" | "texts") => Ok(Kind::Texts),
         Some("ad" | "doubles" | "floats") => Ok(Kind::Doubles),
-        _ => Err(wrong(node, "`type`: must be i (integer), d (double), s (text), as (texts) or ad (doubles)")),
+        _ => Err(wrong(node, "`type`: must be i (integer), d (double), n (either), s (text), sn (text or number), as (texts) or ad (doubles)")),
     }
 }
 
@@ -224,10 +229,14 @@ fn is_list(kind: Kind) -> bool {
     matches!(kind, Kind::Texts | Kind::Doubles)
 }
 
+fn is_number(kind: Kind) -> bool {
+    matches!(kind, Kind::Int | Kind::Double | Kind::Number)
+}
+
 fn suits(style: Style, kind: Kind) -> bool {
     match style {
         Style::Plain => true,
-        Style::Fixed(_) => matches!(kind, Kind::Int | Kind::Double),
+        Style::Fixed(_) => is_number(kind),
         Style::Digits | Style::UpperHex | Style::LowerHex => kind == Kind::Int,
     }
 }
@@ -235,7 +244,7 @@ fn suits(style: Style, kind: Kind) -> bool {
 fn limits(given: &Given<'_>, spec: &ItemSpec) -> Result<(Value, Value), Wrong> {
     let limit = |key: &str| {
         let Some(node) = given.get(key) else { return Ok(Value::Invalid) };
-        if !matches!(spec.kind, Kind::Int | Kind::Double) {
+        if !is_number(spec.kind) {
             return Err(wrong(node, format!("`{key}`: only a number has limits; remove it, or correct `type`")));
         }
         spec.bring(node.value()?).map_err(|text| wrong(node, format!("`{key}`: {text}; correct it")))
@@ -256,7 +265,7 @@ fn names(given: &Given<'_>, kind: Kind, format: Format) -> Result<Format, Wrong>
     let What::Map(entries) = &node.what else {
         return Err(wrong(node, "`names`: must be a mapping of numbers to names, such as {0: off, 1: on}"));
     };
-    if kind != Kind::Int {
+    if !matches!(kind, Kind::Int | Kind::Number) {
         return Err(wrong(node, "`names`: only an integer has names; remove them, or write `type: i`"));
     }
     if entries.len() > NAMES_MAX {

@@ -1,7 +1,8 @@
 //! One item: its type on the bus, and how what is written to it is brought to that type.
 //!
-//! Devices send `"23.4"` where a number is meant, and `23` where a double is: both are taken. What does not fit is refused, with the
-//! reason in words for the person at the device.
+//! Devices send `"23.4"` where a number is meant, and `23` where a double is: both are taken. What stands for no value in the programs
+//! that send it (`"unknown"`, `"nan"`) is none for a number. What does not fit is refused, with the reason in words for the person at the
+//! device.
 
 use crate::bridge::value::Value;
 use crate::device::format::Format;
@@ -14,15 +15,19 @@ const ELEMENTS_MAX: usize = 64;
 /// Longest piece of a refused value in a message, in characters.
 const SHOWN_MAX: usize = 60;
 
-/// The type of an item on the bus; it never changes.
+/// The type of an item on the bus. It never changes, except where it is said to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     /// `i`
     Int,
     /// `d`
     Double,
+    /// `i` for a whole number of 32 bits, else `d`: an item whose only hint is a whole default.
+    Number,
     /// `s`
     Text,
+    /// The one or the other.
+    TextOrNumber,
     /// `as`
     Texts,
     /// `ad`
@@ -66,6 +71,15 @@ impl ItemSpec {
         Ok(value)
     }
 
+    /// The value as it is persisted, in a setting whose type never changes: a number with a fraction must not be cut there.
+    pub fn stored(&self, value: &Value) -> Value {
+        match (self.kind, value) {
+            (Kind::Number, Value::Int(n)) => Value::Double(*n as f64),
+            (Kind::TextOrNumber, Value::Int(_) | Value::Double(_)) => Value::Str(json(value).into()),
+            _ => value.clone(),
+        }
+    }
+
     /// What GetText gives.
     pub fn text(&self, value: &Value) -> String {
         self.format.text(value)
@@ -97,14 +111,29 @@ pub(super) fn numeric(value: &Value) -> Option<f64> {
 fn scalar(value: Value, kind: Kind) -> Result<Value, String> {
     match (kind, value) {
         (_, Value::Invalid) => Ok(Value::Invalid),
+        (Kind::Text | Kind::TextOrNumber, Value::Double(d)) if !d.is_finite() => Ok(Value::Invalid),
         (Kind::Text, value) => text(value),
+        (Kind::TextOrNumber, Value::Str(text)) => stored_number(&text).map_or_else(|| self::text(Value::Str(text)), Ok),
         (_, Value::Str(text)) => match written(&text) {
             Some(number) => scalar(number, kind),
             None => Err(format!("{} is not a number", shown(&Value::Str(text)))),
         },
         (Kind::Int, value) => integer(value),
+        (Kind::Number, value) => number(value),
+        (Kind::TextOrNumber, value @ (Value::Int(_) | Value::UInt(_) | Value::Double(_))) => number(value),
+        (Kind::TextOrNumber, value) => Err(format!("{} is not a text or a number", shown(&value))),
         (_, value) => double(value),
     }
+}
+
+/// An integer where that is exact.
+fn number(value: Value) -> Result<Value, String> {
+    integer(value.clone()).or_else(|_| double(value))
+}
+
+/// A text that is what [`ItemSpec::stored`] makes of a number.
+fn stored_number(text: &str) -> Option<Value> {
+    written(text).and_then(|number| self::number(number).ok()).filter(|number| json(number) == text)
 }
 
 fn text(value: Value) -> Result<Value, String> {
@@ -165,10 +194,15 @@ fn elements(value: Value, kind: Kind) -> Result<Value, String> {
     Ok(if brought.is_empty() { Value::Invalid } else { Value::Array(brought.into()) })
 }
 
+/// What Home Assistant, ESPHome, Python and JavaScript send for no value; a number that is none may have a sign.
+const NOTHING: [&str; 6] = ["", "null", "none", "undefined", "unknown", "unavailable"];
+const NOT_FINITE: [&str; 3] = ["nan", "inf", "infinity"];
+
 /// A text that reads as a number, or as the absence of one.
 fn written(text: &str) -> Option<Value> {
     let text = text.trim();
-    if ["null", "nan", "infinity", "-infinity"].iter().any(|word| text.eq_ignore_ascii_case(word)) {
+    let is_one_of = |words: &[&str], text: &str| words.iter().any(|word| text.eq_ignore_ascii_case(word));
+    if is_one_of(&NOTHING, text) || is_one_of(&NOT_FINITE, text.strip_prefix(['+', '-']).unwrap_or(text)) {
         return Some(Value::Invalid);
     }
     // the standard library takes "inf" as well
@@ -246,6 +280,29 @@ mod tests {
             (Kind::Double, Double(f64::NEG_INFINITY), Invalid),
             (Kind::Text, text("null"), text("null")),
             (Kind::Text, text(""), text("")),
+            (Kind::Text, text("unknown"), text("unknown")),
+            (Kind::Text, Double(f64::NAN), Invalid),
+            (Kind::Number, Int(3), Int(3)),
+            (Kind::Number, Double(3.0), Int(3)),
+            (Kind::Number, Double(-0.0), Int(0)),
+            (Kind::Number, Double(3.5), Double(3.5)),
+            (Kind::Number, Int(3_000_000_000), Double(3_000_000_000.0)),
+            (Kind::Number, text("3"), Int(3)),
+            (Kind::Number, text("3.50"), Double(3.5)),
+            (Kind::Number, text("unavailable"), Invalid),
+            (Kind::Number, Double(f64::NAN), Invalid),
+            (Kind::Number, Bool(true), Int(1)),
+            (Kind::TextOrNumber, text("grid"), text("grid")),
+            (Kind::TextOrNumber, text("unknown"), text("unknown")),
+            (Kind::TextOrNumber, text(""), text("")),
+            (Kind::TextOrNumber, text("71"), Int(71)),
+            (Kind::TextOrNumber, text("2.5"), Double(2.5)),
+            (Kind::TextOrNumber, text("007"), text("007")),
+            (Kind::TextOrNumber, text(" 71"), text(" 71")),
+            (Kind::TextOrNumber, text("1e3"), text("1e3")),
+            (Kind::TextOrNumber, Int(71), Int(71)),
+            (Kind::TextOrNumber, Double(71.0), Int(71)),
+            (Kind::TextOrNumber, Double(f64::NAN), Invalid),
             (Kind::Text, text(&"x".repeat(1024)), text(&"x".repeat(1024))),
             (Kind::Text, Int(5), text("5")),
             (Kind::Text, Double(5.0), text("5.0")),
@@ -258,6 +315,57 @@ mod tests {
         }
     }
 
+    /// In every item of a number, however it is written.
+    #[test]
+    fn no_value() {
+        let words = ["", "  ", "null", "None", "NaN", "nan", "-nan", "inf", "-inf", "+Inf", "Infinity", "-INFINITY", "undefined"];
+        for word in words.into_iter().chain(["unknown", "Unavailable", " none\n"]) {
+            for kind in [Kind::Int, Kind::Double, Kind::Number] {
+                assert_eq!(spec(kind).bring(text(word)), Ok(Value::Invalid), "{kind:?} {word:?}");
+            }
+            assert_eq!(spec(Kind::Text).bring(text(word)), Ok(text(word)));
+        }
+    }
+
+    /// As C, JavaScript, Python and templates print them.
+    #[test]
+    fn numbers_as_texts() {
+        for (word, double) in [
+            ("-0", 0.0),
+            ("+5", 5.0),
+            (" 5 ", 5.0),
+            ("5.", 5.0),
+            (".5", 0.5),
+            ("-.5", -0.5),
+            ("1e3", 1000.0),
+            ("1E3", 1000.0),
+            ("1e+3", 1000.0),
+            ("5.0e-1", 0.5),
+        ] {
+            assert_eq!(spec(Kind::Double).bring(text(word)), Ok(Value::Double(double)), "{word}");
+            let whole = double == f64::trunc(double);
+            assert_eq!(spec(Kind::Int).bring(text(word)).is_ok(), whole, "{word}");
+        }
+    }
+
+    /// What is stored comes back as it was, whichever type localsettings brings it to.
+    #[test]
+    fn stored_and_back() {
+        for (kind, value, stored) in [
+            (Kind::Int, Value::Int(3), Value::Int(3)),
+            (Kind::Number, Value::Int(3), Value::Double(3.0)),
+            (Kind::Number, Value::Double(3.5), Value::Double(3.5)),
+            (Kind::Text, text("71"), text("71")),
+            (Kind::TextOrNumber, text("grid"), text("grid")),
+            (Kind::TextOrNumber, Value::Int(-71), text("-71")),
+            (Kind::TextOrNumber, Value::Double(0.25), text("0.25")),
+            (Kind::TextOrNumber, Value::Double(1e300), text("1e+300")),
+        ] {
+            assert_eq!(spec(kind).stored(&value), stored, "{value:?}");
+            assert_eq!(spec(kind).bring(stored), Ok(value));
+        }
+    }
+
     #[test]
     fn refused() {
         use Value::{Bool, Dict, Double, Int, Invalid, UInt};
@@ -267,13 +375,16 @@ mod tests {
             (Kind::Int, Int(2_147_483_648), "2147483648 does not fit into 32 bits"),
             (Kind::Int, UInt(u64::MAX), "18446744073709551615 does not fit into 32 bits"),
             (Kind::Int, Double(1e300), "1e+300 does not fit into 32 bits"),
-            (Kind::Int, text(""), "\"\" is not a number"),
             (Kind::Int, text("0x10"), "\"0x10\" is not a number"),
             (Kind::Int, text("on"), "\"on\" is not a number"),
             (Kind::Int, list(&[Int(1)]), "a list is not a number"),
-            (Kind::Double, text(" "), "\" \" is not a number"),
             (Kind::Double, text("23,4"), "\"23,4\" is not a number"),
-            (Kind::Double, text("inf"), "\"inf\" is not a number"),
+            (Kind::Double, text("infinite"), "\"infinite\" is not a number"),
+            (Kind::Double, text("-unknown"), "\"-unknown\" is not a number"),
+            (Kind::Double, text("++5"), "\"++5\" is not a number"),
+            (Kind::Number, text("grid"), "\"grid\" is not a number"),
+            (Kind::Number, list(&[Int(1)]), "a list is not a number"),
+            (Kind::TextOrNumber, Bool(true), "true is not a text or a number"),
             (Kind::Double, text("1e999"), "\"1e999\" is not a number"),
             (Kind::Double, text("e"), "\"e\" is not a number"),
             (Kind::Double, Bool(true), "true is not a number"),

@@ -100,7 +100,7 @@ fn types_have_their_items() {
 
 #[test]
 fn items_that_others_rely_on() {
-    use Kind::{Double, Doubles, Int, Text, Texts};
+    use Kind::{Double, Doubles, Int, Text, TextOrNumber, Texts};
     use Value::Invalid;
     let catalogue = Catalogue::shipped();
     let roles = Value::Array([text("grid"), text("pvinverter"), text("genset"), text("acload")].into());
@@ -115,7 +115,7 @@ fn items_that_others_rely_on() {
         ("tank", "/Alarms/Low/Delay", Int, int(30), (int(0), int(100))),
         ("pvinverter", "/AllowedRoles", Texts, roles, (Invalid, Invalid)),
         ("pvinverter", "/StatusCode", Int, int(7), (int(0), int(12))),
-        ("grid", "/DeviceType", Int, int(0), (Invalid, Invalid)),
+        ("grid", "/DeviceType", TextOrNumber, int(0), (Invalid, Invalid)),
         ("grid", "/Ac/L3/Energy/Reverse", Double, Invalid, (Invalid, Invalid)),
         ("gps", "/Position/Latitude", Double, Invalid, (Invalid, Invalid)),
         ("evcharger", "/Status", Int, int(1), (int(0), int(24))),
@@ -240,6 +240,17 @@ kettle:
     format: "{:.1f} W"
   Mode:
     default: 1
+  Whole:
+    default: 1
+    type: i
+  Bits:
+    default: 1
+    format: "{:X}"
+  Either:
+    type: n
+  DeviceType:
+    default: "grid"
+    persist: true
   Scale:
     default: 1.5
   /Contact:
@@ -264,12 +275,16 @@ fn services_yml_as_it_is() {
     let (catalogue, mistakes) = added(SERVICES_YML);
     assert!(mistakes.is_empty(), "{mistakes:#?}");
     let kept = spec_of(&catalogue, "temperature", "/TemperatureType");
-    assert_eq!((kept.kind, kept.kept, &kept.max), (Kind::Int, true, &Value::Int(2)));
+    assert_eq!((kept.kind, kept.kept, &kept.max), (Kind::Number, true, &Value::Int(2)));
     assert_eq!(spec_of(&catalogue, "temperature", "/CO2").kind, Kind::Double, "what is not in the file stays");
     for (path, kind, default) in [
         ("/ProductId", Kind::Int, Value::Int(0xa163)),
         ("/Power", Kind::Double, Value::Double(0.0)),
-        ("/Mode", Kind::Int, Value::Int(1)),
+        ("/Mode", Kind::Number, Value::Int(1)),
+        ("/Whole", Kind::Int, Value::Int(1)),
+        ("/Bits", Kind::Int, Value::Int(1)),
+        ("/Either", Kind::Number, Value::Invalid),
+        ("/DeviceType", Kind::TextOrNumber, text("grid")),
         ("/Scale", Kind::Double, Value::Double(1.5)),
         ("/Contact", Kind::Double, Value::Invalid),
         ("/ModelName", Kind::Text, Value::Invalid),
@@ -371,7 +386,7 @@ fn paths_and_keys_that_are_not_known() {
 #[test]
 fn values_that_cannot_be() {
     costs_its_type_only(&[
-        ("bad:\n  A:\n    type: bool", "3: bad/A: `type`: must be i (integer), d (double), s (text), as (texts) or ad (doubles)"),
+        ("bad:\n  A:\n    type: bool", "3: bad/A: `type`: must be i (integer), d (double), n (either), s (text), sn (text or number), as (texts) or ad (doubles)"),
         ("bad:\n  A:\n    default: 5\n    format: '{:g}'", "4: bad/A: `format`: {:g} is not known; write {}, {:.2f}, {:d} or {:X}"),
         ("bad:\n  A: {format: W}", "2: bad/A: `format`: it has no {}, where the value goes; write {}, {:.2f}, {:d} or {:X}"),
         ("bad:\n  A: {format: [1]}", "2: bad/A: `format`: must be a text"),
