@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! setup   key=value …                     options, in the first lines only: strict, proxy, stale_after, device_instance, keepalive,
-//!                                         max_devices, max_services, access, allow, deny, prefix, enabled, settings=absent, show
+//!                                         max_devices, max_services, access, allow, deny, prefix, enabled, settings=absent, show,
+//!                                         catalogue=services.yml (the items of `SERVICES_YML` in place of those that ship)
 //! mqtt  < TOPIC [PAYLOAD] [retained]      a message from the broker, which is for devices       mqtt up, mqtt down, mqtt mode MODE, mqtt suback TOPIC ok|refused
 //! mqtt  - TOPIC [PAYLOAD]                 a message that devices leave to the bridge
 //! mqtt  > TOPIC PAYLOAD                   a message that must come next
@@ -61,6 +62,26 @@ use venus_mqtt::device::{BusCommand, BusEvent, Devices, ForeignWrite, Key, Setup
 
 const PORTAL: &str = "c0619ab1c2d3";
 const EPOCH: u64 = 1_795_259_400;
+/// Items without a type, as dbus-mqtt-devices has them.
+const SERVICES_YML: &str = "
+evcharger:
+  Current:
+    default: 0
+  MaxCurrent:
+    default: 0
+    persist: true
+  Mode:
+    description: \"0=manual 1=auto 2=scheduled\"
+    default: 0
+    min: 0
+    max: 2
+    persist: true
+grid:
+  DeviceType:
+    default: \"grid\"
+    persist: true
+";
+
 const VICTRON: &str = "com.victronenergy.";
 
 #[test]
@@ -75,6 +96,7 @@ struct Chosen {
     bridge: BridgeOptions,
     prefix: String,
     is_alone: bool,
+    services_yml: bool,
     shown: HashSet<String>,
 }
 
@@ -98,6 +120,7 @@ impl Chosen {
             ("prefix", value) => self.prefix = format!("{value}/"),
             ("show", what) => drop(self.shown.insert(what.to_owned())),
             ("settings", "absent") => self.is_alone = true,
+            ("catalogue", "services.yml") => self.services_yml = true,
             _ => return Err(format!("no such setting: {setting}")),
         }
         Ok(())
@@ -546,12 +569,16 @@ impl Stage {
 }
 
 fn devices(chosen: &Chosen, disk: Option<&str>) -> Devices {
+    let mut catalogue = Catalogue::shipped();
+    if chosen.services_yml {
+        assert_eq!(catalogue.add_file("services.yml", SERVICES_YML), []);
+    }
     Devices::new(Setup {
         portal: PortalId::parse(PORTAL).unwrap(),
         prefix: chosen.prefix.clone(),
         options: chosen.options.clone(),
         bridge: chosen.bridge.clone(),
-        catalogue: Catalogue::shipped(),
+        catalogue,
         registry: disk.map(|text| registry::parse(text).unwrap().0).unwrap_or_default(),
         verbosity: log::Level::Debug,
     })
