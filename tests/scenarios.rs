@@ -6,6 +6,7 @@
 //! ```text
 //! setup  key=value …                      options, in the first lines only: retain, interval, always_on, enabled, access, allow, deny, prefix, link
 //! bus    + NAME OWNER                     a name gets an owner            bus - NAME OWNER   and loses it
+//! bus    own NAME                         it is a service of a registered device
 //! bus    < items OWNER /Path=JSON …       the answer to its GetItems      (;min=JSON ;max=JSON ;default=JSON behind a value, or alone)
 //! bus    < value OWNER JSON               the answer to its oldest open GetValue; likewise `code OWNER N`, `error OWNER NAME`, `text OWNER TEXT`;
 //!                                         `late` before it: to the oldest that nobody waits for any more
@@ -147,6 +148,7 @@ impl transcripts::Play for Stage {
         match &words[..] {
             ["bus", "+", name, owner] => self.bridge.name_owner_changed(now, name, "", owner),
             ["bus", "-", name, owner] => self.bridge.name_owner_changed(now, name, owner, ""),
+            ["bus", "own", name] => self.bridge.mark_own(name),
             ["bus", "=", name, old, new] => self.bridge.name_owner_changed(now, name, old, new),
             ["bus", "<", "changed", owner, items @ ..] => {
                 if let Some(mut changes) = self.bridge.changes(now, owner) {

@@ -327,7 +327,9 @@ mod tests {
             assert_eq!((missing, &entries[2].1), (vec![true, false, false], &Value::Str(json.into())));
         }
         assert_eq!(read_payload(b"{\"value\": null}"), Ok(Value::Invalid));
-        for bad in ["{\"value\": nan} x", "{\"value\": nan, }", "{nan: 1, \"value\": 5}", "{\"value\": [nan, \"\\u0000\"]}", "{\"value\": 1e999}"] {
+        for bad in
+            ["{\"value\": nan} x", "{\"value\": nan, }", "{nan: 1, \"value\": 5}", "{\"value\": [nan, \"\\u0000\"]}", "{\"value\": 1e999}"]
+        {
             assert_eq!(read_payload(bad.as_bytes()), parse_payload(bad.as_bytes()), "{bad}");
             assert!(read_json(bad.as_bytes()).is_err(), "{bad}");
         }

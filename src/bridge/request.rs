@@ -167,9 +167,9 @@ impl Bridge {
         if !is_item_path(address.path) {
             return Err("not the path of an item".into());
         }
-        // an item of a device is brought to no value, another program would be told something that its client did not mean
+        // an item of a device has no value then; what another program would make of it nobody knows
         if value.has_missing() && self.services.get(id).is_some_and(|service| !service.own) {
-            return Err("its number is none (a bare nan, inf or unknown): this is taken for items of registered devices only; send null for no value".into());
+            return Err("a bare nan, inf or unknown is taken for registered devices only; send null for no value".into());
         }
         let bytes = value.heap();
         if self.calls.bytes() + self.pending.bytes + bytes > limits::CALLS_BYTES {

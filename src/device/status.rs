@@ -225,7 +225,9 @@ mod tests {
     fn forms_in_the_field() {
         assert_eq!(parse(r#"{"clientid":"x","connected":0}"#).unwrap().client.raw(), "x");
         assert_eq!(parse(r#"{"connected":false,"services":5}"#).unwrap().client.raw(), "fe001");
-        for (version, expected) in [("\"\"", ""), ("1", "1"), ("1.0", "1.0"), ("true", "true"), ("null", ""), ("nan", ""), ("None", ""), (".5", "0.5")] {
+        for (version, expected) in
+            [("\"\"", ""), ("1", "1"), ("1.0", "1.0"), ("true", "true"), ("null", ""), ("nan", ""), ("None", ""), (".5", "0.5")]
+        {
             let payload = format!(r#"{{"connected":true,"version":{version},"services":{{"t":"tank"}}}}"#);
             assert_eq!(&*registration(&payload).version, expected);
         }

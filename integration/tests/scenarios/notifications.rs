@@ -2,7 +2,12 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use venus_mqtt_integration::{PORTAL, Part, Rig, Setup, item, items};
+use venus_mqtt_integration::{
+    Item, PORTAL, Part, Rig, Setup,
+    fake::SETTINGS,
+    item, items,
+    items::{Entry, owned},
+};
 
 use crate::{BATTERY, TANK, battery, tank};
 
@@ -50,6 +55,56 @@ fn changes_of_both_kinds_are_published_in_order() {
         mqtt.n("battery/512/Dc/0/Voltage", &format!("{{\"value\":{value:?}}}"));
     }
     assert_eq!(mqtt.on(&mqtt.topic('N', "battery/512/Soc")).len(), 20);
+}
+
+/// An item is the same whichever message names it, and however its path is written.
+#[test]
+fn a_path_without_its_slash() {
+    let mut rig = Rig::new(Setup::default());
+    let sensor = "com.victronenergy.temperature.virtual_a";
+    rig.fake().add(sensor, items([("DeviceInstance", item(24)), ("Temperature", item(10.0)), ("/Dc/0/Voltage", item(12.5))]));
+    rig.fake().behave(sensor, "keys", "slash");
+    let mqtt = rig.awake();
+    mqtt.n("temperature/24/Temperature", r#"{"value":10.0}"#);
+    rig.fake().signal_only(sensor, items([("Temperature", item(11.0)), ("Dc/0/Voltage", item(12.6))]));
+    mqtt.n("temperature/24/Temperature", r#"{"value":11.0}"#);
+    mqtt.n("temperature/24/Dc/0/Voltage", r#"{"value":12.6}"#);
+    rig.fake().signal_only(sensor, items([("Temperature", Item::bare().with("Min", -40.0)), ("//Dc/0//Voltage/", item(12.7))]));
+    mqtt.n("temperature/24/Temperature", r#"{"value":11.0,"min":-40.0}"#);
+    mqtt.n("temperature/24/Dc/0/Voltage", r#"{"value":12.7}"#);
+    mqtt.read("temperature/24/Dc");
+    mqtt.n("temperature/24/Dc/0/Voltage", r#"{"value":12.5}"#);
+    // what can be no path is left out with a line
+    rig.fake().signal_only(sensor, items([("Air-Quality", item(1)), ("Temperature", item(12.0))]));
+    mqtt.n("temperature/24/Temperature", r#"{"value":12.0,"min":-40.0}"#);
+    rig.await_log(Part::Bridge, "Air-Quality");
+}
+
+/// localsettings says "no limits" by 0 and 0 in its signals, and by nothing in GetItems: clients see the same.
+#[test]
+fn settings_without_limits() {
+    let mut rig = Rig::new(Setup::devices());
+    let mqtt = rig.awake();
+    let path = "/Settings/Added/Later";
+    let add = |rig: &Rig, max: i32| {
+        let limit = |limit: i32| owned(limit);
+        let setting =
+            Entry::from([("path".into(), owned(path)), ("default".into(), limit(3)), ("min".into(), limit(0)), ("max".into(), limit(max))]);
+        let _: Vec<Entry> =
+            rig.fake().call(SETTINGS, "/", "com.victronenergy.Settings", "AddSettings", &vec![setting]).expect("it answers");
+    };
+    let none = r#"{"value":3,"default":3}"#;
+    for (max, payload) in [(0, none), (5, r#"{"value":3,"min":0,"max":5,"default":3}"#), (0, none)] {
+        mqtt.mark();
+        add(&rig, max);
+        mqtt.n(&format!("settings/0{path}"), payload);
+        // as a scan finds it
+        rig.stop(Part::Bridge);
+        rig.start_bridge();
+        mqtt.mark();
+        mqtt.keepalive("");
+        mqtt.n(&format!("settings/0{path}"), payload);
+    }
 }
 
 both! {

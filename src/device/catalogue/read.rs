@@ -221,7 +221,10 @@ fn kind(node: &Node) -> Result<Kind, Wrong> {
         Some("sn" | "any") => Ok(Kind::TextOrNumber),
         Some("as" | "strings" | "texts") => Ok(Kind::Texts),
         Some("ad" | "doubles" | "floats") => Ok(Kind::Doubles),
-        _ => Err(wrong(node, "`type`: must be i (integer), d (double), n (either), s (text), sn (text or number), as (texts) or ad (doubles)")),
+        _ => Err(wrong(
+            node,
+            "`type`: must be i (integer), d (double), n (either), s (text), sn (text or number), as (texts) or ad (doubles)",
+        )),
     }
 }
 

@@ -386,7 +386,10 @@ fn paths_and_keys_that_are_not_known() {
 #[test]
 fn values_that_cannot_be() {
     costs_its_type_only(&[
-        ("bad:\n  A:\n    type: bool", "3: bad/A: `type`: must be i (integer), d (double), n (either), s (text), sn (text or number), as (texts) or ad (doubles)"),
+        (
+            "bad:\n  A:\n    type: bool",
+            "3: bad/A: `type`: must be i (integer), d (double), n (either), s (text), sn (text or number), as (texts) or ad (doubles)",
+        ),
         ("bad:\n  A:\n    default: 5\n    format: '{:g}'", "4: bad/A: `format`: {:g} is not known; write {}, {:.2f}, {:d} or {:X}"),
         ("bad:\n  A: {format: W}", "2: bad/A: `format`: it has no {}, where the value goes; write {}, {:.2f}, {:d} or {:X}"),
         ("bad:\n  A: {format: [1]}", "2: bad/A: `format`: must be a text"),

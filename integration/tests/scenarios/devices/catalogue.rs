@@ -2,7 +2,14 @@
 
 use std::process::Command;
 
-use venus_mqtt_integration::{Device, Part, Setup, device::name, fake::SETTINGS, items::Items, parts::binary};
+use venus_mqtt_integration::{
+    Device, Part, Rig, Setup,
+    device::name,
+    fake::SETTINGS,
+    items::{Entry, Items, owned},
+    parts::binary,
+};
+use zbus::Variant;
 
 use super::{kept, running, sensor, settle};
 
@@ -24,6 +31,97 @@ kettle:
     min: 0
     max: 100
 ";
+
+/// Items as dbus-mqtt-devices has them: what type they have is nowhere said.
+const SERVICES_YML: &str = "evcharger:
+  Current:
+    default: 0
+  Position:
+    default: 0
+    type: i
+  MaxCurrent:
+    persist: true
+    default: 0
+  Mode:
+    persist: true
+    default: 0
+    min: 0
+    max: 2
+";
+
+/// A whole default does not make an item whole; what dbus-mqtt-devices has stored is kept, and a fraction is too.
+#[test]
+fn whole_defaults_take_fractions() {
+    let mut rig = running(Setup::devices().device("catalogue_dir = \"{dir}\"").file("services.yml", SERVICES_YML));
+    for (path, stored) in [("MaxCurrent", 16), ("Mode", 2)] {
+        store(&rig, &kept("fe001", "e", path), 0, Some((0, 0)));
+        assert_eq!(rig.fake().set_value(SETTINGS, &kept("fe001", "e", path), stored).ok(), Some(0));
+    }
+    let device = Device::connect(&rig, "fe001");
+    let register = |device: &Device| device.register(r#"{"e": "evcharger"}"#);
+    register(&device);
+    let charger = name("evcharger", "fe001", "e");
+    assert_eq!(rig.fake().shown(&charger, "/Current"), "i 0");
+    assert_eq!(rig.fake().shown(&charger, "/MaxCurrent"), "i 16");
+    assert_eq!(rig.fake().shown(&charger, "/Mode"), "i 2");
+    device.mqtt.keepalive("");
+    device.mqtt.write("evcharger/1/Current", r#"{"value": 3.5}"#);
+    device.mqtt.n("evcharger/1/Current", r#"{"value":3.5,"default":0}"#);
+    device.mqtt.write("evcharger/1/Current", r#"{"value": "4"}"#);
+    device.mqtt.n("evcharger/1/Current", r#"{"value":4,"default":0}"#);
+    // a type fixes it
+    device.mqtt.write("evcharger/1/Position", r#"{"value": 0.5}"#);
+    device.mqtt.write("evcharger/1/Position", r#"{"value": 1.0}"#);
+    rig.fake().await_shown(&charger, "/Position", "i 1");
+    device.mqtt.write("evcharger/1/MaxCurrent", r#"{"value": 12.5}"#);
+    rig.fake().await_shown(SETTINGS, &kept("fe001", "e", "MaxCurrent"), "d 12.5");
+    for part in [Part::Bridge, Part::Settings] {
+        rig.stop(part);
+        if part == Part::Bridge {
+            rig.start_bridge();
+        } else {
+            rig.start_settings();
+        }
+        register(&device);
+        assert_eq!(rig.fake().shown(&charger, "/MaxCurrent"), "d 12.5");
+        assert_eq!(rig.fake().shown(&charger, "/Mode"), "i 2");
+    }
+}
+
+/// The model of a grid meter has been a number and a text: either is taken, and what is stored of either is kept.
+#[test]
+fn a_device_type_is_text_or_number() {
+    let mut rig = running(Setup::devices());
+    store(&rig, &kept("fe001", "old", "DeviceType"), "grid", None);
+    store(&rig, &kept("fe001", "older", "DeviceType"), 71, Some((0, 0)));
+    let device = Device::connect(&rig, "fe001");
+    let register = |device: &Device| device.register(r#"{"old": "grid", "older": "grid", "new": "grid"}"#);
+    let [one, two, three] = ["old", "older", "new"].map(|key| name("grid", "fe001", key));
+    let topic = format!("grid/{}/DeviceType", register(&device).instance("new"));
+    assert_eq!(rig.fake().shown(&one, "/DeviceType"), "s \"grid\"");
+    assert_eq!(rig.fake().shown(&two, "/DeviceType"), "i 71");
+    device.mqtt.keepalive("");
+    device.mqtt.write(&topic, r#"{"value": "grid"}"#);
+    device.mqtt.n(&topic, r#"{"value":"grid","default":0}"#);
+    device.mqtt.write(&topic, r#"{"value": 345}"#);
+    device.mqtt.n(&topic, r#"{"value":345,"default":0}"#);
+    rig.fake().await_shown(SETTINGS, &kept("fe001", "new", "DeviceType"), "s \"345\"");
+    rig.stop(Part::Bridge);
+    rig.start_bridge();
+    register(&device);
+    for (service, shown) in [(&one, "s \"grid\""), (&two, "i 71"), (&three, "i 345")] {
+        assert_eq!(rig.fake().shown(service, "/DeviceType"), shown);
+    }
+}
+
+/// Another program has stored this setting.
+fn store(rig: &Rig, path: &str, value: impl Into<Variant<'static>>, limits: Option<(i32, i32)>) {
+    let mut setting = Entry::from([("path".into(), owned(path.to_owned())), ("default".into(), owned(value))]);
+    if let Some((min, max)) = limits {
+        setting.extend([("min".into(), owned(min)), ("max".into(), owned(max))]);
+    }
+    let _: Vec<Entry> = rig.fake().call(SETTINGS, "/", "com.victronenergy.Settings", "AddSettings", &vec![setting]).expect("it answers");
+}
 
 /// A channel of a switch: all its items come together, in one signal; its settings are kept.
 #[test]

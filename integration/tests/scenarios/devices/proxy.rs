@@ -34,6 +34,47 @@ fn one_message_is_one_signal() {
     }
 }
 
+/// What printf, Python and Home Assistant have for no value makes its item invalid; the others get theirs.
+#[test]
+fn a_number_that_is_none_costs_itself() {
+    let rig = running(Setup::devices());
+    rig.fake().add(BATTERY, battery());
+    let (device, _) = sensor(&rig);
+    for (none, other) in [
+        ("nan", "+1.5"),
+        (r#""unknown""#, "2.5"),
+        ("-inf", ".5"),
+        (r#""Unavailable""#, "4.5"),
+        ("None", "5."),
+        (r#""""#, "6.5"),
+        (r#""NaN""#, "7.5"),
+        ("null", "8.5"),
+        ("unavailable", "9.5"),
+    ] {
+        device.proxy(r#"{"t1": {"Temperature": 20.5, "CustomName": "Cellar"}}"#);
+        rig.fake().await_shown(SENSOR, "/Temperature", "d 20.5");
+        let name = if none.starts_with('"') { none } else { r#""nan""# };
+        device.proxy(format!("\u{feff}{{\"t1\": {{\"Temperature\": {none}, \"Humidity\": {other}, \"CustomName\": {name}}}}}"));
+        let humidity: f64 = other.trim_start_matches('+').parse().expect("a number");
+        rig.fake().await_shown(SENSOR, "/Humidity", &format!("d {humidity:?}"));
+        assert_eq!(rig.fake().shown(SENSOR, "/Temperature"), "ai []", "{none}");
+        // in a text it is what it says
+        assert_eq!(rig.fake().shown(SENSOR, "/CustomName"), format!("s {name}"), "{none}");
+    }
+    // another program would be told what its client did not mean: there it is refused, and null is not
+    device.mqtt.read("battery/512/Soc");
+    device.mqtt.n("battery/512/Soc", r#"{"value":87.0}"#);
+    let error = device.topic("Error");
+    device.mqtt.mark();
+    device.proxy(format!(r#"{{"topicPath": "{}", "values": {{"Soc": nan, "Dc/0/Current": +1}}}}"#, w("battery/512")));
+    rig.fake().await_call(BATTERY, "SetValue /Dc/0/Current i 1");
+    device.mqtt.wait_for("the reason", |message| message.topic == error && message.text().contains("battery/512/Soc: a bare nan"));
+    device.mqtt.write("battery/512/Soc", r#"{"value": NaN}"#);
+    device.mqtt.write("battery/512/Soc", r#"{"value": null}"#);
+    rig.fake().await_call(BATTERY, "SetValue /Soc ai []");
+    assert_eq!(rig.fake().calls_of(BATTERY, "SetValue").len(), 2);
+}
+
 /// The value that does not fit is refused, and the others count.
 #[test]
 fn one_bad_value_costs_itself() {
