@@ -38,14 +38,14 @@ fn any_default(spec: &ItemSpec) -> Value {
     match (spec.kind, &spec.default, &spec.min) {
         (_, default, _) if *default != Value::Invalid => default.clone(),
         (_, _, min) if *min != Value::Invalid => min.clone(),
-        (ItemKind::Int | ItemKind::Number, ..) => Value::Int(0),
+        (ItemKind::Int, ..) => Value::Int(0),
         (ItemKind::Double, ..) => Value::Double(0.0),
         _ => Value::Str(Box::default()),
     }
 }
 
 fn setting(path: String, default: Value, spec: &ItemSpec) -> Setting {
-    Setting { path: path.into(), default: spec.stored(&default), min: spec.stored(&spec.min), max: spec.stored(&spec.max) }
+    Setting { path: path.into(), default, min: spec.min.clone(), max: spec.max.clone() }
 }
 
 impl Devices {
@@ -330,7 +330,7 @@ impl Devices {
         let exists = kept.exists;
         self.unsaved |= is_new;
         if exists {
-            self.settings.ask(now, &full, Method::SetValue(spec.stored(&value)), Purpose::Keep(key, path.into()));
+            self.settings.ask(now, &full, Method::SetValue(value), Purpose::Keep(key, path.into()));
         } else {
             let default = if spec.default == Value::Invalid { value } else { spec.default.clone() };
             let settings = vec![setting(full, default, &spec)];
@@ -341,8 +341,7 @@ impl Devices {
     fn take_created(&mut self, now: Time, key: Key, path: &str, reply: Option<Reply>) {
         let Some(place) = self.place_of(key) else { return };
         let Some(service) = self.service_mut(place) else { return };
-        let exported = service.exported.as_ref();
-        let ours = exported.and_then(|exported| Some(exported.spec(path)?.stored(exported.value(path)?))).unwrap_or_default();
+        let ours = service.exported.as_ref().and_then(|exported| exported.value(path).cloned()).unwrap_or_default();
         let Some(kept) = service.kept.get_mut(path) else { return };
         (kept.busy, kept.again) = (false, false);
         let added = match reply {
