@@ -669,6 +669,7 @@ impl World {
     fn pump(&mut self) -> Result<(), TestCaseError> {
         loop {
             let mut quiet = true;
+            self.devices.check_numbers(self.now(), |_, _| Some(Vec::new()));
             while let Some(command) = self.devices.poll_bus() {
                 quiet = false;
                 self.obey(command)?;

@@ -13,6 +13,7 @@ mod dialogue;
 mod format;
 pub mod id;
 mod model;
+mod numbers;
 pub mod options;
 mod proxy;
 mod registration;
@@ -114,6 +115,8 @@ pub struct Devices {
     due: Option<Option<Time>>,
     /// Some services may not be known to the bridge yet.
     unknown: bool,
+    /// The numbers of some services are to be looked up on the bus.
+    unchecked: bool,
     /// The registry on disk is behind.
     unsaved: bool,
     /// It is made anew no earlier.
@@ -147,6 +150,7 @@ impl Devices {
             keep_awake: None,
             due: None,
             unknown: false,
+            unchecked: false,
             unsaved: false,
             save_after: Time::default(),
             bus: VecDeque::new(),

@@ -57,6 +57,10 @@ pub struct Service {
     /// `mqtt_<client>_<service>`
     pub slug: Box<str>,
     pub instance: Option<i32>,
+    /// Whether the instance is free on the bus is being found out.
+    pub check: Option<NumberCheck>,
+    /// The instance that the device was told last, and the one that it was told before.
+    pub announced: [Option<i32>; 2],
     /// Leaves the bus to come back with its values.
     pub restarts: bool,
     pub exported: Option<Exported>,
@@ -83,6 +87,17 @@ pub enum State {
     Failed {
         retry: Time,
     },
+}
+
+/// How the instance of a service is being found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NumberCheck {
+    /// Services that are still being scanned are waited for until then.
+    pub until: Time,
+    /// Numbers that were claimed because the one before was taken.
+    pub claims: u32,
+    /// localsettings has answered: the bridge is to be asked.
+    pub is_due: bool,
 }
 
 /// How the value of an item stands with the setting that keeps it.
@@ -125,11 +140,13 @@ impl Device {
             State::Failed { retry } if self.online => Some(retry),
             _ => None,
         });
+        let checks = self.services.iter().filter(|service| service.state == State::Asking).filter_map(|service| service.check);
+        let checks = checks.filter(|check| check.is_due).map(|check| check.until);
         let stale = match (stale_after, self.heard) {
             (Some(after), Some(heard)) if self.online && !self.stale => Some(heard + after),
             _ => None,
         };
-        [self.provisional, self.patience, stale].into_iter().flatten().chain(retries)
+        [self.provisional, self.patience, stale].into_iter().flatten().chain(retries).chain(checks)
     }
 
     /// Everything it wants is on the bus, and nothing else of it is.
@@ -158,6 +175,8 @@ impl Service {
             known: false,
             failures: 0,
             instance: None,
+            check: None,
+            announced: [None; 2],
             restarts: false,
             exported: None,
             kept: BTreeMap::new(),
@@ -169,6 +188,23 @@ impl Service {
     /// The type it has, or is to become.
     pub fn aim(&self) -> &str {
         self.next_kind.as_deref().unwrap_or(&self.kind)
+    }
+
+    /// It has a name on the bus, or is about to get it.
+    pub fn is_shown(&self) -> bool {
+        matches!(self.state, State::Opening | State::Up) && !self.restarts
+    }
+
+    /// Whether it uses this type and instance on the bus.
+    pub fn uses_number(&self, kind: &str, instance: i32) -> bool {
+        self.is_shown() && *self.kind == *kind && self.instance == Some(instance)
+    }
+
+    /// The device has been told the instance.
+    pub fn announce(&mut self) {
+        if self.instance != self.announced[0] {
+            self.announced = [self.instance, self.announced[0]];
+        }
     }
 
     pub fn bus_name(&self) -> String {

@@ -9,6 +9,7 @@ use super::Devices;
 use super::catalogue::{ItemSpec, Kind as ItemKind};
 use super::dialogue::Purpose;
 use super::model::{Kept, Key, Place, State};
+use super::numbers::{instance_of, instance_path};
 use super::steps::Changed;
 use crate::bridge::name::is_item_path;
 use crate::bridge::notes::Kind;
@@ -16,21 +17,9 @@ use crate::bridge::value::Value;
 use crate::bridge::{Method, Reply, Setting, Time};
 use crate::text::escape;
 
-/// Where the number of a service is.
-fn instance_path(slug: &str) -> String {
-    format!("/Settings/Devices/{slug}/ClassAndVrmInstance")
-}
-
 /// Where the value of an item is.
 fn item_path(slug: &str, path: &str) -> String {
     format!("/Settings/MqttDevices/{slug}{path}")
-}
-
-/// The number in `<class>:<number>`, if it is of this class.
-fn instance_of(value: &Value, class: &str) -> Option<i32> {
-    let Value::Str(text) = value else { return None };
-    let (found, number) = text.split_once(':')?;
-    if found == class { number.trim().parse().ok().filter(|number| *number >= 0) } else { None }
 }
 
 /// A value of its kind, for a setting that is there already.
@@ -58,6 +47,7 @@ impl Devices {
         let key = self.new_key(place);
         if let Some(service) = self.service_mut(place) {
             service.state = State::Asking;
+            service.check = None;
             // a call of an earlier life is answered to nobody
             service.kept.values_mut().for_each(|kept| *kept = Kept { newer: kept.newer, ..Kept::default() });
         }
@@ -184,7 +174,7 @@ impl Devices {
     }
 
     /// A service that is on the bus already stays there.
-    fn fail_asking(&mut self, now: Time, place: Place, why: &str) {
+    pub(super) fn fail_asking(&mut self, now: Time, place: Place, why: &str) {
         if self.service(place).is_some_and(|service| service.state == State::Asking) {
             self.fail(now, place, why);
             self.drive_all(now, place.0);
@@ -194,7 +184,7 @@ impl Devices {
         }
     }
 
-    fn wait_again(&mut self, now: Time, place: Place) {
+    pub(super) fn wait_again(&mut self, now: Time, place: Place) {
         let Some((key, state)) = self.service(place).map(|service| (service.key, service.state)) else { return };
         // once is enough, however much has gone unanswered
         let asks = self.settings.is_there() && !self.settings.asks_settings(key);
@@ -207,49 +197,6 @@ impl Devices {
                 self.finish_forgetting(now, place.0);
             }
             State::Opening | State::Up if asks => self.add_settings(now, place, Purpose::Add { key, again: false }),
-            _ => {}
-        }
-    }
-
-    fn take_instance(&mut self, now: Time, key: Key, reply: Option<Reply>) {
-        let Some(place) = self.place_of(key) else { return };
-        let Some(service) = self.service(place) else { return };
-        match reply {
-            Some(Reply::Value(value)) => match instance_of(&value, &service.kind) {
-                Some(instance) => self.use_instance(now, place, instance),
-                None => {
-                    let path = instance_path(&service.slug);
-                    self.fail_asking(now, place, &format!("localsettings does not give a number of its class at {path}"));
-                }
-            },
-            Some(other) if !other.is_from_nobody() => {
-                self.fail_asking(now, place, &format!("localsettings does not give the number of it: {}", escape(&other.reason())));
-            }
-            _ => self.wait_again(now, place),
-        }
-    }
-
-    /// The number of a service is known: it can go on, or has to move.
-    fn use_instance(&mut self, now: Time, place: Place, instance: i32) {
-        let Some(device) = self.devices.get_mut(place.0) else { return };
-        let online = device.online;
-        let Some(service) = device.services.get_mut(place.1) else { return };
-        let moved = service.instance.is_some_and(|known| known != instance);
-        let state = service.state;
-        service.instance = Some(instance);
-        device.owed |= moved && online;
-        self.unsaved |= moved;
-        let wanted = self.service(place).is_some_and(|service| service.wanted && service.next_kind.is_none());
-        match state {
-            State::Asking if online && wanted => self.open(place),
-            State::Asking => {
-                if let Some(service) = self.service_mut(place) {
-                    service.state = State::Off;
-                }
-                self.drive_all(now, place.0);
-                self.finish_forgetting(now, place.0);
-            }
-            State::Opening | State::Up if moved => self.restart(now, place),
             _ => {}
         }
     }
