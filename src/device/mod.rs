@@ -15,6 +15,7 @@ pub mod id;
 mod model;
 mod numbers;
 pub mod options;
+mod persisted;
 mod proxy;
 mod registration;
 pub mod registry;

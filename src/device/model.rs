@@ -59,6 +59,8 @@ pub struct Service {
     pub instance: Option<i32>,
     /// Whether the instance is free on the bus is being found out.
     pub check: Option<NumberCheck>,
+    /// A number that it could not have, and the service that has it: its device is told.
+    pub taken: Option<(i32, Box<str>)>,
     /// The instance that the device was told last, and the one that it was told before.
     pub announced: [Option<i32>; 2],
     /// Leaves the bus to come back with its values.
@@ -111,6 +113,16 @@ pub struct Kept {
     pub again: bool,
     /// The setting is not known to have the value yet: what it holds is older.
     pub newer: bool,
+    /// Its type, if that is known: `i`, `f` or `s`.
+    pub stored: Option<char>,
+    /// localsettings was away since the value was last compared: a default that it holds may stand for a value that it has lost.
+    pub returned: bool,
+    /// What the setting held in another type, as the item's value; it is being added again with this.
+    pub converted: Option<crate::bridge::value::Value>,
+    /// The setting is removed before that.
+    pub replaced: bool,
+    /// The setting holds what the item cannot have: it is left alone.
+    pub unusable: bool,
     /// What others have set meanwhile.
     pub seen: Option<crate::bridge::value::Value>,
 }
@@ -176,6 +188,7 @@ impl Service {
             failures: 0,
             instance: None,
             check: None,
+            taken: None,
             announced: [None; 2],
             restarts: false,
             exported: None,

@@ -130,11 +130,8 @@ impl Devices {
     fn claim_next(&mut self, now: Time, place: Place, instance: i32, by: &str, occupants: &dyn Fn(&str, &str) -> Option<Vec<Occupant>>) {
         let above = (1..=limits::NUMBERS_TRIED).filter_map(|more| instance.checked_add(more));
         let next = above.into_iter().find(|number| !matches!(self.verdict(place, *number, occupants), Verdict::Taken(_)));
-        let Some(device) = self.devices.get_mut(place.0) else { return };
-        let clients = device.clients.clone();
-        let Some(service) = device.services.get_mut(place.1) else { return };
-        let (key, kind, name) = (service.key, service.kind.clone(), service.bus_name());
-        let (id, path) = (service.id.to_string(), instance_path(&service.slug));
+        let Some(service) = self.service_mut(place) else { return };
+        let (key, kind, name, path) = (service.key, service.kind.clone(), service.bus_name(), instance_path(&service.slug));
         let check = service.check.as_mut().filter(|check| check.claims < limits::NUMBER_CLAIMS);
         let (Some(check), Some(next)) = (check, next) else {
             service.check = None;
@@ -143,13 +140,12 @@ impl Devices {
             return self.drive_all(now, place.0);
         };
         (check.is_due, check.claims) = (false, check.claims + 1);
+        service.taken.get_or_insert_with(|| (instance, by.into()));
         self.caused(now, Level::Warn, Kind::Service, || {
             format!(
                 "{name} cannot have {kind}/{instance}, which is the type and instance of {by}: claiming {kind}:{next} from localsettings"
             )
         });
-        let text = format!("\"{id}\" ({name}): {kind}/{instance} is the type and instance of {by}; another instance is claimed, see DBus");
-        self.complain(&clients, &text);
         let claim = Value::Str(format!("{kind}:{next}").into());
         self.settings.ask(now, &path, Method::SetValue(claim), Purpose::Claim(key));
     }
@@ -180,6 +176,25 @@ impl Devices {
                 self.complain(&clients, &text);
             }
             (None, None) => {}
+        }
+    }
+
+    /// Tells a device which numbers it could not have, behind the answer that says which it has.
+    pub(super) fn tell_taken(&mut self, index: usize) {
+        let Some(device) = self.devices.get_mut(index) else { return };
+        let mut texts = Vec::new();
+        for service in device.services.iter_mut().filter(|service| service.wanted) {
+            if let (Some((number, by)), Some(instance)) = (service.taken.take(), service.instance) {
+                let (kind, name) = (&service.kind, service.bus_name());
+                texts.push(format!(
+                    "\"{}\" ({name}): {kind}/{number} is the type and instance of {by}; it has instance {instance} instead",
+                    service.id
+                ));
+            }
+        }
+        if !texts.is_empty() {
+            let clients = device.clients.clone();
+            self.complain(&clients, &texts.join("; "));
         }
     }
 

@@ -241,6 +241,7 @@ impl Devices {
                 self.publish(topic, instances.clone());
             }
         }
+        self.tell_taken(index);
     }
 
     /// A call to one of the services.
