@@ -164,15 +164,17 @@ impl Devices {
             // it came in between: the check before it is opened again finds another number
             (_, Some(other)) => self.restart(now, other),
             (Some(holder), None) => {
-                let Some(device) = self.devices.get(holder.0) else { return };
-                let (clients, id) = (device.clients.clone(), self.service(holder).map(|service| service.id.to_string()));
+                let (Some(device), Some(service)) = (self.devices.get(holder.0), self.service(holder)) else { return };
                 let text = format!(
-                    "\"{}\" ({}): {} has come with the same type and instance; it gets no topics and no writes while yours is there; give \
-                     it another instance",
-                    id.unwrap_or_default(),
+                    "\"{}\" ({}): {} has come with {}/{}, its type and instance; it gets no topics and no writes while yours is there; \
+                     give it another instance",
+                    service.id,
                     conflict.holder,
-                    conflict.other
+                    conflict.other,
+                    service.kind,
+                    service.instance.unwrap_or_default()
                 );
+                let clients = device.clients.clone();
                 self.complain(&clients, &text);
             }
             (None, None) => {}

@@ -173,7 +173,6 @@ impl Devices {
             device.owed |= device.online;
         }
         self.emit(place, changed);
-        self.settle(place.0);
     }
 
     /// An item that is kept has changed.

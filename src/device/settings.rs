@@ -122,6 +122,11 @@ impl Devices {
                 self.settings.ask(now, &number, Method::SetValue(claim), Purpose::Claim(key));
             }
         }
+        // what was taken over is told, once it is known which services move
+        let mut services = self.devices.get(place.0).into_iter().flat_map(|device| &device.services);
+        if !services.any(|service| self.settings.asks_number(service.key)) {
+            self.settle(place.0);
+        }
     }
 
     /// A service that is on the bus already stays there.

@@ -6,6 +6,7 @@ mod catalogue;
 mod commands;
 mod companion;
 mod floods;
+mod instances;
 mod items;
 mod leaving;
 mod proxy;
