@@ -9,6 +9,7 @@ mod floods;
 mod instances;
 mod items;
 mod leaving;
+mod moving;
 mod proxy;
 mod python;
 mod registration;

@@ -261,7 +261,7 @@ fn what_was_edited_in_the_file() {
     device.mqtt.write("temperature/1/CustomName", r#"{"value": "Cellar"}"#);
     rig.fake().await_shown(SETTINGS, &stored, "s \"Cellar\"");
     let file = rig.dir().join("settings.json");
-    let mut edit = |rig: &mut Rig, changes: &[(&str, &str)], meanwhile: &dyn Fn(&Rig)| {
+    let edit = |rig: &mut Rig, changes: &[(&str, &str)], meanwhile: &dyn Fn(&Rig)| {
         assert_eq!(rig.stop(Part::Settings), Ended::Code(0));
         let mut text = std::fs::read_to_string(&file).expect("stored");
         for (from, to) in changes {
