@@ -455,6 +455,10 @@ impl Daemon {
         let now = self.now();
         self.bridge.set_slow_link(self.link.is_slow());
         self.devices.set_mode(now, self.bridge.mode());
+        while let Some(conflict) = self.bridge.poll_conflict() {
+            self.devices.take_conflict(now, &conflict);
+        }
+        self.devices.check_numbers(now, |service_type, instance| self.bridge.occupants(service_type, instance));
         for (key, name) in self.devices.unknown() {
             if self.bridge.knows(&name) {
                 self.bridge.mark_own(&name);

@@ -18,6 +18,9 @@
 //! bus   < up|known|down SERVICE           bus < refused SERVICE WHY
 //! bus   < SERVICE METHOD /Path [JSON]     a call of somebody; `W` in the place of a method is a SetValue of the bridge
 //! bus   > SERVICE = ANSWER                what it is answered
+//! bus     has SERVICE INSTANCE|?          a service of somebody else with this instance, or not scanned yet; bus loses SERVICE: it has left
+//! bus     scanning, bus scanned           the services that were there at the start are not known yet, and are
+//! bus     conflict SERVICE SERVICE        the second has come with the type and instance of the first
 //! bus   > write TYPE/INSTANCE/Path JSON   a proxy's write to a service of others
 //! set   > METHOD Path=JSON …              a call to localsettings (`show set`), paths without /Settings/
 //! set   < Path=JSON                       somebody sets a setting         set = Path=JSON         which must be stored
@@ -54,7 +57,7 @@ use venus_mqtt::bridge::filter::Filter;
 use venus_mqtt::bridge::name::PortalId;
 use venus_mqtt::bridge::options::{Access, Options as BridgeOptions};
 use venus_mqtt::bridge::value::{Value, parse_json};
-use venus_mqtt::bridge::{BusCall, LinkCommand, Method, Mode, Publish, Reply, Time};
+use venus_mqtt::bridge::{BusCall, Conflict, LinkCommand, Method, Mode, Occupant, Publish, Reply, Time};
 use venus_mqtt::device::catalogue::Catalogue;
 use venus_mqtt::device::options::{Options, Proxy};
 use venus_mqtt::device::service::{Answer, Call, ItemAnswer};
@@ -148,6 +151,8 @@ struct Stage {
     manner: Manner,
     held: VecDeque<BusCall>,
     by_hand: bool,
+    /// Services of others that the bridge knows, each with its instance if it has been scanned; `None` before the first scan has ended.
+    others: Option<BTreeMap<String, Option<String>>>,
     /// Connections that have not been closed.
     names: BTreeMap<Key, String>,
     /// What is on disk.
@@ -180,6 +185,7 @@ impl transcripts::Play for Stage {
             manner: Manner::AtOnce,
             held: VecDeque::new(),
             by_hand: false,
+            others: Some(BTreeMap::new()),
             names: BTreeMap::new(),
             disk: None,
             published: VecDeque::new(),
@@ -268,6 +274,7 @@ impl Stage {
     fn bus(&mut self, words: &[&str]) -> Result<(), String> {
         match words {
             [">", rest @ ..] => expect(&mut self.bus, &rest.join(" "))?,
+            ["has" | "loses" | "scanned" | "scanning" | "conflict", ..] => self.other_service(words)?,
             ["by", "hand"] => self.by_hand = true,
             ["<", "up", name] => self.happens(name, BusEvent::Up)?,
             ["<", "known", name] => self.happens(name, BusEvent::Known)?,
@@ -442,6 +449,7 @@ impl Stage {
     fn pump(&mut self) {
         loop {
             let mut quiet = true;
+            self.check_numbers();
             while let Some(command) = self.devices.poll_bus() {
                 quiet = false;
                 self.obey(command);
@@ -479,6 +487,38 @@ impl Stage {
         if let Some(text) = self.devices.poll_registry(self.now(), unix) {
             self.disk = Some(text);
         }
+    }
+
+    /// What the bridge knows of services of others.
+    fn check_numbers(&mut self) {
+        let others = &self.others;
+        self.devices.check_numbers(self.now(), |service_type, instance| {
+            let of_type = others.as_ref()?.iter().filter(|(name, _)| name.split('.').next() == Some(service_type));
+            let occupants = of_type.filter(|(_, number)| number.as_ref().is_none_or(|number| number == instance));
+            let occupant = |(name, number): (&String, &Option<String>)| Occupant {
+                name: format!("{VICTRON}{name}").into(),
+                is_scanned: number.is_some(),
+            };
+            Some(occupants.map(occupant).collect())
+        });
+    }
+
+    /// A service of somebody else is on the bus, with its instance or not scanned yet, or leaves.
+    fn other_service(&mut self, words: &[&str]) -> Result<(), String> {
+        let others = self.others.get_or_insert_default();
+        match words {
+            ["scanned"] => {}
+            ["has", name, "?"] => drop(others.insert((*name).into(), None)),
+            ["has", name, instance] => drop(others.insert((*name).into(), Some((*instance).into()))),
+            ["loses", name] => drop(others.remove(*name).ok_or("there is no such service")?),
+            ["scanning"] => self.others = None,
+            ["conflict", holder, other] => {
+                let [holder, other] = [holder, other].map(|name| format!("{VICTRON}{name}").into());
+                self.devices.take_conflict(self.now(), &Conflict { holder, other });
+            }
+            _ => return Err("not understood".into()),
+        }
+        Ok(())
     }
 
     fn obey(&mut self, command: BusCommand) {

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use venus_mqtt::bridge::name::PortalId;
 use venus_mqtt::bridge::options::Options as BridgeOptions;
 use venus_mqtt::bridge::value::Value;
-use venus_mqtt::bridge::{BusCall, Method, Mode, Reply, Time, limits};
+use venus_mqtt::bridge::{BusCall, Conflict, Method, Mode, Occupant, Reply, Time, limits};
 use venus_mqtt::device::catalogue::Catalogue;
 use venus_mqtt::device::options::Options;
 use venus_mqtt::device::service::{ACCEPTED, Answer, Call};
@@ -23,6 +23,8 @@ use venus_mqtt::device::{BusCommand, BusEvent, Devices, Key, Setup, Token, regis
 const CLIENTS: [&str; 3] = ["a", "b-b", "c"];
 const SERVICES: [&str; 2] = ["s", "t.t"];
 const TYPES: [&str; 2] = ["temperature", "tank"];
+/// Services of other programs.
+const OTHERS: usize = 3;
 /// One less than there are clients.
 const MOST: usize = 2;
 const PROVISIONAL: Duration = Duration::from_secs(300);
@@ -80,6 +82,15 @@ enum Step {
     Break {
         which: usize,
     },
+    /// A service of another program is there with this type and number, or has changed its number, or has not been scanned yet.
+    Other {
+        which: usize,
+        kind: usize,
+        number: Option<i64>,
+    },
+    OtherGone {
+        which: usize,
+    },
     Pass {
         millis: u64,
     },
@@ -113,6 +124,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => any::<bool>().prop_map(|loses| Step::Back { loses }),
         7 => (0..6_usize, proptest::bool::weighted(0.15)).prop_map(|(which, fails)| Step::Done { which, fails }),
         1 => (0..6_usize).prop_map(|which| Step::Break { which }),
+        3 => (0..OTHERS, 0..TYPES.len(), proptest::option::weighted(0.8, 1..5_i64))
+            .prop_map(|(which, kind, number)| Step::Other { which, kind, number }),
+        1 => (0..OTHERS).prop_map(|which| Step::OtherGone { which }),
         2 => prop_oneof![1..12_000_u64, 1..200_000_u64].prop_map(|millis| Step::Pass { millis }),
         1 => Just(Step::LinkDown),
         1 => Just(Step::LinkUp),
@@ -348,6 +362,9 @@ struct World {
     is_there: bool,
     calls: VecDeque<BusCall>,
     open: BTreeMap<Key, (String, Life)>,
+    /// Services that the bridge knows, by name: the number, if it has been scanned, and when it came to have it.
+    bridge: BTreeMap<String, (Option<i64>, u64)>,
+    turns: u64,
     /// Lives that have begun.
     lives: BTreeSet<Key>,
     disk: Option<String>,
@@ -372,6 +389,8 @@ impl World {
             is_there: true,
             calls: VecDeque::new(),
             open: BTreeMap::new(),
+            bridge: BTreeMap::new(),
+            turns: 0,
             lives: BTreeSet::new(),
             disk: None,
             wanted: BTreeMap::new(),
@@ -420,10 +439,17 @@ impl World {
             Step::Break { which } => {
                 let up = self.up();
                 if let Some(key) = up.get(which % up.len().max(1)) {
-                    self.open.remove(key);
+                    let (name, _) = self.open.remove(key).unwrap();
+                    self.bridge.remove(&name);
                     self.devices.bus_event(self.now(), *key, BusEvent::Down);
                 }
             }
+            Step::Other { which, kind, number } => {
+                let other = |kind: usize| format!("com.victronenergy.{}.other_{which}", TYPES[kind]);
+                self.bridge.remove(&other(1 - kind));
+                self.appears(&other(kind), number);
+            }
+            Step::OtherGone { which } => self.bridge.retain(|name, _| !name.ends_with(&format!("other_{which}"))),
             Step::Pass { millis } => {
                 self.pass(Duration::from_millis(millis))?;
                 self.saved = self.settings.clone();
@@ -442,6 +468,22 @@ impl World {
             Step::Settle => self.settle()?,
         }
         self.pump()
+    }
+
+    /// The bridge knows a service, or its new number: of two with the same one, the first has the topics.
+    fn appears(&mut self, name: &str, number: Option<i64>) {
+        if self.bridge.get(name).is_some_and(|(known, _)| *known == number) {
+            return;
+        }
+        self.turns += 1;
+        self.bridge.insert(name.to_owned(), (number, self.turns));
+        let same = |(other, (known, _)): &(&String, &(Option<i64>, u64))| {
+            number.is_some() && *known == number && other.as_str() != name && kind_of(other) == kind_of(name)
+        };
+        let holder = self.bridge.iter().filter(same).min_by_key(|(_, (_, since))| *since).map(|(other, _)| other.clone());
+        if let Some(holder) = holder {
+            self.devices.take_conflict(self.now(), &Conflict { holder: holder.into(), other: name.into() });
+        }
     }
 
     fn say(&mut self, client: usize, what: &str, payload: &str, retained: bool) {
@@ -580,6 +622,17 @@ impl World {
             // of a service that was not on the bus, it is what is stored that counts
             let up: Vec<_> = self.up().iter().map(|key| of_name(&self.open[key].0)).map(|(client, service, _)| (client, service)).collect();
             self.written.retain(|place, _| up.contains(place));
+            // what it holds counts, if that is no default
+            let stored = &self.settings.stored;
+            for ((client, service), written) in &mut self.written {
+                let slug = slug(*client, *service);
+                written.retain(|path, value| {
+                    let stored = stored.get(&format!("/Settings/MqttDevices/{slug}{path}")).map(|stored| &stored.value);
+                    let is_default =
+                        |stored: &Value| *stored == Value::Int(1) || matches!(stored, Value::Str(name) if name.starts_with("My "));
+                    stored.is_none_or(|stored| stored == value || is_default(stored))
+                });
+            }
         }
         self.is_there = true;
         self.devices.name_owner_changed(self.now(), localsettings::NAME, ":1.9");
@@ -596,11 +649,18 @@ impl World {
         };
         let event = match next {
             Ok((life, event)) => {
-                self.open.get_mut(&key).unwrap().1 = life;
+                let open = self.open.get_mut(&key).unwrap();
+                open.1 = life;
+                let name = open.0.clone();
+                // the bridge has scanned it
+                if let (Life::Known, Some(Value::Int(number))) = (life, self.value(key, "/DeviceInstance")) {
+                    self.appears(&name, Some(number));
+                }
                 event
             }
             Err(event) => {
-                self.open.remove(&key);
+                let (name, _) = self.open.remove(&key).unwrap();
+                self.bridge.remove(&name);
                 event
             }
         };
@@ -631,6 +691,7 @@ impl World {
             prop_assert_eq!(self.devices.poll_timeout(), None);
         }
         self.open.clear();
+        self.bridge.retain(|name, _| name.contains(".other_"));
         // what is on its way arrives
         for call in std::mem::take(&mut self.calls) {
             self.settings.answer(&call.path, &call.method);
@@ -669,6 +730,8 @@ impl World {
     fn pump(&mut self) -> Result<(), TestCaseError> {
         loop {
             let mut quiet = true;
+            let (bridge, now) = (&self.bridge, self.now());
+            self.devices.check_numbers(now, |kind, instance| Some(occupants(bridge, kind, instance)));
             while let Some(command) = self.devices.poll_bus() {
                 quiet = false;
                 self.obey(command)?;
@@ -773,6 +836,12 @@ impl World {
             return Err(TestCaseError::fail(format!("{name} has no number")));
         };
         prop_assert_eq!(number, Value::Str(format!("{}:{instance}", TYPES[kind]).into()), "the number of {}", name);
+        // nobody else had it before
+        let since = self.bridge[name].1;
+        let before = self.bridge.iter().find(|(other, (number, at))| {
+            *number == Some(instance) && *at < since && other.as_str() != name && kind_of(other) == TYPES[kind]
+        });
+        prop_assert!(before.is_none(), "{} has the number of {:?}", name, before);
         for path in ["/CustomName", "/Capacity", "/Offset", "/RawValueEmpty", OUTPUT] {
             let stored = self.settings.stored.get(&format!("/Settings/MqttDevices/{slug}{path}")).map(|stored| stored.value.clone());
             // one without a value has no setting, or one that nobody looks at
@@ -805,6 +874,18 @@ fn devices(disk: Option<&str>) -> Devices {
         registry: disk.map(|text| registry::parse(text).unwrap().0).unwrap_or_default(),
         verbosity: log::Level::Error,
     })
+}
+
+/// Who has, or may have, a number, as the bridge knows it.
+fn occupants(bridge: &BTreeMap<String, (Option<i64>, u64)>, kind: &str, instance: &str) -> Vec<Occupant> {
+    let of_kind = bridge.iter().filter(|(name, _)| kind_of(name) == kind);
+    let may_be = of_kind.filter(|(_, (number, _))| number.is_none_or(|number| number.to_string() == instance));
+    may_be.map(|(name, (number, _))| Occupant { name: name.as_str().into(), is_scanned: number.is_some() }).collect()
+}
+
+/// The type in a name on the bus.
+fn kind_of(name: &str) -> &str {
+    name.split('.').nth(2).unwrap()
 }
 
 fn clean(id: &str) -> String {

@@ -126,6 +126,14 @@ pub const PROVISIONAL: Duration = Duration::from_secs(300);
 pub const SETTINGS_PATIENCE: Duration = Duration::from_secs(30);
 /// A call to localsettings; what is not answered by then is asked again.
 pub const SETTINGS_DEADLINE: Duration = Duration::from_secs(10);
+/// The number of a service is not looked up longer than this while services of its type are being scanned, should one of them hang.
+pub const NUMBER_PATIENCE: Duration = FIRST_SCAN;
+/// Numbers above a taken one that are looked at: more than there can be services on the bus.
+pub const NUMBERS_TRIED: i32 = 2048;
+/// Numbers claimed from localsettings in a row, should it answer each time with one that is taken on the bus.
+pub const NUMBER_CLAIMS: u32 = 64;
+/// Pairs of services with one type and instance that wait to be told to devices.
+pub const CONFLICTS: usize = 64;
 /// A service that could not be put on the bus is tried again after this, doubling: the name may be an earlier life's.
 pub const SERVICE_RETRY_FIRST: Duration = Duration::from_secs(1);
 pub const SERVICE_RETRY_LAST: Duration = Duration::from_secs(60);

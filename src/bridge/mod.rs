@@ -52,7 +52,7 @@ pub use session::{LinkCommand, Mode};
 use sweep::{Pace, Sweep};
 pub use time::Time;
 use topic::Topics;
-pub use view::ServiceView;
+pub use view::{Conflict, Occupant, ServiceView};
 
 /// A message for the broker, QoS 0.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -117,6 +117,8 @@ pub struct Bridge {
     waiting: Waiting,
     first_scan: Option<Time>,
     next_retry: Option<Time>,
+    /// To be told to the devices whose services are among them.
+    conflicts: VecDeque<Conflict>,
     notes: Notes,
     counters: Counters,
     /// Payloads are printed here first, so that each is allocated once and at its exact size.
@@ -152,6 +154,7 @@ impl Bridge {
             waiting: Waiting::default(),
             first_scan: None,
             next_retry: None,
+            conflicts: VecDeque::new(),
             notes: Notes::new(verbosity),
             counters: Counters::default(),
             scratch: Vec::new(),

@@ -6,7 +6,7 @@ use super::items::{Change, Full, Origin, Secrecy, ServiceId, State};
 use super::notes::Kind;
 use super::time::Time;
 use super::value::{LIMIT_JSON_MAX, VALUE_JSON_MAX, Value};
-use super::{Bridge, Mode, access, limits, name};
+use super::{Bridge, Conflict, Mode, access, limits, name};
 use crate::text::escape;
 
 /// The changes of one signal.
@@ -290,6 +290,9 @@ impl Bridge {
             Err(holder) => {
                 if let (Some(service), Some(holder)) = (self.services.get(id), self.services.get(holder)) {
                     let (name, other, topic) = (service.name.clone(), holder.name.clone(), service.topic.clone());
+                    if self.conflicts.len() < limits::CONFLICTS {
+                        self.conflicts.push_back(Conflict { holder: other.as_str().into(), other: name.as_str().into() });
+                    }
                     self.notes.add_caused(now, Level::Warn, Kind::Service, || {
                         format!("{name} has the type and instance of {other} ({topic}): it is not published until that one leaves; give it another instance")
                     });

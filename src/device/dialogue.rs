@@ -19,7 +19,7 @@ pub(super) enum Purpose {
         key: Key,
         again: bool,
     },
-    /// What a setting of a wrong type holds, before it is removed.
+    /// What a setting of another type holds, before it is replaced.
     Old(Key, Box<str>),
     /// The number of a service is to be of its class.
     Claim(Key),
@@ -107,7 +107,12 @@ impl Dialogue {
 
     /// Whether all settings of a service are being asked for.
     pub fn asks_settings(&self, of: Key) -> bool {
-        self.waiting.values().any(|(purpose, _)| matches!(purpose, Purpose::Add { key, .. } if *key == of))
+        self.waiting.values().any(|(purpose, _)| matches!(purpose, Purpose::Add { key, .. } | Purpose::Old(key, _) if *key == of))
+    }
+
+    /// Whether what settings of another type hold is.
+    pub fn asks_old(&self, of: Key) -> bool {
+        self.waiting.values().any(|(purpose, _)| matches!(purpose, Purpose::Old(key, _) if *key == of))
     }
 
     /// Whether its number is.

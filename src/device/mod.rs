@@ -13,7 +13,9 @@ mod dialogue;
 mod format;
 pub mod id;
 mod model;
+mod numbers;
 pub mod options;
+mod persisted;
 mod proxy;
 mod registration;
 pub mod registry;
@@ -114,6 +116,8 @@ pub struct Devices {
     due: Option<Option<Time>>,
     /// Some services may not be known to the bridge yet.
     unknown: bool,
+    /// The numbers of some services are to be looked up on the bus.
+    unchecked: bool,
     /// The registry on disk is behind.
     unsaved: bool,
     /// It is made anew no earlier.
@@ -147,6 +151,7 @@ impl Devices {
             keep_awake: None,
             due: None,
             unknown: false,
+            unchecked: false,
             unsaved: false,
             save_after: Time::default(),
             bus: VecDeque::new(),

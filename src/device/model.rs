@@ -57,6 +57,12 @@ pub struct Service {
     /// `mqtt_<client>_<service>`
     pub slug: Box<str>,
     pub instance: Option<i32>,
+    /// Whether the instance is free on the bus is being found out.
+    pub check: Option<NumberCheck>,
+    /// A number that it could not have, and the service that has it: its device is told.
+    pub taken: Option<(i32, Box<str>)>,
+    /// The instance that the device was told last, and the one that it was told before.
+    pub announced: [Option<i32>; 2],
     /// Leaves the bus to come back with its values.
     pub restarts: bool,
     pub exported: Option<Exported>,
@@ -85,6 +91,17 @@ pub enum State {
     },
 }
 
+/// How the instance of a service is being found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NumberCheck {
+    /// Services that are still being scanned are waited for until then.
+    pub until: Time,
+    /// Numbers that were claimed because the one before was taken.
+    pub claims: u32,
+    /// localsettings has answered: the bridge is to be asked.
+    pub is_due: bool,
+}
+
 /// How the value of an item stands with the setting that keeps it.
 #[derive(Debug, Default)]
 pub struct Kept {
@@ -96,6 +113,16 @@ pub struct Kept {
     pub again: bool,
     /// The setting is not known to have the value yet: what it holds is older.
     pub newer: bool,
+    /// Its type, if that is known: `i`, `f` or `s`.
+    pub stored: Option<char>,
+    /// localsettings was away since the value was last compared: a default that it holds may stand for a value that it has lost.
+    pub returned: bool,
+    /// What the setting held in another type, as the item's value; it is being added again with this.
+    pub converted: Option<crate::bridge::value::Value>,
+    /// The setting is removed before that.
+    pub replaced: bool,
+    /// The setting holds what the item cannot have: it is left alone.
+    pub unusable: bool,
     /// What others have set meanwhile.
     pub seen: Option<crate::bridge::value::Value>,
 }
@@ -125,11 +152,13 @@ impl Device {
             State::Failed { retry } if self.online => Some(retry),
             _ => None,
         });
+        let checks = self.services.iter().filter(|service| service.state == State::Asking).filter_map(|service| service.check);
+        let checks = checks.filter(|check| check.is_due).map(|check| check.until);
         let stale = match (stale_after, self.heard) {
             (Some(after), Some(heard)) if self.online && !self.stale => Some(heard + after),
             _ => None,
         };
-        [self.provisional, self.patience, stale].into_iter().flatten().chain(retries)
+        [self.provisional, self.patience, stale].into_iter().flatten().chain(retries).chain(checks)
     }
 
     /// Everything it wants is on the bus, and nothing else of it is.
@@ -158,6 +187,9 @@ impl Service {
             known: false,
             failures: 0,
             instance: None,
+            check: None,
+            taken: None,
+            announced: [None; 2],
             restarts: false,
             exported: None,
             kept: BTreeMap::new(),
@@ -169,6 +201,23 @@ impl Service {
     /// The type it has, or is to become.
     pub fn aim(&self) -> &str {
         self.next_kind.as_deref().unwrap_or(&self.kind)
+    }
+
+    /// It has a name on the bus, or is about to get it.
+    pub fn is_shown(&self) -> bool {
+        matches!(self.state, State::Opening | State::Up) && !self.restarts
+    }
+
+    /// Whether it uses this type and instance on the bus.
+    pub fn uses_number(&self, kind: &str, instance: i32) -> bool {
+        self.is_shown() && *self.kind == *kind && self.instance == Some(instance)
+    }
+
+    /// The device has been told the instance.
+    pub fn announce(&mut self) {
+        if self.instance != self.announced[0] {
+            self.announced = [self.instance, self.announced[0]];
+        }
     }
 
     pub fn bus_name(&self) -> String {

@@ -68,7 +68,7 @@ impl Devices {
         let field = |name: &str| fields.iter().find(|(key, _)| **key == *name).map(|(_, value)| value);
         match (field("topicPath"), field("values")) {
             (Some(Value::Str(path)), Some(Value::Dict(values))) => {
-                let target = self.target(path)?;
+                let target = self.target(path, sender)?;
                 self.write_all(now, client, sender, &target, values, refused);
                 Ok(())
             }
@@ -111,7 +111,7 @@ impl Devices {
     }
 
     /// `W/<portal ID>/<type>/<instance>`, with the prefix or without it.
-    fn target<'a>(&self, path: &'a str) -> Result<Target<'a>, String> {
+    fn target<'a>(&self, path: &'a str, sender: Option<usize>) -> Result<Target<'a>, String> {
         let rest = self.topics.behind_prefix(path).unwrap_or(path);
         let mut levels = rest.split('/');
         let (Some("W"), Some(portal), Some(service_type), Some(instance), None) =
@@ -125,15 +125,28 @@ impl Devices {
         if portal != self.topics.portal().as_str() {
             return Err(format!("topicPath \"{}\" is of another portal ID than {}", escape(path), self.topics.portal()));
         }
-        let is_meant = |place: &Place| {
-            let service = self.service(*place);
-            service.is_some_and(|service| {
-                service.state == State::Up && *service.kind == *service_type && service.instance.is_some_and(|n| n.to_string() == instance)
-            })
-        };
-        let places = self.devices.iter().enumerate().flat_map(|(index, device)| (0..device.services.len()).map(move |at| (index, at)));
-        let place = places.into_iter().find(is_meant);
+        let is_meant = |service: &Service| *service.kind == *service_type && service.instance.is_some_and(|n| n.to_string() == instance);
+        let up = |place: &Place| self.service(*place).is_some_and(|service| service.state == State::Up && is_meant(service));
+        let is_senders = |place: &Place| Some(place.0) == sender;
+        let place = self.places().filter(is_senders).find(up).or_else(|| self.places().find(up));
+        if place.is_none() {
+            self.check_not_own(sender, service_type, instance)?;
+        }
         Ok(Target { service_type, instance, place })
+    }
+
+    /// What a device writes to its own service never reaches another one that has, or will have, the same type and instance.
+    fn check_not_own(&self, sender: Option<usize>, service_type: &str, instance: &str) -> Result<(), String> {
+        let services = sender.and_then(|index| self.devices.get(index)).map_or(&[][..], |device| &device.services);
+        let is_number = |number: &Option<i32>| number.is_some_and(|number| number.to_string() == instance);
+        let mut own = services.iter().filter(|service| service.wanted && *service.kind == *service_type);
+        match own.find(|service| is_number(&service.instance) || service.announced.iter().any(is_number)) {
+            Some(service) => Err(format!(
+                "{service_type}/{instance} is, or was, \"{}\" of this device, which is not on the bus under that instance; see DBus",
+                service.id
+            )),
+            None => Ok(()),
+        }
     }
 
     fn write_all(

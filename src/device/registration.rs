@@ -399,6 +399,7 @@ impl Devices {
         let paths = |paths: &BTreeSet<Box<str>>| paths.iter().filter(|path| is_item_path(path)).cloned().collect::<BTreeSet<_>>();
         let mut service = Service::new(&device.id, id, remembered.kind);
         service.instance = remembered.instance;
+        service.announce();
         service.written = paths(&remembered.written);
         service.grown = paths(&remembered.grown);
         if service.written != remembered.written || service.grown != remembered.grown {

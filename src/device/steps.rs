@@ -222,7 +222,7 @@ impl Devices {
     }
 
     /// Once everything a device wants is there, and it has not been told yet.
-    fn settle(&mut self, index: usize) {
+    pub(super) fn settle(&mut self, index: usize) {
         let Some(device) = self.devices.get_mut(index) else { return };
         if !device.is_settled() {
             return;
@@ -231,6 +231,7 @@ impl Devices {
         if !device.online || !std::mem::take(&mut device.owed) {
             return;
         }
+        device.services.iter_mut().filter(|service| service.wanted).for_each(Service::announce);
         let (dbus, instances) = (answer(device.services.as_slice(), &self.topics), instances(&device.services));
         for client in device.clients.clone() {
             let topic = self.topics.device(&client, "DBus");
@@ -240,6 +241,7 @@ impl Devices {
                 self.publish(topic, instances.clone());
             }
         }
+        self.tell_taken(index);
     }
 
     /// A call to one of the services.

@@ -73,6 +73,7 @@ impl Room {
     pub fn pump(&mut self) {
         loop {
             let mut quiet = true;
+            self.devices.check_numbers(now(), |_, _| Some(Vec::new()));
             while let Some(command) = self.devices.poll_bus() {
                 quiet = false;
                 self.obey(command);

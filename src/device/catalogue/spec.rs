@@ -71,15 +71,6 @@ impl ItemSpec {
         Ok(value)
     }
 
-    /// The value as it is persisted, in a setting whose type never changes: a number with a fraction must not be cut there.
-    pub fn stored(&self, value: &Value) -> Value {
-        match (self.kind, value) {
-            (Kind::Number, Value::Int(n)) => Value::Double(*n as f64),
-            (Kind::TextOrNumber, Value::Int(_) | Value::Double(_)) => Value::Str(json(value).into()),
-            _ => value.clone(),
-        }
-    }
-
     /// What GetText gives.
     pub fn text(&self, value: &Value) -> String {
         self.format.text(value)
@@ -113,7 +104,7 @@ fn scalar(value: Value, kind: Kind) -> Result<Value, String> {
         (_, Value::Invalid) => Ok(Value::Invalid),
         (Kind::Text | Kind::TextOrNumber, Value::Double(d)) if !d.is_finite() => Ok(Value::Invalid),
         (Kind::Text, value) => text(value),
-        (Kind::TextOrNumber, Value::Str(text)) => stored_number(&text).map_or_else(|| self::text(Value::Str(text)), Ok),
+        (Kind::TextOrNumber, Value::Str(text)) => printed_number(&text).map_or_else(|| self::text(Value::Str(text)), Ok),
         (_, Value::Str(text)) => match written(&text) {
             Some(number) => scalar(number, kind),
             None => Err(format!("{} is not a number", shown(&Value::Str(text)))),
@@ -131,8 +122,8 @@ fn number(value: Value) -> Result<Value, String> {
     integer(value.clone()).or_else(|_| double(value))
 }
 
-/// A text that is what [`ItemSpec::stored`] makes of a number.
-fn stored_number(text: &str) -> Option<Value> {
+/// A number that is written as we print it: localsettings may have had it as a text.
+fn printed_number(text: &str) -> Option<Value> {
     written(text).and_then(|number| self::number(number).ok()).filter(|number| json(number) == text)
 }
 
@@ -345,24 +336,6 @@ mod tests {
             assert_eq!(spec(Kind::Double).bring(text(word)), Ok(Value::Double(double)), "{word}");
             let whole = double == f64::trunc(double);
             assert_eq!(spec(Kind::Int).bring(text(word)).is_ok(), whole, "{word}");
-        }
-    }
-
-    /// What is stored comes back as it was, whichever type localsettings brings it to.
-    #[test]
-    fn stored_and_back() {
-        for (kind, value, stored) in [
-            (Kind::Int, Value::Int(3), Value::Int(3)),
-            (Kind::Number, Value::Int(3), Value::Double(3.0)),
-            (Kind::Number, Value::Double(3.5), Value::Double(3.5)),
-            (Kind::Text, text("71"), text("71")),
-            (Kind::TextOrNumber, text("grid"), text("grid")),
-            (Kind::TextOrNumber, Value::Int(-71), text("-71")),
-            (Kind::TextOrNumber, Value::Double(0.25), text("0.25")),
-            (Kind::TextOrNumber, Value::Double(1e300), text("1e+300")),
-        ] {
-            assert_eq!(spec(kind).stored(&value), stored, "{value:?}");
-            assert_eq!(spec(kind).bring(stored), Ok(value));
         }
     }
 

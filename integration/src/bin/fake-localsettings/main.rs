@@ -8,7 +8,9 @@
 //! `<class>:<n>` for one device only, `PropertiesChanged` on the setting's own path and no other signal. It keeps everything in its file,
 //! written by rename: at once, or `MS` after a change as the real one does after two seconds; on SIGTERM at once.
 //!
-//! Where it is simpler: the file is JSON and not XML, it is not synced, and old files are not migrated; a stored value that lies outside
+//! The file is JSON, or the XML of the real one if it is that already when the fake starts: a test can write either while it is stopped.
+//!
+//! Where it is simpler: the file is not synced, and old files are not migrated; a stored value that lies outside
 //! limits that came later stays; a setting cannot lie below another one (-8), and a path that is no object path is refused (-9); a limit
 //! that cannot be read as the setting's type counts as 0; nothing is logged, so `silent` is only kept.
 //!
@@ -25,6 +27,7 @@
 mod bus;
 mod settings;
 mod value;
+mod xml;
 
 use std::{
     path::{Path, PathBuf},
@@ -74,7 +77,7 @@ fn main() -> Result<()> {
 }
 
 async fn run(Arguments { address, file, write_after }: Arguments) -> Result<()> {
-    let settings = load(&file)?;
+    let (settings, format) = load(&file)?;
     let connection = connection::Builder::address(address.as_str()).build().await.with_context(|| format!("connecting to {address}"))?;
     let mut messages = MessageStream::from(&connection);
     let mut service = Service::new(connection.clone(), settings);
@@ -87,7 +90,7 @@ async fn run(Arguments { address, file, write_after }: Arguments) -> Result<()> 
             _ = int.recv() => break,
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                 due = None;
-                save(&file, &service.settings)?;
+                save(&file, format, &service.settings)?;
             }
             next = next(&mut messages) => {
                 let Some(message) = next else { bail!("the bus is gone") };
@@ -95,7 +98,7 @@ async fn run(Arguments { address, file, write_after }: Arguments) -> Result<()> 
                     service.called(&message)?;
                     match service.has_changed() {
                         // what was answered is stored
-                        true if write_after.is_zero() => save(&file, &service.settings)?,
+                        true if write_after.is_zero() => save(&file, format, &service.settings)?,
                         true => due = due.or_else(|| Some(Instant::now() + write_after)),
                         false => {}
                     }
@@ -104,7 +107,7 @@ async fn run(Arguments { address, file, write_after }: Arguments) -> Result<()> 
             }
         }
     }
-    save(&file, &service.settings)
+    save(&file, format, &service.settings)
 }
 
 async fn next(messages: &mut MessageStream) -> Option<Message> {
@@ -121,16 +124,28 @@ async fn own(connection: &zbus::Connection) -> Result<()> {
     }
 }
 
-fn load(file: &Path) -> Result<Settings> {
-    match std::fs::read(file) {
-        Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("reading {}", file.display())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Settings::default()),
-        Err(error) => Err(error).with_context(|| format!("reading {}", file.display())),
+#[derive(Clone, Copy)]
+enum Format {
+    Json,
+    Xml,
+}
+
+fn load(file: &Path) -> Result<(Settings, Format)> {
+    let reading = || format!("reading {}", file.display());
+    match std::fs::read_to_string(file) {
+        Ok(text) if text.starts_with('<') => Ok((xml::read(&text).with_context(reading)?, Format::Xml)),
+        Ok(text) => Ok((serde_json::from_str(&text).with_context(reading)?, Format::Json)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok((Settings::default(), Format::Json)),
+        Err(error) => Err(error).with_context(reading),
     }
 }
 
-fn save(file: &Path, settings: &Settings) -> Result<()> {
+fn save(file: &Path, format: Format, settings: &Settings) -> Result<()> {
+    let text = match format {
+        Format::Json => serde_json::to_string_pretty(settings)?,
+        Format::Xml => xml::print(settings),
+    };
     let next = file.with_extension("new");
-    std::fs::write(&next, serde_json::to_vec_pretty(settings)?).with_context(|| format!("writing {}", next.display()))?;
+    std::fs::write(&next, text).with_context(|| format!("writing {}", next.display()))?;
     std::fs::rename(&next, file).with_context(|| format!("renaming to {}", file.display()))
 }

@@ -66,6 +66,11 @@ impl Settings {
         self.0.iter().filter_map(move |(path, setting)| Some((path.strip_prefix(&prefix)?, setting)))
     }
 
+    /// What stands in the file.
+    pub fn load(&mut self, path: String, setting: Setting) {
+        self.0.insert(path, setting);
+    }
+
     pub fn is_group(&self, path: &str) -> bool {
         path == "/" || path == "/Settings" || self.below(path).next().is_some()
     }
@@ -83,7 +88,13 @@ impl Settings {
         if !asked.takes(&asked.default) {
             return Err(Refusal::DefaultOutside);
         }
+        let redefined = |old: &Setting| (&old.default, &old.min, &old.max) != (&asked.default, &asked.min, &asked.max);
         let value = match (self.0.get(path), instance) {
+            // a number that somebody has written into the file twice
+            (Some(old), Some(_)) if redefined(old) => match class_and_number(&old.value) {
+                Some((class, number)) => self.free(path, &class, number),
+                None => old.value.clone(),
+            },
             (Some(old), _) => old.value.clone(),
             (None, Some((class, number))) => self.free(path, &class, number),
             (None, None) => asked.default.clone(),

@@ -64,6 +64,7 @@ fn whole_defaults_take_fractions() {
     assert_eq!(rig.fake().shown(&charger, "/Current"), "i 0");
     assert_eq!(rig.fake().shown(&charger, "/MaxCurrent"), "i 16");
     assert_eq!(rig.fake().shown(&charger, "/Mode"), "i 2");
+    assert_eq!(rig.fake().shown(SETTINGS, &kept("fe001", "e", "MaxCurrent")), "i 16");
     device.mqtt.keepalive("");
     device.mqtt.write("evcharger/1/Current", r#"{"value": 3.5}"#);
     device.mqtt.n("evcharger/1/Current", r#"{"value":3.5,"default":0}"#);
@@ -105,7 +106,7 @@ fn a_device_type_is_text_or_number() {
     device.mqtt.n(&topic, r#"{"value":"grid","default":0}"#);
     device.mqtt.write(&topic, r#"{"value": 345}"#);
     device.mqtt.n(&topic, r#"{"value":345,"default":0}"#);
-    rig.fake().await_shown(SETTINGS, &kept("fe001", "new", "DeviceType"), "s \"345\"");
+    rig.fake().await_shown(SETTINGS, &kept("fe001", "new", "DeviceType"), "i 345");
     rig.stop(Part::Bridge);
     rig.start_bridge();
     register(&device);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use venus_mqtt_integration::{DEADLINE, Device, PORTAL, Part, Rig, Setup, device::name, fake::SETTINGS};
+use venus_mqtt_integration::{DEADLINE, Device, Ended, PORTAL, Part, Rig, Setup, device::name, fake::SETTINGS};
 
 use super::{SENSOR, T1, instance_setting, kept, running, sensor, settle};
 
@@ -250,6 +250,66 @@ fn a_change_while_localsettings_is_away() {
     rig.start_settings();
     rig.fake().await_shown(SETTINGS, &kept("fe001", "t1", "CustomName"), "s \"meanwhile\"");
     rig.fake().await_shown(SENSOR, "/CustomName", "s \"meanwhile\"");
+}
+
+/// Its file is edited while it is stopped: what it holds when it comes back counts, and the device is told.
+#[test]
+fn what_was_edited_in_the_file() {
+    let mut rig = running(Setup::devices());
+    let (device, _) = sensor(&rig);
+    let (stored, number, offset) = (kept("fe001", "t1", "CustomName"), instance_setting("fe001", "t1"), kept("fe001", "t1", "Offset"));
+    device.mqtt.write("temperature/1/CustomName", r#"{"value": "Cellar"}"#);
+    rig.fake().await_shown(SETTINGS, &stored, "s \"Cellar\"");
+    let file = rig.dir().join("settings.json");
+    let edit = |rig: &mut Rig, changes: &[(&str, &str)], meanwhile: &dyn Fn(&Rig)| {
+        assert_eq!(rig.stop(Part::Settings), Ended::Code(0));
+        let mut text = std::fs::read_to_string(&file).expect("stored");
+        for (from, to) in changes {
+            assert!(text.contains(from), "{from} in {text}");
+            text = text.replace(from, to);
+        }
+        std::fs::write(&file, text).expect("written");
+        meanwhile(rig);
+        device.mqtt.mark();
+        rig.start_settings();
+    };
+    // both at once, and a third that the device writes meanwhile
+    edit(
+        &mut rig,
+        &[
+            ("Cellar", "Attic"),
+            ("\"Text\": \"temperature:1\"\n    },\n    \"default\"", "\"Text\": \"temperature:8\"\n    },\n    \"default\""),
+        ],
+        &|rig| {
+            device.mqtt.write("temperature/1/Offset", r#"{"value": 2.5}"#);
+            rig.fake().await_shown(SENSOR, "/Offset", "d 2.5");
+        },
+    );
+    let answer = device.answered();
+    assert_eq!(answer.instance("t1"), 8);
+    rig.fake().await_shown(SENSOR, "/DeviceInstance", "i 8");
+    assert_eq!(rig.fake().shown(SENSOR, "/CustomName"), "s \"Attic\"");
+    rig.fake().await_shown(SETTINGS, &offset, "d 2.5");
+    assert_eq!(rig.fake().shown(SETTINGS, &number), "s \"temperature:8\"");
+    assert_eq!(rig.fake().shown(SETTINGS, &stored), "s \"Attic\"");
+    rig.await_log(Part::Bridge, &format!("info: {stored} holds \"Attic\""));
+    rig.await_log(Part::Bridge, &format!("info: {offset} holds 0.0: 2.5"));
+    rig.await_log(Part::Bridge, &format!("localsettings has instance 8 for {SENSOR}, which had 1"));
+    device.mqtt.write("temperature/8/Temperature", r#"{"value": 21.5}"#);
+    rig.fake().await_shown(SENSOR, "/Temperature", "d 21.5");
+    // the name alone
+    let owner = rig.fake().owner_of(SENSOR);
+    edit(&mut rig, &[("Attic", "Roof")], &|_| {});
+    assert_eq!(device.answered(), answer);
+    let topic = device.mqtt.topic('N', "temperature/8/CustomName");
+    device.mqtt.wait_for("the name", |message| message.topic == topic && message.text().contains("\"Roof\""));
+    assert_eq!(rig.fake().shown(SENSOR, "/CustomName"), "s \"Roof\"");
+    assert_eq!(rig.fake().owner_of(SENSOR), owner);
+    // a default stands for what it has lost
+    edit(&mut rig, &[("Roof", "My Temperature Sensor")], &|_| {});
+    rig.fake().await_shown(SETTINGS, &stored, "s \"Roof\"");
+    rig.await_log(Part::Bridge, &format!("info: {stored} holds \"My Temperature Sensor\""));
+    assert_eq!(rig.fake().shown(SENSOR, "/CustomName"), "s \"Roof\"");
 }
 
 /// It is killed before it has written what was told to it: what its services have is newer than what it has.
