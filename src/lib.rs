@@ -33,8 +33,8 @@
 //! | [`log`] | one line per event, for multilog, a terminal or the journal |
 //! | [`text`] | PURE: what peers say, made fit for a log line |
 //!
-//! Inside the bridge: `topic`, `name`, `filter`, `value` are the words it speaks; `items` is what is known of the bus, `presence` how it
-//! comes and goes, `scan` how it is found; `keepalive` is who is awake; `outbox` and `publish` are what goes out; `request` is reads
+//! Inside the bridge: `topic`, `name`, `filter`, `value` are the words it speaks, `json` and `lenient` read values from payloads; `item` is
+//! one item and `items` what is known of the bus, `presence` how it comes and goes, `scan` how it is found; `keepalive` is who is awake; `outbox` and `publish` are what goes out; `request` is reads
 //! and writes, `calls` what is asked of the bus, `outgoing` how much of it at once; `session` is the connection, other bridges and what a former life left behind;
 //! `access`, `limits` and `notes` are the rules, the caps and the log lines; `view` is what other rooms may read.
 //!

@@ -7,6 +7,7 @@
 pub(crate) mod access;
 mod calls;
 pub mod filter;
+mod item;
 mod items;
 mod json;
 mod keepalive;
