@@ -7,8 +7,8 @@ use std::collections::{HashMap, VecDeque};
 use foldhash::fast::RandomState;
 use indexmap::IndexMap;
 
-use super::limits;
 pub use super::item::{Change, Item, Secrecy, Touched};
+use super::limits;
 use super::name::{SETTINGS, ServiceName};
 use super::time::Time;
 

@@ -96,20 +96,15 @@ impl Bridge {
         if !self.apply(now, id, index, change, Origin::Signal) {
             return;
         }
-        let Some(service) = self.services.get_mut(id) else { return };
+        let Some(service) = self.services.get_mut(id).filter(|service| service.is_ready()) else { return };
         let Some((_, item)) = service.items.get_index_mut(index) else { return };
-        match service.state {
-            State::Ready => {
-                let awake = active && service.holder && item.secrecy != Secrecy::Blocked && (everything || now < item.until);
-                if awake && !item.queued {
-                    item.queued = true;
-                    self.outbox.push(id, index);
-                }
-                if matches!(path, "/DeviceInstance" | "/Identifier") {
-                    self.take_instance_change(now, id);
-                }
-            }
-            _ => {}
+        let awake = active && service.holder && item.secrecy != Secrecy::Blocked && (everything || now < item.until);
+        if awake && !item.queued {
+            item.queued = true;
+            self.outbox.push(id, index);
+        }
+        if matches!(path, "/DeviceInstance" | "/Identifier") {
+            self.take_instance_change(now, id);
         }
     }
 
