@@ -247,10 +247,13 @@ fn suits(style: Style, kind: Kind) -> bool {
 fn limits(given: &Given<'_>, spec: &ItemSpec) -> Result<(Value, Value), Wrong> {
     let limit = |key: &str| {
         let Some(node) = given.get(key) else { return Ok(Value::Invalid) };
-        if !is_number(spec.kind) {
+        if !is_number(spec.kind) && spec.kind != Kind::TextOrNumber {
             return Err(wrong(node, format!("`{key}`: only a number has limits; remove it, or correct `type`")));
         }
-        spec.bring(node.value()?).map_err(|text| wrong(node, format!("`{key}`: {text}; correct it")))
+        // a text among numbers has no limits
+        let kind = if spec.kind == Kind::TextOrNumber { Kind::Number } else { spec.kind };
+        let number = ItemSpec { kind, ..spec.clone() };
+        number.bring(node.value()?).map_err(|text| wrong(node, format!("`{key}`: {text}; correct it")))
     };
     let (min, max) = (limit("min")?, limit("max")?);
     match (given.get("min"), numeric(&min), numeric(&max)) {

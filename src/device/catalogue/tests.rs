@@ -303,6 +303,17 @@ fn services_yml_as_it_is() {
 }
 
 #[test]
+fn limits_of_a_text_or_number() {
+    let (catalogue, mistakes) = added("grid:\n  DeviceType: {default: 0, min: 0, max: 2, persist: true}\n");
+    assert!(mistakes.is_empty(), "{mistakes:#?}");
+    let spec = spec_of(&catalogue, "grid", "/DeviceType");
+    assert_eq!((spec.kind, &spec.min, &spec.max), (Kind::TextOrNumber, &Value::Int(0), &Value::Int(2)));
+    assert_eq!(spec.bring(text("grid")), Ok(text("grid")));
+    assert_eq!(spec.bring(Value::Int(3)), Err("3 is outside 0..2".into()));
+    assert_eq!(spec.bring(Value::Double(f64::NAN)), Err("it is a setting, which cannot be without a value".into()));
+}
+
+#[test]
 fn notations_are_for_users_too() {
     let (mut catalogue, mistakes) = added(
         "pool:\n  _include: [_mine, _relay]\n  Pump/[1..2]/Power, Level: {type: double, format: \"{} W\"}\n  Zone/{0..9}/State: {type: i, \
@@ -397,6 +408,7 @@ fn values_that_cannot_be() {
         ("bad:\n  A:\n    min: 3\n    max: 2.5", "3: bad/A: `min` 3 is above `max` 2.5; correct the one or the other"),
         ("bad:\n  A: {type: i, min: 0.5}", "2: bad/A: `min`: 0.5 is not a whole number; correct it"),
         ("bad:\n  A: {type: s, max: 3}", "2: bad/A: `max`: only a number has limits; remove it, or correct `type`"),
+        ("bad:\n  DeviceType: {max: grid}", "2: bad/DeviceType: `max`: \"grid\" is not a number; correct it"),
         ("bad:\n  A: {min: low}", "2: bad/A: `min`: \"low\" is not a number; correct it"),
         ("bad:\n  A: {default: 5, min: 0, max: 2}", "2: bad/A: `default`: 5 is outside 0..2; correct it"),
         ("bad:\n  A: {default: x, type: d}", "2: bad/A: `default`: \"x\" is not a number; correct it"),
