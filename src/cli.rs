@@ -400,8 +400,10 @@ fn check(source: &Source) -> u8 {
         Ok(Usable { loaded, obstacles }) => {
             loaded.warnings.iter().for_each(|warning| say("warn", &warning.to_string()));
             obstacles.iter().for_each(|obstacle| say("warn", obstacle));
-            let (_, mistakes) = catalogue_files::load(&loaded.config.devices.catalogue_dir);
+            let devices = &loaded.config.devices;
+            let (catalogue, mistakes) = catalogue_files::load(&devices.catalogue_dir);
             mistakes.iter().for_each(|mistake| say("warn", mistake));
+            devices.options.stale_after.unknown_types(&catalogue).iter().for_each(|line| say("warn", line));
             print(&loaded.show());
             OK
         }

@@ -16,7 +16,7 @@ use venus_mqtt::bridge::options::Options as BridgeOptions;
 use venus_mqtt::bridge::value::Value;
 use venus_mqtt::bridge::{BusCall, Method, Mode, Reply, Time, limits};
 use venus_mqtt::device::catalogue::Catalogue;
-use venus_mqtt::device::options::Options;
+use venus_mqtt::device::options::{Options, StaleAfter};
 use venus_mqtt::device::service::{ACCEPTED, Answer, Call};
 use venus_mqtt::device::{BusCommand, BusEvent, Devices, Key, Setup, Token, registry};
 
@@ -26,6 +26,7 @@ const TYPES: [&str; 2] = ["temperature", "tank"];
 /// One less than there are clients.
 const MOST: usize = 2;
 const PROVISIONAL: Duration = Duration::from_secs(300);
+const STALE_AFTER: Duration = Duration::from_secs(100);
 const EPOCH: u64 = 1_795_259_400;
 const OUTPUT: &str = "/SwitchableOutput/a/Settings/Type";
 
@@ -615,7 +616,7 @@ impl World {
         if up {
             self.devices.link_up(self.now());
         } else {
-            self.devices.link_down();
+            self.devices.link_down(self.now());
         }
         self.devices.set_mode(self.now(), if up { Mode::Companion } else { Mode::Down });
     }
@@ -799,10 +800,16 @@ fn devices(disk: Option<&str>) -> Devices {
     Devices::new(Setup {
         portal: PortalId::parse("c0619ab1c2d3").unwrap(),
         prefix: String::new(),
-        options: Options { max_devices: MOST, stale_after: Some(Duration::from_secs(100)), keepalive: true, ..Options::default() },
+        options: Options {
+            max_devices: MOST,
+            stale_after: StaleAfter { default: Some(STALE_AFTER), ..StaleAfter::default() },
+            keepalive: true,
+            ..Options::default()
+        },
         bridge: BridgeOptions::default(),
         catalogue: Catalogue::shipped(),
         registry: disk.map(|text| registry::parse(text).unwrap().0).unwrap_or_default(),
+        unix: EPOCH,
         verbosity: log::Level::Error,
     })
 }

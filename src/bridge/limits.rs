@@ -147,6 +147,8 @@ pub const TYPE: usize = 64;
 /// Values in one Proxy message, and refusals that are told of it.
 pub const PROXY_VALUES: usize = 512;
 pub const PROXY_REFUSALS: usize = 5;
+/// Bytes of the values that a restart of the daemon keeps, of all services, as text: half of the registry's file.
+pub const RESTORED_BYTES: usize = 512 * 1024;
 /// How often the registry is made anew: the file is written still less often.
 pub const REGISTRY_EVERY: Duration = Duration::from_secs(1);
 /// Largest measurement, in bytes: every item of a large system.

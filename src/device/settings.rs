@@ -55,6 +55,7 @@ impl Devices {
             let kind = self.service(place).map(|service| service.kind.clone()).unwrap_or_default();
             return self.fail(now, place, &format!("the catalogue has no type \"{}\"", escape(&kind)));
         }
+        self.write_restored(now, place);
         let key = self.new_key(place);
         if let Some(service) = self.service_mut(place) {
             service.state = State::Asking;
@@ -241,7 +242,7 @@ impl Devices {
         self.unsaved |= moved;
         let wanted = self.service(place).is_some_and(|service| service.wanted && service.next_kind.is_none());
         match state {
-            State::Asking if online && wanted => self.open(place),
+            State::Asking if online && wanted => self.open(now, place),
             State::Asking => {
                 if let Some(service) = self.service_mut(place) {
                     service.state = State::Off;
