@@ -177,7 +177,7 @@ impl Device {
     /// Everything it wants is on the bus, and nothing else of it is; but for what has left for its silence.
     pub fn is_settled(&self) -> bool {
         self.services.iter().all(|service| match service.wanted {
-            true if service.silence == Silence::Left => true,
+            true if service.silence == Silence::Left => service.instance.is_some(),
             true => service.state == State::Up && service.known && service.next_kind.is_none(),
             false => service.state == State::Off,
         })
@@ -224,9 +224,9 @@ impl Service {
     /// When its silence has consequences next.
     pub fn silent_at(&self, stale_after: Duration) -> Option<Time> {
         let is_there = matches!(self.state, State::Opening | State::Up);
-        let value = self.last_value.filter(|_| !self.expired);
-        let seen = self.last_seen.filter(|_| self.silence == Silence::None);
-        value.into_iter().chain(seen).map(|last| last + stale_after).min().filter(|_| is_there)
+        let value = self.last_value.filter(|_| !self.expired && self.wanted);
+        let seen = self.last_seen.filter(|_| self.silence == Silence::None && is_there);
+        value.into_iter().chain(seen).map(|last| last + stale_after).min()
     }
 
     /// Whether its topics are those of this type and instance.

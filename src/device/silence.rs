@@ -2,13 +2,15 @@
 //! that is silent for too long loses its measured values and is shown as not connected, or leaves the bus until it is heard of again.
 //!
 //! Silence is that of one service: a sensor that goes on talking does not keep the last value of a meter of the same device. What
-//! renews measured values is a value of an item that the device measures, its Proxy message for the service, or its Status; a write of a
-//! setting or a command, which may be anybody's, only shows that the service is there.
+//! renews measured values is a write of one of them, a Proxy message of the device for the service, or its Status. A write of a setting or a
+//! command, which may be anybody's, only shows that the service is there; a write that is not the device's does not even show that.
 
 use log::Level;
 
 use super::Devices;
 use super::model::{Device, Place, Service, Silence, State};
+use super::options::Stale;
+use super::service::Exported;
 use super::steps::{Changed, Refusal};
 use crate::bridge::notes::Kind;
 use crate::bridge::topic::Incoming;
@@ -47,6 +49,14 @@ impl Devices {
         exported.is_some_and(|exported| exported.set("/Connected", Value::Int(1))).then(|| "/Connected".into())
     }
 
+    /// Somebody else than its device has written a measured item.
+    pub(super) fn value_written(&mut self, now: Time, place: Place) {
+        self.due = None;
+        if let Some(service) = self.service_mut(place) {
+            (service.last_value, service.expired, service.restored_until) = (Some(now), false, None);
+        }
+    }
+
     /// A Status: its device vouches for all its services.
     pub(super) fn all_seen(&mut self, now: Time, index: usize) {
         let count = self.devices.get(index).map_or(0, |device| device.services.len());
@@ -75,19 +85,22 @@ impl Devices {
             return None;
         }
         let is_old = |last: Option<Time>| after.is_some_and(|after| last.is_some_and(|last| last + after <= now));
-        let (no_value, unseen) = (is_old(service.last_value), is_old(service.last_seen) && service.silence == Silence::None);
+        let is_there = matches!(service.state, State::Opening | State::Up);
+        let (no_value, unseen) = (is_old(service.last_value), is_old(service.last_seen) && service.silence == Silence::None && is_there);
         let id = service.id.clone();
         let waited = after.unwrap_or_default().as_secs_f64();
-        let leaves = unseen && self.options.stale == super::options::Stale::Leave;
+        let leaves = unseen && self.options.stale == Stale::Leave;
         if leaves {
             self.set_silence(place, Silence::Left);
             self.drive_all(now, place.0);
         }
         let service = self.service_mut(place)?;
-        service.expired |= no_value || is_over;
-        service.restored.clear();
-        service.restored_until = service.restored_until.filter(|_| !is_over && !no_value);
-        let mut paths = service.exported.as_mut().map(super::service::Exported::expire).unwrap_or_default();
+        let mut paths = Vec::new();
+        if no_value || is_over || leaves {
+            (service.expired, service.restored_until) = (true, None);
+            service.restored.clear();
+            paths = service.exported.as_mut().map(Exported::expire).unwrap_or_default();
+        }
         let values = paths.len();
         if unseen && !leaves {
             service.silence = Silence::Disconnected;

@@ -277,6 +277,8 @@ impl Devices {
                 if call.is_ours || (matches!(self.mode, Mode::Companion | Mode::Off) && !by_hand) {
                     self.hear(now, place.0);
                     items.paths.extend(self.service_seen(now, place, !by_hand));
+                } else if !by_hand {
+                    self.value_written(now, place);
                 }
                 self.emit(place, items);
                 Answer::Code(ACCEPTED)
