@@ -8,11 +8,13 @@ mod companion;
 mod floods;
 mod items;
 mod leaving;
+mod monitor;
 mod proxy;
 mod python;
 mod registration;
 mod restart;
 mod settings;
+mod silence;
 mod stalls;
 
 use venus_mqtt_integration::{Client, Device, Rig, Setup, device::Registration};
