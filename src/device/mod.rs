@@ -188,7 +188,7 @@ impl Devices {
         if !self.options.enabled {
             return;
         }
-        self.doubt_all(now, unlinked.map_or(Duration::ZERO, |unlinked| now.after(unlinked)));
+        self.expect_all(now, unlinked.map_or(Duration::ZERO, |unlinked| now.after(unlinked)));
         let mut filters = vec![self.topics.device("+", "Status"), self.topics.device("+", "Proxy")];
         filters.extend(self.wills());
         self.link.push_back(LinkCommand::Subscribe(filters));

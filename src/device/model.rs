@@ -72,8 +72,8 @@ pub struct Service {
     /// Since then its measured items have been invalidated.
     pub expired: bool,
     pub silence: Silence,
-    /// Values that came while it was away for its silence.
-    pub waiting: Vec<(Box<str>, Value)>,
+    /// Values received while it was off the bus for its silence, applied when it is back.
+    pub pending: Vec<(Box<str>, Value)>,
     /// Values of before the restart of the daemon, until they are shown.
     pub restored: Vec<(Box<str>, Value)>,
     /// They are shown until then, unless the device is heard of.
@@ -207,7 +207,7 @@ impl Service {
             last_seen: None,
             expired: false,
             silence: Silence::None,
-            waiting: Vec::new(),
+            pending: Vec::new(),
             restored: Vec::new(),
             restored_until: None,
             kept: BTreeMap::new(),
@@ -236,14 +236,14 @@ impl Service {
 
     /// It is off the bus for its silence, or on its way back.
     pub fn is_away(&self) -> bool {
-        matches!(self.silence, Silence::Left | Silence::Returning)
+        self.wanted && matches!(self.silence, Silence::Left | Silence::Returning)
     }
 
-    /// It begins anew: what came for it before does not count.
-    pub fn forget_values(&mut self) {
+    /// Drops what is known of when it was heard of, and values that are not applied yet.
+    pub fn reset_liveness(&mut self) {
         (self.last_value, self.last_seen, self.expired) = (None, None, false);
         self.silence = Silence::None;
-        self.waiting.clear();
+        self.pending.clear();
         self.restored.clear();
         self.restored_until = None;
     }

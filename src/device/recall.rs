@@ -18,10 +18,9 @@ impl Devices {
     /// The registry as the daemon leaves it when it ends: with the values of now, if the next start is to show them.
     pub fn last_registry(&self, now: Time, unix: u64) -> String {
         let mut entries = self.list(now, unix);
-        let Some(restore) = self.options.restore_values.filter(|_| unix >= registry::CLOCK_IS_SET) else {
-            return registry::print(&entries);
-        };
-        let mut room = limits::RESTORED_BYTES;
+        let text = registry::print(&entries);
+        let Some(restore) = self.options.restore_values.filter(|_| unix >= registry::CLOCK_IS_SET) else { return text };
+        let mut room = limits::REGISTRY_BYTES.saturating_sub(text.len()).min(limits::RESTORED_BYTES);
         for (device, entry) in self.devices.iter().zip(&mut entries).filter(|(device, _)| device.online) {
             for (service, entry) in
                 device.services.iter().zip(&mut entry.services).filter(|(service, _)| service.wanted && !service.is_away())
@@ -132,7 +131,7 @@ impl Devices {
         if device.online && service.wanted {
             *room -= 1;
             service.state = State::Waiting;
-            if let Some((values, left)) = remembered.values.and_then(|values| self.still_shown(device, &service, values, unix)) {
+            if let Some((values, left)) = remembered.values.and_then(|values| self.restorable(device, &service, values, unix)) {
                 (service.restored, service.restored_until) = (values, Some(Time::default() + left));
             }
         }
@@ -140,7 +139,7 @@ impl Devices {
     }
 
     /// The values of before the restart, and for how long they are shown. Without a time of day nobody knows how old they are.
-    fn still_shown(
+    fn restorable(
         &self,
         device: &Device,
         service: &Service,

@@ -228,7 +228,7 @@ impl Devices {
         device.owed = false;
         device.provisional = None;
         device.patience = None;
-        device.services.iter_mut().for_each(Service::forget_values);
+        device.services.iter_mut().for_each(Service::reset_liveness);
         let topic = device.will.as_ref().map(|will| will.topic.clone());
         self.unsaved = true;
         if let Some(topic) = topic {
@@ -308,7 +308,7 @@ impl Devices {
     }
 
     /// The broker is there again: nobody knows what it said meanwhile, a last will perhaps. Whoever is registered has to be heard of once more.
-    pub(super) fn doubt_all(&mut self, now: Time, away: Duration) {
+    pub(super) fn expect_all(&mut self, now: Time, away: Duration) {
         let mut doubted = 0;
         for device in self.devices.iter_mut().filter(|device| device.online) {
             match &mut device.provisional {
@@ -404,7 +404,12 @@ impl Devices {
 
     /// Of the devices that are gone, the latest are remembered.
     pub(super) fn drop_gone(&mut self) {
-        while self.devices.iter().filter(|device| !device.online).count() > limits::GONE {
+        let gone = |devices: &[Device]| {
+            devices.iter().filter(|device| !device.online).fold((0, 0), |(n, all), device| (n + 1, all + device.services.len()))
+        };
+        while let (devices, services) = gone(&self.devices)
+            && (devices > limits::GONE || services > limits::GONE_SERVICES)
+        {
             let gone = self.devices.iter().enumerate().filter(|(_, device)| !device.online && device.is_off());
             let Some((oldest, _)) = gone.min_by_key(|(_, device)| (device.heard, device.heard_unix)) else { return };
             self.devices.remove(oldest);

@@ -76,7 +76,8 @@ impl Values {
             value.write_json(&mut out);
             out.len()
         };
-        self.items.iter().map(|(path, value)| path.len() + json(value) + 4).sum()
+        const AROUND: usize = 80;
+        self.items.iter().map(|(path, value)| path.len() + json(value) + 4).sum::<usize>() + AROUND
     }
 
     fn to_json(&self) -> Json {
@@ -280,6 +281,45 @@ mod tests {
         };
         let entries = [entry.clone(), Entry { will: None, last_heard: None, timeout: None, connected: false, ..entry }];
         assert_eq!(parse(&print(&entries)).unwrap(), (entries.to_vec(), Vec::new()));
+    }
+
+    /// As it was written before there were timeouts and values.
+    #[test]
+    fn an_older_registry() {
+        let text = r#"{"version":1,"devices":[{"clientId":"a","topics":["a"],"version":"v1","connected":true,"lastHeard":1795259400,"lwt":null,
+            "services":[{"id":"t1","type":"temperature","instance":5,"wanted":true,"written":["/Offset"],"grown":[]}]}]}"#;
+        let (entries, left_out) = parse(text).unwrap();
+        assert_eq!(left_out, Vec::<String>::new());
+        let service =
+            ServiceEntry { id: "t1".into(), kind: "temperature".into(), instance: Some(5), wanted: true, ..ServiceEntry::default() };
+        let expected = Entry {
+            client: "a".into(),
+            topics: vec!["a".into()],
+            version: "v1".into(),
+            connected: true,
+            state: "gone",
+            last_heard: Some(1_795_259_400),
+            services: vec![ServiceEntry { written: ["/Offset".into()].into(), ..service }],
+            ..Entry::default()
+        };
+        assert_eq!(entries, [expected]);
+    }
+
+    /// Values that cannot be read cost themselves only.
+    #[test]
+    fn values_that_are_none_of_ours() {
+        let of = |values: &str, timeout: &str| {
+            let service = format!(r#"{{"id":"t1","type":"temperature","values":{values}}}"#);
+            parse(&format!(r#"{{"version":1,"devices":[{{"clientId":"a","connected":true,"timeout":{timeout},"services":[{service}]}}]}}"#))
+        };
+        for values in ["null", "[8]", "{}", r#"{"at":-5,"seen":1,"items":{}}"#, r#"{"at":1,"seen":1,"items":[]}"#, r#"{"at":1,"items":{}}"#]
+        {
+            let (entries, left_out) = of(values, "1e300").unwrap();
+            assert_eq!((&*entries[0].services[0].kind, &entries[0].services[0].values, entries[0].timeout), ("temperature", &None, None));
+            assert!(left_out[0].contains("device \"a\": the values of a service are left out"), "{left_out:?}");
+        }
+        let (entries, left_out) = of(r#"{"at":1,"seen":1,"items":{"/A":null}}"#, "0").unwrap();
+        assert_eq!((left_out.len(), entries[0].timeout), (0, Some(Duration::ZERO)));
     }
 
     #[test]

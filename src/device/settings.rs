@@ -55,7 +55,7 @@ impl Devices {
             let kind = self.service(place).map(|service| service.kind.clone()).unwrap_or_default();
             return self.fail(now, place, &format!("the catalogue has no type \"{}\"", escape(&kind)));
         }
-        self.write_restored(now, place);
+        self.apply_restored(now, place);
         let key = self.new_key(place);
         if let Some(service) = self.service_mut(place) {
             service.state = State::Asking;

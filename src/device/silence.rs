@@ -18,8 +18,8 @@ use crate::bridge::value::{Value, parse_payload};
 use crate::bridge::{Time, limits};
 use crate::text::escape;
 
-/// What a value that waits takes beside its path and its bytes.
-const WAITING: usize = 40;
+/// Bytes that a pending value takes beside its path and its heap.
+const PENDING: usize = 40;
 
 impl Devices {
     /// A service was heard of; `by_value`: by what renews its measured values. Gives what of it has changed by that.
@@ -109,11 +109,11 @@ impl Devices {
             paths.extend(is_set.then(|| "/Connected".into()));
         }
         self.emit(place, Changed { paths, ..Changed::default() });
-        Some(match (unseen, is_over && !no_value) {
-            (true, _) if leaves => format!("nothing of {id} for {waited} s, it leaves the bus"),
-            (true, _) => format!("nothing of {id} for {waited} s, it is shown as not connected, and {values} values are invalid"),
-            (false, true) => format!("no value of {id} since the restart, {values} restored values are invalid"),
-            (false, false) => format!("no value of {id} for {waited} s, {values} values are invalid"),
+        Some(match (unseen, no_value) {
+            (true, _) if leaves => format!("{id}: nothing received for {waited} s: removed from the bus"),
+            (true, _) => format!("{id}: nothing received for {waited} s: /Connected set to 0, measured items invalidated: {values}"),
+            (false, true) => format!("{id}: no measured value for {waited} s: measured items invalidated: {values}"),
+            (false, false) => format!("{id}: no measured value since the restart: restored items invalidated: {values}"),
         })
     }
 
@@ -126,11 +126,12 @@ impl Devices {
     /// A W to a service that is off the bus for its silence: the bridge does not know the service then. False when it is none.
     pub(super) fn take_write(&mut self, now: Time, topic: &str, payload: &[u8], retained: bool) -> bool {
         let Incoming::Write(address) = self.topics.parse(topic) else { return false };
+        let is_meant = |service: &Service| service.is_away() && service.is_at(address.service_type, address.instance);
+        let Some(place) = self.find_service(is_meant) else { return false };
+        // the bridge logs why these are ignored
         if retained || payload.len() > limits::WRITE_PAYLOAD || !self.rules.may_write(&address) {
             return false;
         }
-        let is_meant = |service: &Service| service.is_away() && service.is_at(address.service_type, address.instance);
-        let Some(place) = self.find_service(is_meant) else { return false };
         let written = parse_payload(payload).map_err(|error| Refusal::Value(error.to_string()));
         match written.and_then(|value| self.write_any(now, place, address.path, value, false)) {
             Ok(mut changed) => {
@@ -166,13 +167,13 @@ impl Devices {
     pub(super) fn write_any(&mut self, now: Time, place: Place, path: &str, value: Value, by_others: bool) -> Result<Changed, Refusal> {
         match self.service_mut(place) {
             Some(service) if service.is_away() && service.state != State::Up => {
-                service.waiting.retain(|(known, _)| **known != *path);
-                let bytes = |path: &str, value: &Value| path.len() + value.heap() + WAITING;
-                let all: usize = service.waiting.iter().map(|(path, value)| bytes(path, value)).sum();
+                service.pending.retain(|(known, _)| **known != *path);
+                let bytes = |path: &str, value: &Value| path.len() + value.heap() + PENDING;
+                let all: usize = service.pending.iter().map(|(path, value)| bytes(path, value)).sum();
                 if all + bytes(path, &value) > limits::DEVICE_SERVICE_BYTES {
                     return Err(Refusal::TooLarge);
                 }
-                service.waiting.push((path.into(), value));
+                service.pending.push((path.into(), value));
                 Ok(Changed::default())
             }
             _ => self.write_own(now, place, path, value, by_others),
@@ -180,12 +181,12 @@ impl Devices {
     }
 
     /// What came while the service was away: its device hears of what cannot be taken.
-    pub(super) fn write_waiting(&mut self, now: Time, place: Place) {
+    pub(super) fn apply_pending(&mut self, now: Time, place: Place) {
         let Some(service) = self.service_mut(place) else { return };
-        let waiting = std::mem::take(&mut service.waiting);
+        let pending = std::mem::take(&mut service.pending);
         let name = service.bus_name();
         let (mut changed, mut refused) = (Changed::default(), Vec::new());
-        for (path, value) in waiting {
+        for (path, value) in pending {
             match self.write_own(now, place, &path, value, false) {
                 Ok(written) => changed.add(written),
                 Err(refusal) => refused.push(format!("{name}{}: {}", escape(&path), escape(&refusal.text()))),
@@ -209,7 +210,7 @@ impl Devices {
     }
 
     /// Shows the values of before the restart.
-    pub(super) fn write_restored(&mut self, now: Time, place: Place) {
+    pub(super) fn apply_restored(&mut self, now: Time, place: Place) {
         let Some(service) = self.service_mut(place) else { return };
         let restored = std::mem::take(&mut service.restored);
         if service.restored_until.is_none_or(|until| until <= now) {

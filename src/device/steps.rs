@@ -43,7 +43,7 @@ impl Devices {
                 let values = service.exported.take();
                 service.kept.clear();
                 if !away {
-                    service.forget_values();
+                    service.reset_liveness();
                 }
                 if let Some(kind) = service.next_kind.take() {
                     self.change_kind(now, place, kind, values);
@@ -92,7 +92,7 @@ impl Devices {
 
     /// The settings are known: now the connection, with all its items.
     pub(super) fn open(&mut self, now: Time, place: Place) {
-        self.write_waiting(now, place);
+        self.apply_pending(now, place);
         let Some(device) = self.devices.get(place.0) else { return };
         let Some(service) = device.services.get(place.1) else { return };
         let (key, name) = (service.key, service.bus_name());
@@ -188,7 +188,7 @@ impl Devices {
                     self.unsaved = true;
                     self.unknown = true;
                     self.caused(now, Level::Info, Kind::Registered, || format!("{name} is on the bus as instance {instance}"));
-                    self.write_waiting(now, place);
+                    self.apply_pending(now, place);
                 }
             }
             BusEvent::Known => {

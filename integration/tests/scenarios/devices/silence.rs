@@ -164,7 +164,7 @@ fn a_genset_runs_through_a_restart() {
     let invalid = format!("item {genset} none");
     eventually("the values are over", Duration::from_secs(60), || monitor.lines().contains(&invalid).then_some(()));
     assert_eq!(rig.fake().shown(&genset, "/Ac/Power"), "ai []");
-    rig.await_log(Part::Bridge, "no value of g1 since the restart");
+    rig.await_log(Part::Bridge, "g1: no measured value since the restart");
     // a crash keeps no value
     device.proxy(r#"{"g1": {"StatusCode": 9}}"#);
     monitor.await_line(&format!("item {genset} 9"));
