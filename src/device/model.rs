@@ -67,7 +67,7 @@ pub struct Service {
     pub exported: Option<Exported>,
     /// When a value came that the device has measured, or its Status.
     pub last_value: Option<Time>,
-    /// When anything was written to it, or its device's Status came.
+    /// When anything was written to it, its device's Status came, or it came to the bus.
     pub last_seen: Option<Time>,
     /// Since then its measured items have been invalidated.
     pub expired: bool,
@@ -223,9 +223,8 @@ impl Service {
 
     /// When its silence has consequences next.
     pub fn silent_at(&self, stale_after: Duration) -> Option<Time> {
-        let is_there = matches!(self.state, State::Opening | State::Up);
         let value = self.last_value.filter(|_| !self.expired && self.wanted);
-        let seen = self.last_seen.filter(|_| self.silence == Silence::None && is_there);
+        let seen = self.last_seen.filter(|_| self.silence == Silence::None && self.state == State::Up);
         value.into_iter().chain(seen).map(|last| last + stale_after).min()
     }
 

@@ -85,8 +85,8 @@ impl Devices {
             return None;
         }
         let is_old = |last: Option<Time>| after.is_some_and(|after| last.is_some_and(|last| last + after <= now));
-        let is_there = matches!(service.state, State::Opening | State::Up);
-        let (no_value, unseen) = (is_old(service.last_value), is_old(service.last_seen) && service.silence == Silence::None && is_there);
+        let no_value = is_old(service.last_value) && !service.expired;
+        let unseen = is_old(service.last_seen) && service.silence == Silence::None && service.state == State::Up;
         let id = service.id.clone();
         let waited = after.unwrap_or_default().as_secs_f64();
         let leaves = unseen && self.options.stale == Stale::Leave;
@@ -94,13 +94,8 @@ impl Devices {
             self.set_silence(place, Silence::Left);
             self.drive_all(now, place.0);
         }
+        let mut paths = if no_value || is_over || leaves { self.expire(place) } else { Vec::new() };
         let service = self.service_mut(place)?;
-        let mut paths = Vec::new();
-        if no_value || is_over || leaves {
-            (service.expired, service.restored_until) = (true, None);
-            service.restored.clear();
-            paths = service.exported.as_mut().map(Exported::expire).unwrap_or_default();
-        }
         let values = paths.len();
         if unseen && !leaves {
             service.silence = Silence::Disconnected;
@@ -109,12 +104,25 @@ impl Devices {
             paths.extend(is_set.then(|| "/Connected".into()));
         }
         self.emit(place, Changed { paths, ..Changed::default() });
+        if values == 0 && !unseen {
+            return None;
+        }
         Some(match (unseen, no_value) {
             (true, _) if leaves => format!("{id}: nothing received for {waited} s: removed from the bus"),
             (true, _) => format!("{id}: nothing received for {waited} s: /Connected set to 0, measured items invalidated: {values}"),
             (false, true) => format!("{id}: no measured value for {waited} s: measured items invalidated: {values}"),
             (false, false) => format!("{id}: no measured value since the restart: restored items invalidated: {values}"),
         })
+    }
+
+    /// Invalidates the measured values of a service, those too that it does not have yet.
+    fn expire(&mut self, place: Place) -> Vec<Box<str>> {
+        let mut pending = self.service_mut(place).map(|service| std::mem::take(&mut service.pending)).unwrap_or_default();
+        pending.retain(|(path, _)| self.is_by_hand(place, path));
+        let Some(service) = self.service_mut(place) else { return Vec::new() };
+        (service.pending, service.restored) = (pending, Vec::new());
+        (service.expired, service.restored_until) = (true, None);
+        service.exported.as_mut().map(Exported::expire).unwrap_or_default()
     }
 
     fn set_silence(&mut self, place: Place, silence: Silence) {

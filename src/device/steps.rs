@@ -183,7 +183,7 @@ impl Devices {
                     service.state = State::Up;
                     service.failures = 0;
                     service.last_value.get_or_insert(now);
-                    service.last_seen.get_or_insert(now);
+                    service.last_seen = Some(now);
                     let (name, instance) = (service.bus_name(), service.instance.unwrap_or_default());
                     self.unsaved = true;
                     self.unknown = true;
