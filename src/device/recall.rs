@@ -39,8 +39,6 @@ impl Devices {
     /// Brings back who was registered when the daemon ended. What cannot be used costs itself and nothing else: the text may be of
     /// another version of this program, or a person's.
     pub(super) fn recall(&mut self, entries: Vec<registry::Entry>, unix: u64) {
-        // values that are on disk are those of one start only: after a crash they would be older than what was shown last
-        self.unsaved = entries.iter().flat_map(|entry| &entry.services).any(|service| service.values.is_some());
         for entry in entries {
             if self.devices.len() >= limits::GONE + self.options.max_devices {
                 let most = self.devices.len();

@@ -185,6 +185,7 @@ impl Devices {
                     service.last_value.get_or_insert(now);
                     service.last_seen = Some(now);
                     let (name, instance) = (service.bus_name(), service.instance.unwrap_or_default());
+                    // values that were restored are not on disk any more either: after a crash they would be older than what was shown last
                     self.unsaved = true;
                     self.unknown = true;
                     self.caused(now, Level::Info, Kind::Registered, || format!("{name} is on the bus as instance {instance}"));
