@@ -10,7 +10,6 @@ use super::model::{Device, Service, State};
 use super::status::{Will, check_topic_id};
 use super::{Devices, registry};
 use crate::bridge::name::{is_bus_text, is_item_path};
-use crate::bridge::value::Value;
 use crate::bridge::{Time, limits};
 use crate::text::escape;
 
@@ -130,26 +129,20 @@ impl Devices {
             *room -= 1;
             service.state = State::Waiting;
             if let Some((values, left)) = remembered.values.and_then(|values| self.restorable(device, &service, values, unix)) {
-                (service.restored, service.restored_until) = (values, Some(Time::default() + left));
+                (service.restored, service.restored_until) = (values.items, Some(Time::default() + left));
             }
         }
         device.services.push(service);
     }
 
     /// The values of before the restart, and for how long they are shown. Without a time of day nobody knows how old they are.
-    fn restorable(
-        &self,
-        device: &Device,
-        service: &Service,
-        values: registry::Values,
-        unix: u64,
-    ) -> Option<(Vec<(Box<str>, Value)>, Duration)> {
+    fn restorable(&self, device: &Device, service: &Service, values: registry::Values, unix: u64) -> Option<(registry::Values, Duration)> {
         let age = |at: u64| unix.checked_sub(at).filter(|_| at >= registry::CLOCK_IS_SET).map(Duration::from_secs);
         let left = self.options.restore_values?.checked_sub(age(values.at)?)?;
         let left = match device.stale_after(service, &self.options) {
             Some(after) => left.min(after.checked_sub(age(values.seen)?)?),
             None => left,
         };
-        (!left.is_zero()).then_some((values.items, left))
+        (!left.is_zero()).then_some((values, left))
     }
 }

@@ -202,7 +202,7 @@ fn parse_entry(json: &Json, left_out: &mut Vec<String>) -> Option<Entry> {
     let client = text(json, "clientId")?;
     let connected = json.get("connected")?.as_bool()?;
     let parse_service = |service: &Json, left_out: &mut Vec<String>| {
-        let values = service.get("values").map(|values| Values::parse(values));
+        let values = service.get("values").map(Values::parse);
         if values == Some(None) {
             left_out.push(format!(
                 "the registry: device \"{}\": the values of a service are left out: they have no form of ours",

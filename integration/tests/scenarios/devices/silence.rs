@@ -173,3 +173,19 @@ fn a_genset_runs_through_a_restart() {
     rig.start_bridge();
     monitor.await_line(&format!("there {genset} 0"));
 }
+
+/// The bus crashes, and the bridge ends with it: its supervisor starts it again, and the values are there.
+#[test]
+fn values_survive_a_bus_that_crashes() {
+    let mut rig = running(Setup::devices().device("restore_values = 60"));
+    let device = Device::connect(&rig, "g");
+    device.register(r#"{"g1": "genset"}"#);
+    let genset = name("genset", "g", "g1");
+    device.proxy(r#"{"g1": {"StatusCode": 8}}"#);
+    rig.fake().await_shown(&genset, "/StatusCode", "i 8");
+    rig.restart_bus();
+    assert_eq!(rig.ended(Part::Bridge), Ended::Code(75));
+    rig.start_bridge();
+    rig.fake().await_name(&genset);
+    assert_eq!(rig.fake().shown(&genset, "/StatusCode"), "i 8");
+}
