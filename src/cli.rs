@@ -107,6 +107,7 @@ const DEVICES_AFTER_HELP: &str = "\
 States:
   connected    it is on the bus
   provisional  it is on the bus, and leaves again unless it is heard of within 5 minutes
+  silent       it is registered, but nothing was received for longer than `stale_after`
   waiting      not all of it is on the bus yet: com.victronenergy.settings may not be there
   gone         it has left; its instances and settings are kept for its return
 

@@ -66,11 +66,7 @@ fn the_161st_service_is_refused() {
     let rig = running(Setup::devices().top("log_level = \"info\"").connections(256));
     let devices: Vec<_> = (1..=10).map(|n| Device::connect(&rig, &format!("d{n}"))).collect();
     for device in &devices {
-        device.mqtt.mark();
-        device.status(device.status_of(&tanks(16)));
-    }
-    for device in &devices {
-        assert_eq!(device.answered().instances.len(), 16, "{}", device.id);
+        assert_eq!(device.register(&tanks(16)).instances.len(), 16, "{}", device.id);
     }
     let beyond = Device::connect(&rig, "beyond");
     let error = beyond.refuse(beyond.status_of(T1));

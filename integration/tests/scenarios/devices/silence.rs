@@ -143,7 +143,12 @@ fn a_genset_runs_through_a_restart() {
     for reload in [false, true] {
         monitor.mark();
         if reload {
+            let watcher = rig.client();
+            watcher.subscribe(&rig.status_topic());
+            watcher.barrier();
+            watcher.mark();
             rig.signal(Part::Bridge, Signal::SIGHUP);
+            rig.await_online(&watcher);
         } else {
             assert_eq!(rig.stop(Part::Bridge), Ended::Code(0));
             rig.start_bridge();
