@@ -105,7 +105,7 @@ impl Devices {
                 if let Some(service) = self.service_mut(place) {
                     service.check = None;
                 }
-                self.open(place);
+                self.open(now, place);
             }
             Verdict::Taken(by) => self.claim_next(now, place, instance, &by, occupants),
         }

@@ -23,6 +23,7 @@ impl Devices {
             let kind = self.service(place).map(|service| service.kind.clone()).unwrap_or_default();
             return self.fail(now, place, &format!("the catalogue has no type \"{}\"", escape(&kind)));
         }
+        self.apply_restored(now, place);
         let key = self.new_key(place);
         if let Some(service) = self.service_mut(place) {
             service.state = State::Asking;
