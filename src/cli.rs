@@ -107,6 +107,7 @@ const DEVICES_AFTER_HELP: &str = "\
 States:
   connected    it is on the bus
   provisional  it is on the bus, and leaves again unless it is heard of within 5 minutes
+  silent       it is registered, but nothing was received for longer than `stale_after`
   waiting      not all of it is on the bus yet: com.victronenergy.settings may not be there
   gone         it has left; its instances and settings are kept for its return
 
@@ -400,8 +401,10 @@ fn check(source: &Source) -> u8 {
         Ok(Usable { loaded, obstacles }) => {
             loaded.warnings.iter().for_each(|warning| say("warn", &warning.to_string()));
             obstacles.iter().for_each(|obstacle| say("warn", obstacle));
-            let (_, mistakes) = catalogue_files::load(&loaded.config.devices.catalogue_dir);
+            let devices = &loaded.config.devices;
+            let (catalogue, mistakes) = catalogue_files::load(&devices.catalogue_dir);
             mistakes.iter().for_each(|mistake| say("warn", mistake));
+            devices.options.stale_after.unknown_types(&catalogue).iter().for_each(|line| say("warn", line));
             print(&loaded.show());
             OK
         }

@@ -162,7 +162,7 @@ fn allow_descriptors(config: &Config) {
     const USUAL: usize = 900;
     let options = &config.devices.options;
     if options.enabled
-        && options.max_devices.saturating_mul(options.max_services) > USUAL
+        && options.max_devices.saturating_mul(options.max_services).min(options.max_services_total) > USUAL
         && let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
     {
@@ -176,6 +176,7 @@ fn set_up_devices(config: &Config, portal: PortalId, verbosity: log::Level) -> (
     let enabled = wanted.options.enabled;
     let (catalogue, mistakes) = if enabled { catalogue_files::load(&wanted.catalogue_dir) } else { (Catalogue::shipped(), Vec::new()) };
     mistakes.iter().for_each(|mistake| log::warn!("{mistake}"));
+    wanted.options.stale_after.unknown_types(&catalogue).iter().for_each(|line| log::warn!("{line}"));
     let store = enabled.then(|| Store::open(&wanted.state_dir));
     let text = store.as_ref().and_then(Store::load);
     let registry = text.map(|text| registry::parse(&text)).transpose().unwrap_or_else(|why| {
@@ -193,6 +194,7 @@ fn set_up_devices(config: &Config, portal: PortalId, verbosity: log::Level) -> (
         bridge: config.bridge.clone(),
         catalogue,
         registry,
+        unix: unix(),
         verbosity,
     });
     (store, enabled.then(|| Control::listen(&wanted.state_dir)), devices)
@@ -443,7 +445,7 @@ impl Daemon {
             LinkEvent::Down => {
                 self.supervisor.status("connected to the bus; there is no broker");
                 self.bridge.link_down();
-                self.devices.link_down();
+                self.devices.link_down(now);
                 self.measures.link_down();
             }
             LinkEvent::Room => {}
@@ -622,7 +624,7 @@ impl Daemon {
         let now = self.now();
         let unwritten = self.http.finish(patience).await;
         if let Some(mut store) = self.store.take() {
-            store.save(registry::print(&self.devices.list(now, unix())));
+            store.save(self.devices.last_registry(now, unix()));
             let _ = tokio::time::timeout(REMEMBER, store.finish()).await;
         }
         unwritten

@@ -40,7 +40,7 @@
 //!
 //! Inside the devices: `id`, `status` and `proxy` are what devices say; `catalogue` and `format` what types of services there are, as data;
 //! `model` is what is known of a device; `registration` who is there, `steps` how a service comes and goes, `settings` and `dialogue`
-//! what localsettings keeps; `service` what a service answers; `registry` what is remembered from one life of the daemon to the next.
+//! the calls to localsettings, `persisted` the items that it stores, `numbers` the instances; `service` what a service answers; `registry` what is remembered from one life of the daemon to the next.
 //!
 //! Inside the measurements: `sample` makes one out of items, `stamp` is the time of day; `target` is one backend with its `queue` and its words, and
 //! `answer` what that one said. On the edge, `spool` is the file of a queue, `poster` posts, and `client` sees to it that it comes to an end.

@@ -20,9 +20,11 @@ const ENTRY: usize = 160;
 const TOPIC: usize = 512;
 /// An entry of the outbox, which grows by doubling.
 const QUEUED: usize = 24;
-/// Connections that a system bus gives a user, and with them services of devices.
+/// Connections that a system bus gives a user, and with them services of devices, whatever `max_services_total` (160) is set to; those that are
+/// leaving are among them.
 const CONNECTIONS: usize = 256;
-/// A registered service: its items, the settings that it asks for, its connection.
+/// A registered service: its items, the settings that it asks for, its connection. Values that are restored, or pending while a service is off
+/// the bus, take the place of those it will have.
 const REGISTERED: usize = 24 * KIB;
 
 const KIB: usize = 1024;

@@ -17,13 +17,14 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::bridge::limits::REGISTRY_BYTES;
 use crate::files::{self, beside, why};
 use crate::log::Repeated;
 
 const FILE: &str = "devices.json";
 
-/// Largest file read or written, in bytes: ten times what as many devices as a bus has room for can need.
-pub(crate) const FILE_MAX: u64 = 1 << 20;
+/// Largest file read or written, in bytes.
+pub(crate) const FILE_MAX: u64 = REGISTRY_BYTES as u64;
 
 /// Between two writes: flash wears out, and devices that flap would write for ever.
 const PAUSE: Duration = Duration::from_secs(5);

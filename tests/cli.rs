@@ -162,10 +162,13 @@ enabled = true
 strict_client_id = false
 proxy = "any"
 stale_after = 0  # off
+stale = "disconnect"
+restore_values = 0  # off
 device_instance_topic = true
 keepalive = false
 max_devices = 64
-max_services = 8
+max_services = 16
+max_services_total = 160
 state_dir = "state"
 catalogue_dir = "/data/conf/venus-mqtt.d"
 

@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! setup   key=value …                     options, in the first lines only: strict, proxy, stale_after, device_instance, keepalive,
-//!                                         max_devices, max_services, access, allow, deny, prefix, enabled, settings=absent, show,
+//!                                         max_devices, max_services, max_services_total, access, allow, deny, prefix, enabled,
+//!                                         settings=absent, show, stale, restore_values. stale_after=60s,grid:10s,tank:off by type,
 //!                                         catalogue=services.yml (the items of `SERVICES_YML` in place of those that ship)
 //! mqtt  < TOPIC [PAYLOAD] [retained]      a message from the broker, which is for devices       mqtt up, mqtt down, mqtt mode MODE, mqtt suback TOPIC ok|refused
 //! mqtt  - TOPIC [PAYLOAD]                 a message that devices leave to the bridge
@@ -34,6 +35,7 @@
 //! daemon  stops|dies                      it ends, with or without a good-bye, and starts again with what it has on disk
 //! daemon  ends                            the first half of it
 //! daemon  finds JSON                      it dies, and somebody has written this as its registry
+//! daemon  sleeps SPAN                     before the next start so much time passes; daemon clock UNIX: the clock says so from then on
 //! log   > LEVEL some words                a line that must have been written since the last event; log quiet: none above debug
 //! show    set|link|text                   these are expected line by line from here on; otherwise they are not looked at
 //! ```
@@ -59,7 +61,7 @@ use venus_mqtt::bridge::options::{Access, Options as BridgeOptions};
 use venus_mqtt::bridge::value::{Value, parse_json};
 use venus_mqtt::bridge::{BusCall, Conflict, LinkCommand, Method, Mode, Occupant, Publish, Reply, Time};
 use venus_mqtt::device::catalogue::Catalogue;
-use venus_mqtt::device::options::{Options, Proxy};
+use venus_mqtt::device::options::{Options, Proxy, Stale};
 use venus_mqtt::device::service::{Answer, Call, ItemAnswer};
 use venus_mqtt::device::{BusCommand, BusEvent, Devices, ForeignWrite, Key, Setup, registry};
 
@@ -111,7 +113,19 @@ impl Chosen {
         match (key, value) {
             ("strict", _) => self.options.strict_client_id = value == "true",
             ("proxy", "own") => self.options.proxy = Proxy::Own,
-            ("stale_after", _) => self.options.stale_after = Some(transcripts::span(value)?),
+            ("stale_after", _) => {
+                for part in value.split(',') {
+                    let (kind, span) = part.split_once(':').unwrap_or(("", part));
+                    let span = if span == "off" { None } else { Some(transcripts::span(span)?) };
+                    match kind {
+                        "" => self.options.stale_after.default = span,
+                        kind => drop(self.options.stale_after.types.insert(kind.into(), span)),
+                    }
+                }
+            }
+            ("stale", "leave") => self.options.stale = Stale::Leave,
+            ("restore_values", _) => self.options.restore_values = Some(transcripts::span(value)?),
+            ("max_services_total", _) => self.options.max_services_total = number()?,
             ("device_instance", _) => self.options.device_instance_topic = value == "true",
             ("keepalive", _) => self.options.keepalive = value == "true",
             ("max_devices", _) => self.options.max_devices = number()?,
@@ -146,6 +160,9 @@ struct Stage {
     /// Since the daemon started, and until then.
     elapsed: Duration,
     before: Duration,
+    /// Between this life of the daemon and the next.
+    sleeps: Duration,
+    clock: Option<u64>,
     settings: LocalSettings,
     owner: Option<String>,
     manner: Manner,
@@ -175,12 +192,14 @@ impl transcripts::Play for Stage {
 
     fn begin(chosen: Chosen) -> Self {
         let mut stage = Self {
-            devices: devices(&chosen, None),
+            devices: devices(&chosen, None, EPOCH),
             owner: (!chosen.is_alone).then(|| ":1.5".into()),
             shown: chosen.shown.clone(),
             chosen,
             elapsed: Duration::ZERO,
             before: Duration::ZERO,
+            sleeps: Duration::ZERO,
+            clock: None,
             settings: LocalSettings::default(),
             manner: Manner::AtOnce,
             held: VecDeque::new(),
@@ -243,7 +262,7 @@ impl Stage {
     }
 
     fn unix(&self) -> u64 {
-        EPOCH + (self.before + self.elapsed).as_secs()
+        self.clock.unwrap_or(EPOCH + (self.before + self.elapsed).as_secs())
     }
 
     fn mqtt(&mut self, words: &[&str]) -> Result<(), String> {
@@ -251,11 +270,12 @@ impl Stage {
         match words {
             ["<", topic, payload @ .., "retained"] => self.receive(topic, payload, true, true)?,
             ["<", topic, payload @ ..] => self.receive(topic, payload, false, true)?,
+            ["-", topic, payload @ .., "retained"] => self.receive(topic, payload, true, false)?,
             ["-", topic, payload @ ..] => self.receive(topic, payload, false, false)?,
             [">", rest @ ..] => expect(&mut self.published, &rest.join(" "))?,
             ["suback", filter, outcome] => drop(self.devices.subscribed(filter, *outcome == "ok")),
             ["up"] => self.devices.link_up(now),
-            ["down"] => self.devices.link_down(),
+            ["down"] => self.devices.link_down(self.now()),
             ["mode", "bridge"] => self.devices.set_mode(now, Mode::Bridge),
             ["mode", "companion"] => self.devices.set_mode(now, Mode::Companion),
             ["mode", "off"] => self.devices.set_mode(now, Mode::Off),
@@ -394,7 +414,7 @@ impl Stage {
             ["daemon", "stops"] => {
                 self.devices.shut_down();
                 self.pump();
-                self.disk = Some(registry::print(&self.devices.list(self.now(), self.unix())));
+                self.disk = Some(self.devices.last_registry(self.now(), self.unix()));
                 self.begin_again();
             }
             ["daemon", "dies"] => self.begin_again(),
@@ -402,6 +422,8 @@ impl Stage {
                 self.disk = Some(text.join(" "));
                 self.begin_again();
             }
+            ["daemon", "sleeps", span] => self.sleeps = transcripts::span(span)?,
+            ["daemon", "clock", unix] => self.clock = Some(unix.parse().map_err(|_| "a number")?),
             ["daemon", "ends"] => self.devices.shut_down(),
             ["log", ">", level, text @ ..] => {
                 let (level, text) = (level.to_uppercase(), text.join(" "));
@@ -422,12 +444,12 @@ impl Stage {
 
     /// The daemon ends, however that may be, and another one starts.
     fn begin_again(&mut self) {
-        self.before += self.elapsed;
+        self.before += self.elapsed + std::mem::take(&mut self.sleeps);
         self.elapsed = Duration::ZERO;
         self.names.clear();
         self.held.clear();
         self.published.clear();
-        self.devices = devices(&self.chosen, self.disk.as_deref());
+        self.devices = devices(&self.chosen, self.disk.as_deref(), self.unix());
         self.start();
     }
 
@@ -608,7 +630,7 @@ impl Stage {
     }
 }
 
-fn devices(chosen: &Chosen, disk: Option<&str>) -> Devices {
+fn devices(chosen: &Chosen, disk: Option<&str>, unix: u64) -> Devices {
     let mut catalogue = Catalogue::shipped();
     if chosen.services_yml {
         assert_eq!(catalogue.add_file("services.yml", SERVICES_YML), []);
@@ -620,6 +642,7 @@ fn devices(chosen: &Chosen, disk: Option<&str>) -> Devices {
         bridge: chosen.bridge.clone(),
         catalogue,
         registry: disk.map(|text| registry::parse(text).unwrap().0).unwrap_or_default(),
+        unix,
         verbosity: log::Level::Debug,
     })
 }

@@ -16,7 +16,7 @@ use venus_mqtt::bridge::options::Options as BridgeOptions;
 use venus_mqtt::bridge::value::Value;
 use venus_mqtt::bridge::{BusCall, Conflict, Method, Mode, Occupant, Reply, Time, limits};
 use venus_mqtt::device::catalogue::Catalogue;
-use venus_mqtt::device::options::Options;
+use venus_mqtt::device::options::{Options, Stale, StaleAfter};
 use venus_mqtt::device::service::{ACCEPTED, Answer, Call};
 use venus_mqtt::device::{BusCommand, BusEvent, Devices, Key, Setup, Token, registry};
 
@@ -28,8 +28,18 @@ const OTHERS: usize = 3;
 /// One less than there are clients.
 const MOST: usize = 2;
 const PROVISIONAL: Duration = Duration::from_secs(300);
+const STALE_AFTER: Duration = Duration::from_secs(100);
 const EPOCH: u64 = 1_795_259_400;
 const OUTPUT: &str = "/SwitchableOutput/a/Settings/Type";
+
+/// What is chosen in the configuration.
+#[derive(Clone, Copy, Debug, Default)]
+struct Flavour {
+    /// Silent services leave the bus.
+    leave: bool,
+    /// Values are shown again after a restart.
+    restore: bool,
+}
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -159,8 +169,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(120))]
 
     #[test]
-    fn the_bus_has_what_devices_want(steps in steps()) {
-        let mut world = World::new();
+    fn the_bus_has_what_devices_want(steps in steps(), leave in any::<bool>(), restore in any::<bool>()) {
+        let mut world = World::with(Flavour { leave, restore });
         for step in steps {
             world.step(step)?;
         }
@@ -305,6 +315,7 @@ fn payload() -> impl Strategy<Value = Vec<u8>> {
         Just("services"),
         Just("lwt_topic"),
         Just("lwt_value"),
+        Just("timeout"),
         Just("s"),
         Just("topicPath"),
         Just("values"),
@@ -351,8 +362,19 @@ struct Wanted {
 }
 
 struct World {
+    flavour: Flavour,
     devices: Devices,
+    /// In this life of the daemon, and in all before.
     elapsed: Duration,
+    before: Duration,
+    /// Since when there is no broker, while there is none.
+    unlinked: Duration,
+    /// When the measured values of a service were renewed last, when it was heard of, and when it came to the bus; in all lives of the daemon.
+    renewed: BTreeMap<(usize, usize), Duration>,
+    seen: BTreeMap<(usize, usize), Duration>,
+    came: BTreeMap<(usize, usize), Duration>,
+    /// What was written last to each measured item, by anybody.
+    latest: BTreeMap<(usize, usize), BTreeMap<&'static str, Value>>,
     linked: bool,
     /// Everything that is asked of others is done at once.
     act_at_once: bool,
@@ -379,9 +401,20 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::with(Flavour::default())
+    }
+
+    fn with(flavour: Flavour) -> Self {
         let mut world = Self {
-            devices: devices(None),
+            flavour,
+            devices: devices(flavour, None, EPOCH),
+            before: Duration::ZERO,
             elapsed: Duration::from_secs(1),
+            unlinked: Duration::ZERO,
+            renewed: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            came: BTreeMap::new(),
+            latest: BTreeMap::new(),
             linked: false,
             act_at_once: false,
             settings: LocalSettings::default(),
@@ -467,7 +500,50 @@ impl World {
             Step::Restart { says_goodbye } => self.restart(says_goodbye)?,
             Step::Settle => self.settle()?,
         }
-        self.pump()
+        self.pump()?;
+        self.no_value_is_old()
+    }
+
+    /// Since the daemon started for the first time.
+    fn age(&self) -> Duration {
+        self.before + self.elapsed
+    }
+
+    fn unix(&self) -> u64 {
+        EPOCH + self.age().as_secs()
+    }
+
+    /// Whatever has happened: what a service shows as measured is what was written last, and it is not older than it may be.
+    fn no_value_is_old(&mut self) -> Result<(), TestCaseError> {
+        for (key, (name, _)) in self.open.clone() {
+            let (client, service, kind) = of_name(&name);
+            let path = measured(kind);
+            let Some(value) = self.value(key, path).filter(|value| *value != Value::Invalid) else { continue };
+            let latest = self.latest.get(&(client, service)).and_then(|values| values.get(path)).cloned();
+            prop_assert_eq!(Some(value), latest, "{} of {}", path, name);
+            let renewed = self.renewed.get(&(client, service)).copied().unwrap_or_default();
+            prop_assert!(self.age() < renewed + STALE_AFTER, "{path} of {name}, renewed at {renewed:?}, at {:?}", self.age());
+        }
+        Ok(())
+    }
+
+    /// The device was heard of: by what renews its values, or by anything else.
+    fn service_seen(&mut self, client: usize, service: usize, by_value: bool) {
+        self.seen.insert((client, service), self.age());
+        if by_value {
+            self.renewed.insert((client, service), self.age());
+        }
+    }
+
+    /// What was measured is too old by now.
+    fn expire(&mut self) {
+        let age = self.age();
+        for ((client, service), written) in &mut self.written {
+            if self.renewed.get(&(*client, *service)).is_none_or(|renewed| *renewed + STALE_AFTER <= age) {
+                let measured = written.iter_mut().filter(|(path, _)| matches!(**path, "/Level" | "/Temperature"));
+                measured.for_each(|(_, value)| *value = Value::Invalid);
+            }
+        }
     }
 
     /// The bridge knows a service, or its new number: of two with the same one, the first has the topics.
@@ -519,6 +595,9 @@ impl World {
             }
         }
         self.wanted.insert(client, Wanted { types, until });
+        if !retained {
+            (0..SERVICES.len()).for_each(|service| self.service_seen(client, service, true));
+        }
     }
 
     /// The model: the device is not there any more.
@@ -539,9 +618,16 @@ impl World {
         self.say(client, "Proxy", &format!("{{\"{}\":{{\"{path}\":{}}}}}", SERVICES[service], json(&value)), false);
         self.heard(client);
         self.pump()?;
-        let is_up = self.up().iter().any(|key| self.open[key].0 == name(client, service, kind));
+        // away for its silence, it takes what comes, and is back with it
+        let is_taken = !self.errors.contains(CLIENTS[client]);
+        if is_taken {
+            self.service_seen(client, service, true);
+            if path == measured(kind) {
+                self.latest.entry((client, service)).or_default().insert(path, value.clone());
+            }
+        }
         let written = self.written.entry((client, service)).or_default();
-        if is_up && is_own && !self.errors.contains(CLIENTS[client]) {
+        if is_taken && is_own {
             written.insert(path, value);
         } else {
             written.remove(path);
@@ -562,9 +648,14 @@ impl World {
         let call = Call { path, interface: None, member: "SetValue", argument: Some(value.clone()), is_ours };
         let answer = self.devices.call(self.now(), *key, &call);
         // beside another bridge a measured value is the device's own word
-        let is_measured = self.linked && matches!(path, "/Level" | "/Temperature");
-        if answer == Answer::Code(ACCEPTED) && (is_ours || is_measured) {
+        let is_measured = path == measured(kind);
+        if answer == Answer::Code(ACCEPTED) && (is_ours || (is_measured && self.linked)) {
             self.heard(client);
+            self.service_seen(client, service, is_measured);
+        }
+        if answer == Answer::Code(ACCEPTED) && is_measured {
+            self.renewed.insert((client, service), self.age());
+            self.latest.entry((client, service)).or_default().insert(path, value.clone());
         }
         if answer == Answer::Code(ACCEPTED) && is_own {
             self.written.entry((client, service)).or_default().insert(path, value);
@@ -652,6 +743,11 @@ impl World {
                 let open = self.open.get_mut(&key).unwrap();
                 open.1 = life;
                 let name = open.0.clone();
+                if life == Life::Up
+                    && let Some((client, service, _)) = find_name(&name)
+                {
+                    self.came.insert((client, service), self.age());
+                }
                 // the bridge has scanned it
                 if let (Life::Known, Some(Value::Int(number))) = (life, self.value(key, "/DeviceInstance")) {
                     self.appears(&name, Some(number));
@@ -674,8 +770,14 @@ impl World {
         self.linked = up;
         if up {
             self.devices.link_up(self.now());
+            // a last will may have been published meanwhile; and what nobody could hear is held against nobody
+            let (elapsed, away) = (self.elapsed, self.elapsed - self.unlinked);
+            for wanted in self.wanted.values_mut() {
+                wanted.until = Some(wanted.until.map_or(elapsed + PROVISIONAL, |until| until + away));
+            }
         } else {
-            self.devices.link_down();
+            self.devices.link_down(self.now());
+            self.unlinked = self.elapsed;
         }
         self.devices.set_mode(self.now(), if up { Mode::Companion } else { Mode::Down });
     }
@@ -699,10 +801,15 @@ impl World {
         self.settings.changed.clear();
         self.orders.clear();
         self.written.clear();
+        if says_goodbye {
+            self.disk = Some(self.devices.last_registry(self.now(), self.unix()));
+        }
+        self.before += self.elapsed;
         self.elapsed = Duration::ZERO;
+        self.unlinked = Duration::ZERO;
         self.wanted.values_mut().for_each(|wanted| wanted.until = Some(PROVISIONAL));
         self.linked = false;
-        self.devices = devices(self.disk.as_deref());
+        self.devices = devices(self.flavour, self.disk.as_deref(), self.unix());
         self.lives.clear();
         self.start()
     }
@@ -720,15 +827,17 @@ impl World {
             prop_assert!(turns < 1000, "it never comes to rest");
         }
         self.elapsed = end;
-        let gone: Vec<usize> =
-            self.wanted.iter().filter(|(_, wanted)| wanted.until.is_some_and(|until| until <= end)).map(|(c, _)| *c).collect();
+        let is_over = |wanted: &Wanted| self.linked && wanted.until.is_some_and(|until| until <= end);
+        let gone: Vec<usize> = self.wanted.iter().filter(|(_, wanted)| is_over(wanted)).map(|(c, _)| *c).collect();
         gone.into_iter().for_each(|client| self.gone(client));
+        self.expire();
         Ok(())
     }
 
     /// Takes everything that comes out, and holds it to the rules.
     fn pump(&mut self) -> Result<(), TestCaseError> {
-        loop {
+        for turn in 0.. {
+            prop_assert!(turn < 10_000, "it never comes to rest");
             let mut quiet = true;
             let (bridge, now) = (&self.bridge, self.now());
             self.devices.check_numbers(now, |kind, instance| Some(occupants(bridge, kind, instance)));
@@ -764,7 +873,7 @@ impl World {
             }
         }
         while self.devices.poll_link().is_some() || self.devices.poll_note().is_some() || self.devices.poll_write().is_some() {}
-        if let Some(text) = self.devices.poll_registry(self.now(), EPOCH) {
+        if let Some(text) = self.devices.poll_registry(self.now(), self.unix()) {
             self.disk = Some(text);
         }
         Ok(())
@@ -816,7 +925,15 @@ impl World {
     fn check(&mut self) -> Result<(), TestCaseError> {
         let places =
             || self.wanted.iter().flat_map(|(client, wanted)| wanted.types.iter().enumerate().map(move |(n, kind)| (*client, n, *kind)));
-        let names: BTreeSet<String> = places().filter_map(|(client, service, kind)| Some(name(client, service, kind?))).collect();
+        // what is silent may have left, by its device's last word; and must have, when it has been there for so long too
+        let is_old = |since: &BTreeMap<_, Duration>, place| since.get(&place).is_none_or(|since| *since + STALE_AFTER <= self.age());
+        let left = |client, service| {
+            let is_silent = self.flavour.leave && is_old(&self.seen, (client, service));
+            let is_there = |(name, _): &(String, Life)| of_name(name).0 == client && of_name(name).1 == service;
+            is_silent && (is_old(&self.came, (client, service)) || !self.open.values().any(is_there))
+        };
+        let there = places().filter(|(client, service, _)| !left(*client, *service));
+        let names: BTreeSet<String> = there.filter_map(|(client, service, kind)| Some(name(client, service, kind?))).collect();
         let up: BTreeSet<String> = self.open.values().map(|(name, _)| name.clone()).collect();
         prop_assert_eq!(&up, &names, "what is on the bus, and what is wanted");
         prop_assert!(self.open.values().all(|(_, life)| *life == Life::Known));
@@ -864,14 +981,28 @@ impl World {
     }
 }
 
-fn devices(disk: Option<&str>) -> Devices {
+/// What services of this type measure.
+fn measured(kind: usize) -> &'static str {
+    if TYPES[kind] == "tank" { "/Level" } else { "/Temperature" }
+}
+
+fn devices(flavour: Flavour, disk: Option<&str>, unix: u64) -> Devices {
+    let options = Options {
+        max_devices: MOST,
+        stale_after: StaleAfter { default: Some(STALE_AFTER), ..StaleAfter::default() },
+        stale: if flavour.leave { Stale::Leave } else { Stale::Disconnect },
+        restore_values: flavour.restore.then_some(Duration::from_secs(1000)),
+        keepalive: true,
+        ..Options::default()
+    };
     Devices::new(Setup {
         portal: PortalId::parse("c0619ab1c2d3").unwrap(),
         prefix: String::new(),
-        options: Options { max_devices: MOST, stale_after: Some(Duration::from_secs(100)), keepalive: true, ..Options::default() },
+        options,
         bridge: BridgeOptions::default(),
         catalogue: Catalogue::shipped(),
         registry: disk.map(|text| registry::parse(text).unwrap().0).unwrap_or_default(),
+        unix,
         verbosity: log::Level::Error,
     })
 }
@@ -901,9 +1032,13 @@ fn name(client: usize, service: usize, kind: usize) -> String {
 }
 
 fn of_name(wanted: &str) -> (usize, usize, usize) {
+    find_name(wanted).unwrap()
+}
+
+fn find_name(wanted: &str) -> Option<(usize, usize, usize)> {
     let all = (0..CLIENTS.len())
         .flat_map(|client| (0..SERVICES.len()).flat_map(move |service| (0..TYPES.len()).map(move |kind| (client, service, kind))));
-    all.into_iter().find(|(client, service, kind)| name(*client, *service, *kind) == wanted).unwrap()
+    all.into_iter().find(|(client, service, kind)| name(*client, *service, *kind) == wanted)
 }
 
 fn error(name: &str) -> Reply {

@@ -148,6 +148,8 @@ pub const ANSWER_BYTES: usize = 2 << 20;
 pub const DEVICE_SERVICE_BYTES: usize = 16 * 1024;
 /// Devices remembered beside those that are registered: so many may be gone and still be listed.
 pub const GONE: usize = 256;
+/// Services of all of those.
+pub const GONE_SERVICES: usize = 1024;
 /// Services that a device had before, and that are remembered with their numbers.
 pub const FORMER_SERVICES: usize = 16;
 /// Bytes of a type and of an instance in a Proxy's topicPath.
@@ -155,6 +157,9 @@ pub const TYPE: usize = 64;
 /// Values in one Proxy message, and refusals that are told of it.
 pub const PROXY_VALUES: usize = 512;
 pub const PROXY_REFUSALS: usize = 5;
+/// Bytes of the registry on disk, and of the values in it that a restart of the daemon restores, of all services.
+pub const REGISTRY_BYTES: usize = 1024 * 1024;
+pub const RESTORED_BYTES: usize = REGISTRY_BYTES / 2;
 /// How often the registry is made anew: the file is written still less often.
 pub const REGISTRY_EVERY: Duration = Duration::from_secs(1);
 /// Largest measurement, in bytes: every item of a large system.

@@ -9,7 +9,7 @@ use log::LevelFilter;
 use crate::bridge::filter::Filter;
 use crate::bridge::name::PortalId;
 use crate::bridge::options::{Access, AlwaysOn, Enabled};
-use crate::device::options::Proxy;
+use crate::device::options::{Proxy, Stale, StaleAfter};
 use crate::measure::options::Format;
 
 use super::BusAddress;
@@ -68,12 +68,15 @@ pub struct Given {
     pub devices_enabled: Option<At<bool>>,
     pub strict_client_id: Option<At<bool>>,
     pub proxy: Option<At<Proxy>>,
-    /// Inside: `None` is "never".
-    pub stale_after: Option<At<Option<Duration>>>,
+    pub stale_after: Option<At<StaleAfter>>,
+    pub stale: Option<At<Stale>>,
+    /// Inside: `None` is "not at all".
+    pub restore_values: Option<At<Option<Duration>>>,
     pub device_instance_topic: Option<At<bool>>,
     pub keepalive: Option<At<bool>>,
     pub max_devices: Option<At<usize>>,
     pub max_services: Option<At<usize>>,
+    pub max_services_total: Option<At<usize>>,
     pub state_dir: Option<At<PathBuf>>,
     pub catalogue_dir: Option<At<PathBuf>>,
     /// Only from a file.
@@ -132,10 +135,13 @@ macro_rules! every_option {
             strict_client_id,
             proxy,
             stale_after,
+            stale,
+            restore_values,
             device_instance_topic,
             keepalive,
             max_devices,
             max_services,
+            max_services_total,
             state_dir,
             catalogue_dir
         )

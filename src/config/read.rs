@@ -12,7 +12,8 @@ use toml::de::{DeTable, DeValue};
 
 use crate::bridge::filter::Filter;
 use crate::bridge::options::{Access, AlwaysOn, Enabled};
-use crate::device::options::Proxy;
+use crate::device::options::{Proxy, Stale, StaleAfter};
+use crate::device::status::STALE_AFTER;
 use crate::text::{escape, escape_to};
 
 use super::{At, Given, Place, Remark, parse};
@@ -30,10 +31,13 @@ const SECTIONS: [(&str, &[&str]); 6] = [
             "strict_client_id",
             "proxy",
             "stale_after",
+            "stale",
+            "restore_values",
             "device_instance_topic",
             "keepalive",
             "max_devices",
             "max_services",
+            "max_services_total",
             "state_dir",
             "catalogue_dir",
         ],
@@ -44,12 +48,17 @@ const SECTIONS: [(&str, &[&str]); 6] = [
 /// Most filters in one list: each is tried on every write.
 const FILTERS_MAX: usize = 256;
 
-/// Silence after which a device is stale, in seconds: below, it would flap; above, nobody would wait for it.
-const STALE_AFTER: RangeInclusive<u32> = 10..=86_400 * 30;
+/// Longest type in `stale_after`, in bytes: those of the catalogue have no more.
+const TYPE_MAX: usize = 32;
 
-/// What `max_devices` and `max_services` may be: everything of a device costs memory, and every service a connection to the bus.
+/// For how long values of before a restart may be shown, in seconds.
+const RESTORE_VALUES: RangeInclusive<u32> = 1..=86_400;
+
+/// What `max_devices`, `max_services` and `max_services_total` may be: everything of a device costs memory, and every service a
+/// connection to the bus.
 const DEVICES: RangeInclusive<usize> = 1..=1000;
 const SERVICES: RangeInclusive<usize> = 1..=64;
+const SERVICES_TOTAL: RangeInclusive<usize> = 1..=1000;
 
 pub(super) fn read(file: &Path, text: &str) -> Result<Given, Vec<Remark>> {
     let mut reader = Reader { file, text, mistakes: Vec::new() };
@@ -129,10 +138,13 @@ impl Reader<'_> {
             strict_client_id: self.field(devices, "strict_client_id", boolean),
             proxy: self.field(devices, "proxy", proxy),
             stale_after: self.field(devices, "stale_after", stale_after),
+            stale: self.field(devices, "stale", stale),
+            restore_values: self.field(devices, "restore_values", |v| seconds_or_off(v, RESTORE_VALUES, "")),
             device_instance_topic: self.field(devices, "device_instance_topic", boolean),
             keepalive: self.field(devices, "keepalive", boolean),
             max_devices: self.field(devices, "max_devices", |v| count(v, DEVICES)),
             max_services: self.field(devices, "max_services", |v| count(v, SERVICES)),
+            max_services_total: self.field(devices, "max_services_total", |v| count(v, SERVICES_TOTAL)),
             state_dir: self.field(devices, "state_dir", |v| folder(v, base)),
             catalogue_dir: self.field(devices, "catalogue_dir", |v| folder(v, base)),
             http: root.map_or_else(Vec::new, |root| self.targets(root, base)),
@@ -320,13 +332,43 @@ fn proxy(value: &DeValue<'_>) -> Parsed<Proxy> {
     }
 }
 
-fn stale_after(value: &DeValue<'_>) -> Parsed<Option<Duration>> {
+/// One span for all types, or a table of spans by type.
+fn stale_after(value: &DeValue<'_>) -> Parsed<StaleAfter> {
+    let Some(table) = value.as_table() else {
+        let default = seconds_or_off(value, STALE_AFTER, ", or a table of them by type, such as { default = 60, grid = 10 }")?;
+        return Ok(StaleAfter { default, ..StaleAfter::default() });
+    };
+    let mut parsed = StaleAfter::default();
+    for (key, value) in table.iter() {
+        let kind = key.get_ref().as_ref();
+        let wrong = |at: &Range<usize>, text: String| Wrong { at: Some(at.clone()), text: format!("`{}` {text}", escape(kind)) };
+        let span = seconds_or_off(value.get_ref(), STALE_AFTER, "").map_err(|Wrong { text, .. }| wrong(&value.span(), text))?;
+        let is_type = kind.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') && (1..=TYPE_MAX).contains(&kind.len());
+        match kind {
+            "default" => parsed.default = span,
+            _ if is_type => drop(parsed.types.insert(kind.into(), span)),
+            _ => return Err(wrong(&key.span(), "is no type of services: write one such as `grid`, or `default`".into())),
+        }
+    }
+    Ok(parsed)
+}
+
+fn stale(value: &DeValue<'_>) -> Parsed<Stale> {
+    match value.as_str() {
+        Some("disconnect") => Ok(Stale::Disconnect),
+        Some("leave") => Ok(Stale::Leave),
+        _ => Err(must_be("\"disconnect\" or \"leave\"", value)),
+    }
+}
+
+/// `or` says what else it may be.
+fn seconds_or_off(value: &DeValue<'_>, range: RangeInclusive<u32>, or: &str) -> Parsed<Option<Duration>> {
     match integer(value).and_then(|seconds| u32::try_from(seconds).ok()) {
         Some(0) => Ok(None),
-        Some(seconds) if STALE_AFTER.contains(&seconds) => Ok(Some(Duration::from_secs(seconds.into()))),
+        Some(seconds) if range.contains(&seconds) => Ok(Some(Duration::from_secs(seconds.into()))),
         _ => {
-            let (least, most) = STALE_AFTER.into_inner();
-            Err(must_be(&format!("0 (off) or a whole number of seconds from {least} to {most}"), value))
+            let (least, most) = range.into_inner();
+            Err(must_be(&format!("0 (off) or a whole number of seconds from {least} to {most}{or}"), value))
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::bridge::filter::Filter;
 use crate::bridge::options::{Access, AlwaysOn, Enabled};
-use crate::device::options::Proxy;
+use crate::device::options::{Proxy, Stale};
 use crate::measure::options::Format;
 
 use super::{BusAddress, DEFAULT_PATHS, Devices, HttpTarget, Loaded, Mqtt};
@@ -128,14 +128,29 @@ fn devices(out: &mut String, devices: &Devices) -> fmt::Result {
             Proxy::Own => "\"own\"",
         }
     )?;
-    match options.stale_after {
-        Some(silence) => writeln!(out, "stale_after = {}", seconds(silence))?,
-        None => writeln!(out, "stale_after = 0  # off")?,
+    let span = |span: Option<Duration>| span.map_or_else(|| "0".into(), seconds);
+    let off = |span: Option<Duration>| if span.is_none() { "  # off" } else { "" };
+    let silence = &options.stale_after;
+    if silence.types.is_empty() {
+        writeln!(out, "stale_after = {}{}", span(silence.default), off(silence.default))?;
+    } else {
+        let types = silence.types.iter().map(|(kind, silence)| format!(", {kind} = {}", span(*silence)));
+        writeln!(out, "stale_after = {{ default = {}{} }}", span(silence.default), types.collect::<String>())?;
     }
+    writeln!(
+        out,
+        "stale = {}",
+        match options.stale {
+            Stale::Disconnect => "\"disconnect\"",
+            Stale::Leave => "\"leave\"",
+        }
+    )?;
+    writeln!(out, "restore_values = {}{}", span(options.restore_values), off(options.restore_values))?;
     writeln!(out, "device_instance_topic = {}", options.device_instance_topic)?;
     writeln!(out, "keepalive = {}", options.keepalive)?;
     writeln!(out, "max_devices = {}", options.max_devices)?;
     writeln!(out, "max_services = {}", options.max_services)?;
+    writeln!(out, "max_services_total = {}", options.max_services_total)?;
     writeln!(out, "state_dir = {}", quoted_path(&devices.state_dir))?;
     writeln!(out, "catalogue_dir = {}", quoted_path(&devices.catalogue_dir))
 }

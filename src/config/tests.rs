@@ -8,7 +8,7 @@ use log::LevelFilter;
 use super::*;
 use crate::bridge::filter::Filter;
 use crate::bridge::options::{Access, AlwaysOn, Enabled};
-use crate::device::options::Proxy;
+use crate::device::options::{Proxy, Stale, StaleAfter};
 use crate::scratch::Scratch;
 
 mod http;
@@ -74,11 +74,14 @@ fn defaults() {
                     enabled: true,
                     strict_client_id: false,
                     proxy: Proxy::Any,
-                    stale_after: None,
+                    stale_after: StaleAfter::default(),
+                    stale: Stale::Disconnect,
+                    restore_values: None,
                     device_instance_topic: true,
                     keepalive: false,
                     max_devices: 64,
-                    max_services: 8,
+                    max_services: 16,
+                    max_services_total: 160,
                 },
                 state_dir: "/data/venus-mqtt".into(),
                 catalogue_dir: "/data/conf/venus-mqtt.d".into(),
@@ -115,11 +118,14 @@ deny = ["settings/#"]
 enabled = false
 strict_client_id = true
 proxy = "own"
-stale_after = 300
+stale_after = { default = 300, grid = 10, tank = 0 }
+stale = "leave"
+restore_values = 60
 device_instance_topic = false
 keepalive = true
 max_devices = 1000
 max_services = 64
+max_services_total = 1000
 state_dir = "{dir}/state"
 catalogue_dir = "types"
 "##;
@@ -171,11 +177,17 @@ fn every_option() {
                 enabled: false,
                 strict_client_id: true,
                 proxy: Proxy::Own,
-                stale_after: Some(Duration::from_secs(300)),
+                stale_after: StaleAfter {
+                    default: Some(Duration::from_secs(300)),
+                    types: [("grid".into(), Some(Duration::from_secs(10))), ("tank".into(), None)].into(),
+                },
+                stale: Stale::Leave,
+                restore_values: Some(Duration::from_secs(60)),
                 device_instance_topic: false,
                 keepalive: true,
                 max_devices: 1000,
                 max_services: 64,
+                max_services_total: 1000,
             },
             state_dir: dir.path().join("state"),
             catalogue_dir: dir.path().join("types"),
@@ -198,9 +210,13 @@ fn what_is_shown_can_be_fed_back() {
     let (dir, first) = full();
     let second = load(&dir, &first.show()).unwrap();
     assert_eq!(second.config, first.config);
-    for text in
-        ["", "[mqtt]\ntls = true", "[bridge]\nalways_on = true\nenabled = false\nkeepalive_interval = 7", "[devices]\nstale_after = 10"]
-    {
+    for text in [
+        "",
+        "[mqtt]\ntls = true",
+        "[bridge]\nalways_on = true\nenabled = false\nkeepalive_interval = 7",
+        "[devices]\nstale_after = 2",
+        "[devices.stale_after]\ngrid = 10",
+    ] {
         let first = load(&dir, text).unwrap();
         assert_eq!(load(&dir, &first.show()).unwrap().config, first.config, "{text}");
     }
@@ -344,15 +360,32 @@ fn refused_in_the_file() {
         // devices
         ("[devices]\nenabled = \"auto\"", "c.toml:2: `enabled`: must be true or false, not \"auto\""),
         ("[devices]\nproxy = \"none\"", "c.toml:2: `proxy`: must be \"any\" or \"own\", not \"none\""),
-        ("[devices]\nstale_after = 9", "c.toml:2: `stale_after`: must be 0 (off) or a whole number of seconds from 10 to 2592000, not 9"),
+        (
+            "[devices]\nstale_after = 1",
+            "c.toml:2: `stale_after`: must be 0 (off) or a whole number of seconds from 2 to 2592000, or a table of them by type, such as { default = 60, grid = 10 }, not 1",
+        ),
         (
             "[devices]\nstale_after = 2592001",
-            "c.toml:2: `stale_after`: must be 0 (off) or a whole number of seconds from 10 to 2592000, not 2592001",
+            "c.toml:2: `stale_after`: must be 0 (off) or a whole number of seconds from 2 to 2592000, or a table of them by type, such as { default = 60, grid = 10 }, not 2592001",
         ),
         (
             "[devices]\nstale_after = false",
-            "c.toml:2: `stale_after`: must be 0 (off) or a whole number of seconds from 10 to 2592000, not false",
+            "c.toml:2: `stale_after`: must be 0 (off) or a whole number of seconds from 2 to 2592000, or a table of them by type, such as { default = 60, grid = 10 }, not false",
         ),
+        (
+            "[devices.stale_after]\ngrid = 10\ntank = 1",
+            "c.toml:3: `stale_after`: `tank` must be 0 (off) or a whole number of seconds from 2 to 2592000, not 1",
+        ),
+        (
+            "[devices]\nstale_after = { \"grid meter\" = 10 }",
+            "c.toml:2: `stale_after`: `grid meter` is no type of services: write one such as `grid`, or `default`",
+        ),
+        ("[devices]\nstale = \"hold\"", "c.toml:2: `stale`: must be \"disconnect\" or \"leave\", not \"hold\""),
+        (
+            "[devices]\nrestore_values = 86401",
+            "c.toml:2: `restore_values`: must be 0 (off) or a whole number of seconds from 1 to 86400, not 86401",
+        ),
+        ("[devices]\nmax_services_total = 0", "c.toml:2: `max_services_total`: must be a whole number from 1 to 1000, not 0"),
         ("[devices]\nmax_devices = 0", "c.toml:2: `max_devices`: must be a whole number from 1 to 1000, not 0"),
         ("[devices]\nmax_devices = 1001", "c.toml:2: `max_devices`: must be a whole number from 1 to 1000, not 1001"),
         ("[devices]\nmax_services = 65", "c.toml:2: `max_services`: must be a whole number from 1 to 64, not 65"),
@@ -478,7 +511,7 @@ fn normalised() {
     }
     assert_eq!(load(&dir, "[mqtt]\ntls = true").unwrap().config.mqtt.port, 8883);
     assert_eq!(load(&dir, "[bridge]\nalways_on = []").unwrap().config.bridge.always_on, AlwaysOn::No);
-    assert_eq!(load(&dir, "[devices]\nstale_after = 0").unwrap().config.devices.options.stale_after, None);
+    assert_eq!(load(&dir, "[devices]\nstale_after = 0").unwrap().config.devices.options.stale_after, StaleAfter::default());
     assert_eq!(load(&dir, "[mqtt]\nport = 0x75b").unwrap().config.mqtt.port, 1883);
 }
 

@@ -44,6 +44,7 @@ pub async fn sample_once(config: &Config) -> Result<Vec<Option<Sample>>, Ended> 
         bridge: Options::default(),
         catalogue: Catalogue::shipped(),
         registry: Vec::new(),
+        unix: 0,
         verbosity: Level::Warn,
     });
     let mut timer = Timer::new().map_err(|error| unready(&error))?;

@@ -17,14 +17,17 @@ mod numbers;
 pub mod options;
 mod persisted;
 mod proxy;
+mod recall;
 mod registration;
 pub mod registry;
 pub mod service;
 mod settings;
+mod silence;
 pub mod status;
 mod steps;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use log::Level;
 
@@ -53,6 +56,8 @@ pub struct Setup {
     pub catalogue: Catalogue,
     /// Devices that were registered when the daemon ended.
     pub registry: Vec<registry::Entry>,
+    /// The time of day, in seconds since 1970: how old their values are.
+    pub unix: u64,
     /// What is more verbose is not formatted.
     pub verbosity: Level,
 }
@@ -110,6 +115,8 @@ pub struct Devices {
     settings: Dialogue,
     mode: Mode,
     linked: bool,
+    /// Since when there is no broker, while there is none.
+    unlinked: Option<Time>,
     /// When another bridge is kept awake next.
     keep_awake: Option<Time>,
     /// When there is something to check about a device, if that is known.
@@ -137,7 +144,7 @@ pub struct Devices {
 
 impl Devices {
     pub fn new(setup: Setup) -> Self {
-        let Setup { portal, prefix, options, bridge, catalogue, registry, verbosity } = setup;
+        let Setup { portal, prefix, options, bridge, catalogue, registry, unix, verbosity } = setup;
         let mut devices = Self {
             topics: Topics::new(&prefix, portal),
             rules: Rules::new(&bridge),
@@ -148,6 +155,7 @@ impl Devices {
             settings: Dialogue::default(),
             mode: Mode::Down,
             linked: false,
+            unlinked: Some(Time::default()),
             keep_awake: None,
             due: None,
             unknown: false,
@@ -165,7 +173,7 @@ impl Devices {
             notes: Notes::new(verbosity),
         };
         if devices.options.enabled {
-            devices.recall(registry);
+            devices.recall(registry, unix);
         }
         devices
     }
@@ -180,9 +188,12 @@ impl Devices {
     /// Connected, without a session.
     pub fn link_up(&mut self, now: Time) {
         self.linked = true;
+        self.due = None;
+        let unlinked = self.unlinked.take();
         if !self.options.enabled {
             return;
         }
+        self.expect_all(now, unlinked.map_or(Duration::ZERO, |unlinked| now.after(unlinked)));
         let mut filters = vec![self.topics.device("+", "Status"), self.topics.device("+", "Proxy")];
         filters.extend(self.wills());
         self.link.push_back(LinkCommand::Subscribe(filters));
@@ -190,8 +201,10 @@ impl Devices {
         self.devices.iter_mut().for_each(|device| device.will_replayed = now + limits::WILL_REPLAY);
     }
 
-    pub fn link_down(&mut self) {
+    pub fn link_down(&mut self, now: Time) {
         self.linked = false;
+        self.due = None;
+        self.unlinked.get_or_insert(now);
         self.link.clear();
     }
 
@@ -210,6 +223,9 @@ impl Devices {
         }
         self.due = None;
         let Some(rest) = self.topics.behind_prefix(topic) else { return false };
+        if self.take_write(now, topic, payload, retained) {
+            return true;
+        }
         if let Some((client, what)) = rest.strip_prefix("device/").and_then(|rest| rest.split_once('/')) {
             match what {
                 "Status" => self.take_status(now, client, payload, retained),
@@ -252,8 +268,8 @@ impl Devices {
         if !self.options.enabled {
             return None;
         }
-        let stale_after = self.options.stale_after;
-        let devices = self.due.get_or_insert_with(|| self.devices.iter().flat_map(|device| device.due(stale_after)).min());
+        let (options, linked) = (&self.options, self.linked);
+        let devices = self.due.get_or_insert_with(|| self.devices.iter().flat_map(|device| device.due(options, linked)).min());
         let save = self.unsaved.then_some(self.save_after);
         [*devices, self.settings.next_deadline(), self.keep_awake, save].into_iter().flatten().min()
     }

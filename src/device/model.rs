@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::id::Id;
+use super::options::Options;
 use super::service::Exported;
 use super::status::Will;
 use crate::bridge::Time;
 use crate::bridge::name::device_service;
+use crate::bridge::value::Value;
 
 /// One life of a service on the bus; never used twice.
 pub type Key = u64;
@@ -26,12 +28,15 @@ pub struct Device {
     pub will_replayed: Time,
     /// It wants to be on the bus.
     pub online: bool,
-    /// It leaves then, if nothing is heard of it.
+    /// It leaves then, if nothing is heard of it: the time during which there is no broker does not count.
     pub provisional: Option<Time>,
+    /// Something was heard of it since it registered, and not only what the broker or the registry still had.
+    pub confirmed: bool,
     pub heard: Option<Time>,
     /// The same in seconds since 1970, as of the last life of the daemon.
     pub heard_unix: Option<u64>,
-    pub stale: bool,
+    /// Its own `stale_after`; zero: never.
+    pub timeout: Option<Duration>,
     /// In the order of its Status.
     pub services: Vec<Service>,
     /// Once all its services are there, it is told so.
@@ -66,6 +71,19 @@ pub struct Service {
     /// Leaves the bus to come back with its values.
     pub restarts: bool,
     pub exported: Option<Exported>,
+    /// When a value came that the device has measured, or its Status.
+    pub last_value: Option<Time>,
+    /// When anything was written to it, its device's Status came, or it came to the bus.
+    pub last_seen: Option<Time>,
+    /// Since then its measured items have been invalidated.
+    pub expired: bool,
+    pub silence: Silence,
+    /// Values received while it was off the bus for its silence, applied when it is back.
+    pub pending: Vec<(Box<str>, Value)>,
+    /// Values of before the restart of the daemon, until they are shown.
+    pub restored: Vec<(Box<str>, Value)>,
+    /// They are shown until then, unless the device is heard of.
+    pub restored_until: Option<Time>,
     pub kept: BTreeMap<Box<str>, Kept>,
     /// Settings without a default, which are only there once they have been written.
     pub written: BTreeSet<Box<str>>,
@@ -102,6 +120,19 @@ pub struct NumberCheck {
     pub is_due: bool,
 }
 
+/// What the silence of a service has led to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Silence {
+    /// Nothing: it is not silent.
+    None,
+    /// `/Connected` is 0.
+    Disconnected,
+    /// It is off the bus.
+    Left,
+    /// It has been heard of again, and is on its way back to the bus.
+    Returning,
+}
+
 /// How the value of an item stands with the setting that keeps it.
 #[derive(Debug, Default)]
 pub struct Kept {
@@ -124,7 +155,7 @@ pub struct Kept {
     /// The setting holds what the item cannot have: it is left alone.
     pub unusable: bool,
     /// What others have set meanwhile.
-    pub seen: Option<crate::bridge::value::Value>,
+    pub seen: Option<Value>,
 }
 
 impl Device {
@@ -137,9 +168,10 @@ impl Device {
             will_replayed: Time::default(),
             online: false,
             provisional: None,
+            confirmed: false,
             heard: None,
             heard_unix: None,
-            stale: false,
+            timeout: None,
             services: Vec::new(),
             owed: false,
             patience: None,
@@ -147,23 +179,34 @@ impl Device {
     }
 
     /// When there is something to check next.
-    pub fn due(&self, stale_after: Option<Duration>) -> impl Iterator<Item = Time> {
-        let retries = self.services.iter().filter_map(|service| match service.state {
-            State::Failed { retry } if self.online => Some(retry),
-            _ => None,
+    pub fn due(&self, options: &Options, linked: bool) -> impl Iterator<Item = Time> {
+        let services = self.services.iter().filter(|_| self.online).flat_map(|service| {
+            let retry = if let State::Failed { retry } = service.state { Some(retry) } else { None };
+            let silent = self.stale_after(service, options).and_then(|after| service.silent_at(after));
+            [retry, silent, service.restored_until]
         });
         let checks = self.services.iter().filter(|service| service.state == State::Asking).filter_map(|service| service.check);
         let checks = checks.filter(|check| check.is_due).map(|check| check.until);
-        let stale = match (stale_after, self.heard) {
-            (Some(after), Some(heard)) if self.online && !self.stale => Some(heard + after),
-            _ => None,
-        };
-        [self.provisional, self.patience, stale].into_iter().flatten().chain(retries).chain(checks)
+        [self.provisional.filter(|_| linked), self.patience].into_iter().chain(services).flatten().chain(checks)
     }
 
-    /// Everything it wants is on the bus, and nothing else of it is.
+    /// Services it has while it is there.
+    pub fn wanted(&self) -> usize {
+        if self.online { self.services.iter().filter(|service| service.wanted).count() } else { 0 }
+    }
+
+    /// How long one of its services may be silent.
+    pub fn stale_after(&self, service: &Service, options: &Options) -> Option<Duration> {
+        match self.timeout {
+            Some(own) => Some(own).filter(|own| !own.is_zero()),
+            None => options.stale_after.of(&service.kind),
+        }
+    }
+
+    /// Everything it wants is on the bus, and nothing else of it is; but for what has left for its silence.
     pub fn is_settled(&self) -> bool {
         self.services.iter().all(|service| match service.wanted {
+            true if service.silence == Silence::Left => service.instance.is_some(),
             true => service.state == State::Up && service.known && service.next_kind.is_none(),
             false => service.state == State::Off,
         })
@@ -192,6 +235,13 @@ impl Service {
             announced: [None; 2],
             restarts: false,
             exported: None,
+            last_value: None,
+            last_seen: None,
+            expired: false,
+            silence: Silence::None,
+            pending: Vec::new(),
+            restored: Vec::new(),
+            restored_until: None,
             kept: BTreeMap::new(),
             written: BTreeSet::new(),
             grown: BTreeSet::new(),
@@ -218,6 +268,32 @@ impl Service {
         if self.instance != self.announced[0] {
             self.announced = [self.instance, self.announced[0]];
         }
+    }
+
+    /// When its silence has consequences next.
+    pub fn silent_at(&self, stale_after: Duration) -> Option<Time> {
+        let value = self.last_value.filter(|_| !self.expired && self.wanted);
+        let seen = self.last_seen.filter(|_| self.silence == Silence::None && self.state == State::Up);
+        value.into_iter().chain(seen).map(|last| last + stale_after).min()
+    }
+
+    /// Whether its topics are those of this type and instance.
+    pub fn is_at(&self, kind: &str, instance: &str) -> bool {
+        *self.kind == *kind && self.instance.is_some_and(|number| number.to_string() == instance)
+    }
+
+    /// It is off the bus for its silence, or on its way back.
+    pub fn is_away(&self) -> bool {
+        self.wanted && matches!(self.silence, Silence::Left | Silence::Returning)
+    }
+
+    /// Drops what is known of when it was heard of, and values that are not applied yet.
+    pub fn reset_liveness(&mut self) {
+        (self.last_value, self.last_seen, self.expired) = (None, None, false);
+        self.silence = Silence::None;
+        self.pending.clear();
+        self.restored.clear();
+        self.restored_until = None;
     }
 
     pub fn bus_name(&self) -> String {

@@ -14,6 +14,9 @@ use crate::bridge::value::Value;
 use crate::bridge::{Conflict, Method, Occupant, Reply, Time, limits};
 use crate::text::escape;
 
+/// The services with a type and instance, and those of the type that may have it.
+type Lookup<'a> = &'a dyn Fn(&str, &str) -> Option<Vec<Occupant>>;
+
 /// What is known of a number.
 enum Verdict {
     Free,
@@ -81,7 +84,7 @@ impl Devices {
         }
     }
 
-    fn check_number(&mut self, now: Time, place: Place, occupants: &dyn Fn(&str, &str) -> Option<Vec<Occupant>>) {
+    fn check_number(&mut self, now: Time, place: Place, occupants: Lookup<'_>) {
         let Some(device) = self.devices.get(place.0) else { return };
         let Some(service) = device.services.get(place.1) else { return };
         let (State::Asking, Some(check), Some(instance)) = (service.state, service.check, service.instance) else { return };
@@ -95,20 +98,21 @@ impl Devices {
             self.drive_all(now, place.0);
             return self.finish_forgetting(now, place.0);
         }
-        match self.verdict(place, instance, occupants) {
-            Verdict::Unknown if now < check.until => self.unchecked = true,
+        let is_late = now >= check.until;
+        match self.verdict(place, instance, is_late, occupants) {
+            Verdict::Unknown if !is_late => self.unchecked = true,
             Verdict::Free | Verdict::Unknown => {
                 if let Some(service) = self.service_mut(place) {
                     service.check = None;
                 }
-                self.open(place);
+                self.open(now, place);
             }
             Verdict::Taken(by) => self.claim_next(now, place, instance, &by, occupants),
         }
     }
 
-    /// Who has this number on the bus, other than the service itself.
-    fn verdict(&self, place: Place, instance: i32, occupants: &dyn Fn(&str, &str) -> Option<Vec<Occupant>>) -> Verdict {
+    /// Who has this number on the bus, other than the service itself; `is_late` when there is no more time to wait for who leaves.
+    fn verdict(&self, place: Place, instance: i32, is_late: bool, occupants: Lookup<'_>) -> Verdict {
         let Some(service) = self.service(place) else { return Verdict::Free };
         let kind = &*service.kind;
         let uses = |other: &Service| other.uses_number(kind, instance);
@@ -117,19 +121,24 @@ impl Devices {
             return Verdict::Taken(own.bus_name().into());
         }
         let Some(found) = occupants(kind, &instance.to_string()) else { return Verdict::Unknown };
-        // one of ours that does not use it any more is about to leave
-        let others = || found.iter().filter(|occupant| !self.is_own(&occupant.name));
-        match others().find(|occupant| occupant.is_scanned) {
-            Some(occupant) => Verdict::Taken(occupant.name.clone()),
-            None if others().next().is_some() => Verdict::Unknown,
-            None => Verdict::Free,
+        let mut verdict = Verdict::Free;
+        for occupant in found {
+            match self.own_state(&occupant.name) {
+                // another number of ours has been given up for this one, or it is the service itself
+                Some(state) if state != State::Off => {}
+                // one of ours has just left; whoever has its name then is another program
+                Some(_) if !is_late => verdict = Verdict::Unknown,
+                _ if occupant.is_scanned => return Verdict::Taken(occupant.name),
+                _ => verdict = Verdict::Unknown,
+            }
         }
+        verdict
     }
 
     /// Asks localsettings for the next number that is free on the bus.
-    fn claim_next(&mut self, now: Time, place: Place, instance: i32, by: &str, occupants: &dyn Fn(&str, &str) -> Option<Vec<Occupant>>) {
+    fn claim_next(&mut self, now: Time, place: Place, instance: i32, by: &str, occupants: Lookup<'_>) {
         let above = (1..=limits::NUMBERS_TRIED).filter_map(|more| instance.checked_add(more));
-        let next = above.into_iter().find(|number| !matches!(self.verdict(place, *number, occupants), Verdict::Taken(_)));
+        let next = above.into_iter().find(|number| !matches!(self.verdict(place, *number, true, occupants), Verdict::Taken(_)));
         let Some(service) = self.service_mut(place) else { return };
         let (key, kind, name, path) = (service.key, service.kind.clone(), service.bus_name(), instance_path(&service.slug));
         let check = service.check.as_mut().filter(|check| check.claims < limits::NUMBER_CLAIMS);
@@ -161,6 +170,7 @@ impl Devices {
         match (find(&conflict.holder), find(&conflict.other)) {
             // one of ours that is about to leave
             (Some(holder), Some(other)) if number(holder) != number(other) => {}
+            (None, Some(_)) if self.own_state(&conflict.holder).is_some_and(|state| state != State::Off) => {}
             // it came in between: the check before it is opened again finds another number
             (_, Some(other)) => self.restart(now, other),
             (Some(holder), None) => {
@@ -205,10 +215,11 @@ impl Devices {
         self.devices.iter().enumerate().flat_map(move |(index, device)| (0..count(device)).map(move |service| (index, service)))
     }
 
-    /// Whether a name on the bus is that of a device's service, of whichever type it was.
-    fn is_own(&self, name: &str) -> bool {
+    /// How a device's service stands that has this name on the bus, whichever type it had.
+    fn own_state(&self, name: &str) -> Option<State> {
         let slug = name.rsplit('.').next().unwrap_or_default();
-        self.devices.iter().flat_map(|device| &device.services).any(|service| *service.slug == *slug)
+        let services = || self.devices.iter().flat_map(|device| &device.services).filter(|service| *service.slug == *slug);
+        services().find(|service| service.state != State::Off).or_else(|| services().next()).map(|service| service.state)
     }
 }
 

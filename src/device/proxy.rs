@@ -95,7 +95,7 @@ impl Devices {
                 refused.push(format!("\"{}\" is none of the device's services", escape(id)));
                 continue;
             };
-            let (State::Up, Some(instance)) = (service.state, service.instance) else {
+            let (true, Some(instance)) = (service.state == State::Up || service.is_away(), service.instance) else {
                 refused.push(format!("\"{}\" is not on the bus yet; wait for device/{}/DBus", escape(id), escape(client)));
                 continue;
             };
@@ -125,10 +125,12 @@ impl Devices {
         if portal != self.topics.portal().as_str() {
             return Err(format!("topicPath \"{}\" is of another portal ID than {}", escape(path), self.topics.portal()));
         }
-        let is_meant = |service: &Service| *service.kind == *service_type && service.instance.is_some_and(|n| n.to_string() == instance);
-        let up = |place: &Place| self.service(*place).is_some_and(|service| service.state == State::Up && is_meant(service));
+        let is_meant = |place: &Place| {
+            let there = |service: &Service| (service.state == State::Up || service.is_away()) && service.is_at(service_type, instance);
+            self.service(*place).is_some_and(there)
+        };
         let is_senders = |place: &Place| Some(place.0) == sender;
-        let place = self.places().filter(is_senders).find(up).or_else(|| self.places().find(up));
+        let place = self.places().filter(is_senders).find(is_meant).or_else(|| self.places().find(is_meant));
         if place.is_none() {
             self.check_not_own(sender, service_type, instance)?;
         }
@@ -165,7 +167,7 @@ impl Devices {
                 target.service_type, target.instance
             ));
         }
-        let mut changed = Changed::default();
+        let (mut changed, mut is_taken, mut by_value) = (Changed::default(), false, own);
         for (key, value) in values {
             let path = format!("/{}", key.trim_start_matches('/'));
             let address = Address { service_type: target.service_type, instance: target.instance, path: &path };
@@ -174,7 +176,7 @@ impl Devices {
             } else if let Err(error) = value.fits_bus() {
                 Err(error.to_string())
             } else if let Some(place) = target.place {
-                self.write_own(now, place, &path, value.clone(), !own).map_err(|refusal: Refusal| refusal.text())
+                self.write_any(now, place, &path, value.clone(), !own).map_err(|refusal: Refusal| refusal.text())
             } else if self.writes.len() < limits::WAITING && self.write_bytes + value.heap() <= limits::WAITING_BYTES {
                 self.write_bytes += value.heap();
                 self.writes.push_back(ForeignWrite {
@@ -189,13 +191,10 @@ impl Devices {
                 Err("too many writes are waiting".into())
             };
             match written {
-                Ok(Changed { paths, new, .. }) => {
-                    changed.new |= new;
-                    paths.into_iter().for_each(|path| {
-                        if !changed.paths.contains(&path) {
-                            changed.paths.push(path);
-                        }
-                    });
+                Ok(written) => {
+                    changed.add(written);
+                    is_taken = true;
+                    by_value |= target.place.is_some_and(|place| !self.is_by_hand(place, &path));
                     // what a device says of itself it knows
                     changed.told |= !own;
                 }
@@ -203,6 +202,10 @@ impl Devices {
             }
         }
         if let Some(place) = target.place {
+            if is_taken {
+                self.hear(now, place.0);
+                changed.paths.extend(self.service_seen(now, place, by_value));
+            }
             self.emit(place, changed);
         }
     }

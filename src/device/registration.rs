@@ -1,14 +1,13 @@
 //! Who is registered: Status messages, wills, what the registry remembers, and who is forgotten.
 
-use std::collections::BTreeSet;
+use std::time::Duration;
 
 use log::Level;
 
 use super::id::Id;
 use super::model::{Device, Service, State};
-use super::status::{Registration, Request, Status, StatusError, Will, check_topic_id};
+use super::status::{Registration, Request, Status, StatusError};
 use super::{Devices, Token, registry};
-use crate::bridge::name::{is_bus_text, is_item_path};
 use crate::bridge::notes::Kind;
 use crate::bridge::value::Value;
 use crate::bridge::{LinkCommand, Time, limits};
@@ -54,8 +53,8 @@ impl Devices {
     fn take_leave(&mut self, now: Time, index: usize, retained: bool) {
         match self.devices.get_mut(index) {
             // what a last will has left may be about an earlier life: the device has time to show that it is there
-            Some(device) if retained && device.online && device.provisional.is_none() => {
-                device.provisional = Some(now + limits::PROVISIONAL);
+            Some(device) if retained && device.online && device.confirmed => {
+                device.provisional.get_or_insert(now + limits::PROVISIONAL);
             }
             _ => {
                 if !retained {
@@ -68,7 +67,7 @@ impl Devices {
 
     fn register(&mut self, now: Time, topic_id: &str, id: Id, wanted: Registration, retained: bool) -> Result<(), String> {
         if !retained {
-            self.make_room(now, &id);
+            self.make_room(now, &id, wanted.services.len());
         }
         self.check(&id, &wanted)?;
         let index = match self.find(id.name()) {
@@ -86,6 +85,7 @@ impl Devices {
         let was_online = device.online;
         if !was_online {
             device.will_replayed = Time::default();
+            device.confirmed = false;
         }
         device.provisional = match device.provisional {
             // once more the same: it has not been heard of for all that
@@ -98,6 +98,8 @@ impl Devices {
         device.owed = true;
         let version_changed = device.version != wanted.version;
         device.version = wanted.version;
+        let timeout_changed = device.timeout != wanted.timeout;
+        device.timeout = wanted.timeout;
         let old_will = std::mem::replace(&mut device.will, wanted.will);
         let services_changed = merge(device, wanted.services);
         let will_changed = old_will != device.will;
@@ -107,7 +109,7 @@ impl Devices {
         if will_changed || !was_online {
             self.follow_will(index, old_will.filter(|_| was_online).map(|will| will.topic));
         }
-        let changed = !was_online || version_changed || services_changed || will_changed;
+        let changed = !was_online || version_changed || services_changed || will_changed || timeout_changed;
         self.unsaved |= changed;
         let name = self.name_of(index);
         if changed {
@@ -118,6 +120,7 @@ impl Devices {
         }
         if !retained {
             self.hear(now, index);
+            self.all_seen(now, index);
         }
         self.try_again(now, index);
         self.check_keep_awake(now);
@@ -135,17 +138,32 @@ impl Devices {
         self.drive_all(now, index);
     }
 
-    /// A device that is there takes the place of one of which nothing has ever been heard but a retained Status.
-    fn make_room(&mut self, now: Time, id: &Id) {
-        let online = || self.devices.iter().enumerate().filter(|(_, device)| device.online);
-        if online().count() < self.options.max_devices || online().any(|(_, device)| device.id.name() == id.name()) {
-            return;
+    /// A device that is there takes the place of those of which nothing has ever been heard but a retained Status, the oldest first; of none
+    /// where even all of their places would not do.
+    fn make_room(&mut self, now: Time, id: &Id, services: usize) {
+        let others = || self.devices.iter().enumerate().filter(|(_, device)| device.online && device.id.name() != id.name());
+        let (mut devices, mut total) = (1 + others().count(), services + self.registered_services(id));
+        let unheard = others().filter(|(_, device)| device.heard.is_none() && device.heard_unix.is_none());
+        let mut unheard: Vec<_> = unheard.filter_map(|(index, device)| Some((device.provisional?, index))).collect();
+        unheard.sort_unstable();
+        let mut leave = Vec::new();
+        for (_, index) in unheard {
+            if devices <= self.options.max_devices && total <= self.options.max_services_total {
+                break;
+            }
+            devices -= 1;
+            total -= self.devices.get(index).map_or(0, Device::wanted);
+            leave.push(index);
         }
-        let unheard = online().filter(|(_, device)| device.heard.is_none() && device.heard_unix.is_none());
-        let unheard = unheard.filter_map(|(index, device)| Some((device.provisional?, index))).min();
-        if let Some((_, index)) = unheard {
-            self.leave(now, index, "nothing has been heard of it, and another needs its place");
+        if devices <= self.options.max_devices && total <= self.options.max_services_total {
+            leave.into_iter().for_each(|index| self.leave(now, index, "nothing has been heard of it, and another needs its place"));
         }
+    }
+
+    /// Services of all devices that are registered, but of this one.
+    fn registered_services(&self, id: &Id) -> usize {
+        let others = self.devices.iter().filter(|device| device.online && device.id.name() != id.name());
+        others.map(Device::wanted).sum()
     }
 
     /// What speaks against a registration.
@@ -168,6 +186,12 @@ impl Devices {
         if !known.is_some_and(|known| known.online) && online >= self.options.max_devices {
             let most = self.options.max_devices;
             return Err(format!("{most} devices are registered already, which is the most (`max_devices` in [devices])"));
+        }
+        let (others, total) = (self.registered_services(id), self.options.max_services_total);
+        if others + count > total {
+            return Err(format!(
+                "services: {count} are too many beside the {others} of other devices: all devices together may have {total} (`max_services_total` in [devices])"
+            ));
         }
         for (service, _) in &wanted.services {
             let slug = Service::new(id, service.clone(), Box::default()).slug;
@@ -204,6 +228,7 @@ impl Devices {
         device.owed = false;
         device.provisional = None;
         device.patience = None;
+        device.services.iter_mut().for_each(Service::reset_liveness);
         let topic = device.will.as_ref().map(|will| will.topic.clone());
         self.unsaved = true;
         if let Some(topic) = topic {
@@ -212,6 +237,9 @@ impl Devices {
         let name = self.name_of(index);
         self.caused(now, Level::Info, Kind::Registered, || format!("device {name} leaves: {why}"));
         self.drive_all(now, index);
+        // should it register before its connections are closed, it comes back with what it has chosen, and not with what it has measured
+        let services = self.devices.get_mut(index).into_iter().flat_map(|device| &mut device.services);
+        services.filter_map(|service| service.exported.as_mut()).for_each(|exported| drop(exported.expire()));
         self.check_keep_awake(now);
     }
 
@@ -273,36 +301,49 @@ impl Devices {
         self.due = None;
         let Some(device) = self.devices.get_mut(index) else { return };
         device.heard = Some(now);
+        device.confirmed = true;
         if device.provisional.take().is_some() {
             self.unsaved = true;
         }
-        if std::mem::take(&mut device.stale) {
-            let services = device.services.len();
-            (0..services).for_each(|service| self.set_item((index, service), "/Connected", Value::Int(1), false));
+    }
+
+    /// The broker is there again: nobody knows what it said meanwhile, a last will perhaps. Whoever is registered has to be heard of once more.
+    pub(super) fn expect_all(&mut self, now: Time, away: Duration) {
+        let mut doubted = 0;
+        for device in self.devices.iter_mut().filter(|device| device.online) {
+            match &mut device.provisional {
+                Some(due) => *due = *due + away,
+                None => {
+                    device.provisional = Some(now + limits::PROVISIONAL);
+                    doubted += 1;
+                }
+            }
+        }
+        if doubted > 0 {
+            let patience = limits::PROVISIONAL.as_secs();
+            self.notes.add(Level::Info, || {
+                format!("connected to the broker again: {doubted} registered devices leave if nothing is heard of them within {patience} s")
+            });
         }
     }
 
     /// What is due for a device.
     pub(super) fn check_device(&mut self, now: Time, index: usize) {
+        let linked = self.linked;
         let Some(device) = self.devices.get_mut(index) else { return };
-        if device.provisional.is_some_and(|due| due <= now) {
-            return self.leave(now, index, "nothing has been heard of it");
+        if linked && device.provisional.is_some_and(|due| due <= now) {
+            let why = if device.confirmed {
+                "nothing has been heard of it since the connection to the broker was lost"
+            } else {
+                "nothing has been heard of it"
+            };
+            return self.leave(now, index, why);
         }
         let patience_ends = device.patience.is_some_and(|due| due <= now);
         if patience_ends {
             device.patience = None;
         }
-        let silent = match (self.options.stale_after, device.heard) {
-            (Some(after), Some(heard)) => device.online && !device.stale && heard + after <= now,
-            _ => false,
-        };
-        device.stale |= silent;
-        let services = device.services.len();
-        if silent {
-            let name = self.name_of(index);
-            self.caused(now, Level::Info, Kind::Registered, || format!("device {name} is silent: shown as not connected"));
-            (0..services).for_each(|service| self.set_item((index, service), "/Connected", Value::Int(0), false));
-        }
+        self.check_silence(now, index);
         if patience_ends {
             self.complain_of_settings(now, index);
         }
@@ -323,92 +364,6 @@ impl Devices {
         let name = self.name_of(index);
         self.caused(now, Level::Warn, Kind::Settings, || format!("device {name} waits: {text}"));
         self.complain(&clients, &text);
-    }
-
-    /// Brings back who was registered when the daemon ended. What cannot be used costs itself and nothing else: the text may be of
-    /// another version of this program, or a person's.
-    pub(super) fn recall(&mut self, entries: Vec<registry::Entry>) {
-        for entry in entries {
-            if self.devices.len() >= limits::GONE + self.options.max_devices {
-                let most = self.devices.len();
-                return self.notes.add(Level::Warn, || format!("the registry has more than {most} devices: the rest is left out"));
-            }
-            let id = match Id::parse(&entry.client) {
-                Ok(id) if self.find(id.name()).is_none() => id,
-                Ok(id) => {
-                    self.notes.add(Level::Warn, || format!("the registry: device \"{id}\" is there twice: one is left out"));
-                    continue;
-                }
-                Err(why) => {
-                    self.notes.add(Level::Warn, || {
-                        format!("the registry: device \"{}\" is left out: clientId {}", escape(&entry.client), escape(&why))
-                    });
-                    continue;
-                }
-            };
-            let online = self.devices.iter().filter(|device| device.online).count();
-            let mut device = Device::new(id);
-            device.heard_unix = entry.last_heard;
-            device.online = entry.connected && online < self.options.max_devices;
-            device.provisional = device.online.then(|| Time::default() + limits::PROVISIONAL);
-            self.recall_texts(&mut device, entry.topics, entry.version, entry.will);
-            entry.services.into_iter().for_each(|remembered| self.recall_service(&mut device, remembered));
-            self.devices.push(device);
-        }
-    }
-
-    fn leave_out(&mut self, device: &Device, why: &str) {
-        self.notes.add(Level::Warn, || format!("the registry: device \"{}\": {}: left out", device.id, escape(why)));
-    }
-
-    /// What of a device becomes a topic or a text on the bus.
-    fn recall_texts(&mut self, device: &mut Device, topics: Vec<Box<str>>, version: Box<str>, will: Option<Will>) {
-        for topic in topics {
-            // a Status has two at most
-            match check_topic_id(&topic) {
-                Ok(()) if device.clients.len() < 2 => device.clients.push(topic),
-                Ok(()) => self.leave_out(device, "it has more than two topics"),
-                Err(why) => self.leave_out(device, &why),
-            }
-        }
-        if device.clients.is_empty() {
-            device.clients.push(device.id.raw().into());
-        }
-        if is_bus_text(&version) && version.chars().count() <= limits::VERSION {
-            device.version = version;
-        } else {
-            self.leave_out(device, &format!("its version \"{}\" is not one that can be shown on the bus", escape(&version)));
-        }
-        match will.as_ref().map_or(Ok(()), |will| will.check(&self.topics)) {
-            Ok(()) => device.will = will,
-            Err(why) => self.leave_out(device, &why),
-        }
-    }
-
-    fn recall_service(&mut self, device: &mut Device, remembered: registry::ServiceEntry) {
-        let id = match Id::parse(&remembered.id) {
-            Ok(id) if device.services.iter().all(|service| service.id.name() != id.name()) => id,
-            Ok(id) => return self.leave_out(device, &format!("its service \"{id}\" is there twice")),
-            Err(why) => return self.leave_out(device, &format!("a service whose ID {why}")),
-        };
-        if self.catalogue.service_type(&remembered.kind).is_none() {
-            return self.notes.add(Level::Warn, || {
-                format!("device {}: the catalogue has no type \"{}\" any more; {id} is left out", device.id, escape(&remembered.kind))
-            });
-        }
-        let paths = |paths: &BTreeSet<Box<str>>| paths.iter().filter(|path| is_item_path(path)).cloned().collect::<BTreeSet<_>>();
-        let mut service = Service::new(&device.id, id, remembered.kind);
-        service.instance = remembered.instance;
-        service.announce();
-        service.written = paths(&remembered.written);
-        service.grown = paths(&remembered.grown);
-        if service.written != remembered.written || service.grown != remembered.grown {
-            self.leave_out(device, &format!("what is no path of an item, of its service \"{}\"", service.id));
-        }
-        let wanted = device.services.iter().filter(|service| service.wanted).count();
-        service.wanted = remembered.wanted && wanted < self.options.max_services;
-        service.state = if device.online && service.wanted { State::Waiting } else { State::Off };
-        device.services.push(service);
     }
 
     /// What can be told of every device that is known; `unix` is the time of day.
@@ -449,7 +404,12 @@ impl Devices {
 
     /// Of the devices that are gone, the latest are remembered.
     pub(super) fn drop_gone(&mut self) {
-        while self.devices.iter().filter(|device| !device.online).count() > limits::GONE {
+        let gone = |devices: &[Device]| {
+            devices.iter().filter(|device| !device.online).fold((0, 0), |(n, all), device| (n + 1, all + device.services.len()))
+        };
+        while let (devices, services) = gone(&self.devices)
+            && (devices > limits::GONE || services > limits::GONE_SERVICES)
+        {
             let gone = self.devices.iter().enumerate().filter(|(_, device)| !device.online && device.is_off());
             let Some((oldest, _)) = gone.min_by_key(|(_, device)| (device.heard, device.heard_unix)) else { return };
             self.devices.remove(oldest);
@@ -504,5 +464,6 @@ fn merge(device: &mut Device, wanted: Vec<(Id, Box<str>)>) -> bool {
 
 fn describe(wanted: &Registration) -> String {
     let services: Vec<String> = wanted.services.iter().map(|(id, kind)| format!("{id} {kind}")).collect();
-    format!("{}, version \"{}\"", services.join(", "), escape(&wanted.version))
+    let timeout = wanted.timeout.map(|timeout| format!(", timeout {} s", timeout.as_secs_f64())).unwrap_or_default();
+    format!("{}, version \"{}\"{timeout}", services.join(", "), escape(&wanted.version))
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::catalogue::{ItemSpec, ServiceType};
+use super::catalogue::{ItemSpec, Kind, ServiceType};
 use crate::bridge::limits;
 use crate::bridge::value::Value;
 
@@ -67,6 +67,23 @@ const ITEM: &str = "com.victronenergy.BusItem";
 const INTROSPECTABLE: &str = "org.freedesktop.DBus.Introspectable";
 const PEER: &str = "org.freedesktop.DBus.Peer";
 
+/// Numbers that say what a device is: many send them once, when they start.
+const DESCRIBING: [&str; 13] = [
+    "BatteriesParallel",
+    "BatteriesSeries",
+    "Capacity",
+    "DeviceType",
+    "InstalledCapacity",
+    "IsGenericEnergyMeter",
+    "NrOfBatteries",
+    "NrOfCellsPerBattery",
+    "NrOfPhases",
+    "NrOfTrackers",
+    "NumberOfAcInputs",
+    "NumberOfPhases",
+    "ProductId",
+];
+
 /// The items of a service.
 #[derive(Debug)]
 pub struct Exported {
@@ -77,6 +94,8 @@ pub struct Exported {
     values: Vec<Value>,
     /// Items that came into being when they were written.
     grown: Vec<(Box<str>, Arc<ItemSpec>, Value)>,
+    /// Which of `values`, and then of `grown`, somebody has written: the others are defaults.
+    written: [Vec<bool>; 2],
 }
 
 /// One item, wherever it comes from.
@@ -89,8 +108,9 @@ struct Item<'a> {
 
 impl Exported {
     pub fn new(kind: Arc<ServiceType>, fixed: Vec<(&'static str, Value)>) -> Self {
-        let values = kind.items.iter().map(|(_, spec)| spec.default.clone()).collect();
-        Self { fixed, kind, values, grown: Vec::new() }
+        let values: Vec<_> = kind.items.iter().map(|(_, spec)| spec.default.clone()).collect();
+        let written = [vec![false; values.len()], Vec::new()];
+        Self { fixed, kind, values, grown: Vec::new(), written }
     }
 
     /// Whether the service has room for this value of an item: numbers always have.
@@ -131,11 +151,42 @@ impl Exported {
             return None;
         }
         let new = family.iter().map(|(path, _)| path.clone()).collect();
+        self.written[1].resize(self.grown.len() + family.len(), false);
         self.grown.extend(family.into_iter().map(|(path, spec)| {
             let value = spec.default.clone();
             (path, spec, value)
         }));
         Some(new)
+    }
+
+    /// Notes that an item has been written: its value is no default.
+    pub fn mark_written(&mut self, path: &str) {
+        let [typed, grown] = &mut self.written;
+        let written = match self.kind.items.iter().position(|(known, _)| **known == *path) {
+            Some(index) => typed.get_mut(index),
+            None => self.grown.iter().position(|(known, ..)| **known == *path).and_then(|index| grown.get_mut(index)),
+        };
+        if let Some(written) = written {
+            *written = true;
+        }
+    }
+
+    /// Items that have been written and have a value, without settings.
+    pub fn written(&self) -> impl Iterator<Item = (&str, &ItemSpec, &Value)> {
+        let typed = self.kind.items.iter().zip(&self.values).map(|((path, spec), value)| (&**path, &**spec, value));
+        let grown = self.grown.iter().map(|(path, spec, value)| (&**path, &**spec, value));
+        let all = typed.chain(grown).zip(self.written.iter().flatten());
+        all.filter(|((_, spec, value), written)| **written && !spec.kept && **value != Value::Invalid).map(|(item, _)| item)
+    }
+
+    /// Makes what has been measured invalid, and gives the paths. Defaults, texts, settings and commands stay, and what describes the device.
+    pub fn expire(&mut self) -> Vec<Box<str>> {
+        let measured = self.written().filter(|(path, spec, _)| is_measured(path, spec));
+        let paths: Vec<Box<str>> = measured.map(|(path, ..)| path.into()).collect();
+        for path in &paths {
+            self.set(path, Value::Invalid);
+        }
+        paths
     }
 
     pub fn value(&self, path: &str) -> Option<&Value> {
@@ -284,6 +335,14 @@ impl Item<'_> {
             default: of(|spec| &spec.default),
         }
     }
+}
+
+/// Whether an item holds what a device measures, which is nothing any more once it is old.
+fn is_measured(path: &str, spec: &ItemSpec) -> bool {
+    let is_number = matches!(spec.kind, Kind::Int | Kind::Double | Kind::Doubles);
+    let last = path.rsplit('/').next().unwrap_or_default();
+    let describes = DESCRIBING.contains(&last) || last.ends_with("IsAdjustable") || path.contains("/Settings/");
+    is_number && !spec.kept && !spec.command && !describes
 }
 
 fn below(path: &str) -> Cow<'_, str> {

@@ -23,6 +23,7 @@ impl Devices {
             let kind = self.service(place).map(|service| service.kind.clone()).unwrap_or_default();
             return self.fail(now, place, &format!("the catalogue has no type \"{}\"", escape(&kind)));
         }
+        self.apply_restored(now, place);
         let key = self.new_key(place);
         if let Some(service) = self.service_mut(place) {
             service.state = State::Asking;
@@ -163,11 +164,16 @@ impl Devices {
             let Some((slug, "ClassAndVrmInstance")) = rest.split_once('/') else { return };
             let Some(place) = self.place_of_slug(slug) else { return };
             let Some(service) = self.service(place) else { return };
-            let (kind, state) = (service.kind.clone(), service.state);
+            let kind = service.kind.clone();
+            let is_known = match service.state {
+                State::Opening | State::Up => true,
+                State::Asking => service.check.is_some_and(|check| check.is_due),
+                _ => false,
+            };
             let asked = self.settings.asks_number(service.key);
             match instance_of(value, &kind) {
                 // the answer to our own question says what it is
-                _ if asked || !matches!(state, State::Opening | State::Up) => {}
+                _ if asked || !is_known => {}
                 Some(instance) => self.use_instance(now, place, instance),
                 None if *value == Value::Invalid => {}
                 None => {

@@ -2,12 +2,18 @@
 //! the person at the device.
 
 use std::fmt;
+use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use super::id::Id;
 use crate::bridge::limits;
 use crate::bridge::topic::{Topics, check_topic, is_level};
 use crate::bridge::value::{Value, read_json};
 use crate::text::escape;
+
+/// How long a service may be silent, in seconds: below, one lost message would make it stale; above, nobody would wait for it. For the
+/// `timeout` of a Status and for `stale_after` in the configuration.
+pub const STALE_AFTER: RangeInclusive<u32> = 2..=86_400 * 30;
 
 /// A Status that can be acted on.
 #[derive(Clone, PartialEq, Debug)]
@@ -28,6 +34,8 @@ pub struct Registration {
     /// In the order of the message, which is that of the answer.
     pub services: Vec<(Id, Box<str>)>,
     pub will: Option<Will>,
+    /// The device's own `stale_after`; zero: never.
+    pub timeout: Option<Duration>,
 }
 
 /// A message by which others tell that the device is gone.
@@ -100,7 +108,8 @@ fn parse_request(topics: &Topics, fields: &[(Box<str>, Value)]) -> Result<Reques
         None => return Err("services is missing; send {\"t1\": \"temperature\"}".into()),
     };
     let will = parse_will(topics, field(fields, "lwt_topic"), field(fields, "lwt_value"))?;
-    Ok(Request::Register(Registration { version, services, will }))
+    let timeout = parse_timeout(field(fields, "timeout"))?;
+    Ok(Request::Register(Registration { version, services, will, timeout }))
 }
 
 fn parse_services(entries: &[(Box<str>, Value)]) -> Result<Vec<(Id, Box<str>)>, String> {
@@ -136,6 +145,27 @@ fn parse_will(topics: &Topics, topic: Option<&Value>, value: Option<&Value>) -> 
     };
     let will = Will { topic: topic.clone(), value };
     will.check(topics).map(|()| Some(will))
+}
+
+/// Whether a device can have this for its own `stale_after`, in seconds.
+pub(super) fn is_timeout(seconds: f64) -> bool {
+    seconds == 0.0 || (f64::from(*STALE_AFTER.start())..=f64::from(*STALE_AFTER.end())).contains(&seconds)
+}
+
+fn parse_timeout(value: Option<&Value>) -> Result<Option<Duration>, String> {
+    let (least, most) = STALE_AFTER.into_inner();
+    let seconds = match value {
+        None | Some(Value::Invalid) => return Ok(None),
+        Some(Value::Int(seconds)) => *seconds as f64,
+        Some(Value::Double(seconds)) => *seconds,
+        Some(_) => f64::NAN,
+    };
+    if is_timeout(seconds) {
+        return Ok(Some(Duration::from_secs_f64(seconds)));
+    }
+    Err(format!(
+        "timeout is neither 0 (never stale) nor a number of seconds from {least} to {most}; leave it out for the daemon's `stale_after`"
+    ))
 }
 
 impl Will {
@@ -237,6 +267,21 @@ mod tests {
         assert_eq!(with_will(r#""lwt_topic":"tele/plug/LWT","lwt_value":"Offline""#), will("Offline"));
         assert_eq!(with_will(r#""lwt_topic":"tele/plug/LWT","lwt_value":0"#), will("0"));
         assert_eq!(with_will(r#""lwt_topic":"""#), None);
+    }
+
+    #[test]
+    fn timeouts() {
+        let timeout = |timeout: &str| registration(&format!(r#"{{"connected":1,"services":{{"t":"tank"}}{timeout}}}"#)).timeout;
+        for (given, seconds) in
+            [("2", 2.0), ("2.5", 2.5), ("60", 60.0), ("1e2", 100.0), ("0", 0.0), ("0.0", 0.0), ("-0", 0.0), ("2592000", 2_592_000.0)]
+        {
+            assert_eq!(timeout(&format!(",\"timeout\":{given}")), Some(Duration::from_secs_f64(seconds)), "{given}");
+        }
+        assert_eq!((timeout(""), timeout(r#","timeout":null"#)), (None, None));
+        for given in ["1", "1.99", "-5", "2592001", "1e300", "\"60\"", "true", "[60]", "{}"] {
+            let error = parse(&format!(r#"{{"connected":1,"services":{{"t":"tank"}},"timeout":{given}}}"#)).unwrap_err();
+            assert!(error.starts_with("timeout is neither 0 (never stale) nor a number of seconds from 2 to 2592000"), "{given}: {error}");
+        }
     }
 
     #[test]

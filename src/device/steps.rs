@@ -5,7 +5,7 @@ use std::sync::Arc;
 use log::Level;
 
 use super::catalogue::ServiceType;
-use super::model::{Key, Place, Service, State};
+use super::model::{Key, Place, Service, Silence, State};
 use super::service::{ACCEPTED, Answer, Call, Exported, ItemAnswer, REFUSED, WRONG};
 use super::{BusCommand, BusEvent, Devices};
 use crate::bridge::notes::Kind;
@@ -31,7 +31,8 @@ impl Devices {
         let Some(device) = self.devices.get_mut(place.0) else { return };
         let online = device.online;
         let Some(service) = device.services.get_mut(place.1) else { return };
-        let on = online && service.wanted && service.next_kind.is_none() && !service.restarts;
+        let away = service.silence == Silence::Left;
+        let on = online && service.wanted && service.next_kind.is_none() && !service.restarts && !away;
         match service.state {
             State::Off | State::Waiting | State::Failed { .. } if !on => {
                 service.state = State::Off;
@@ -41,6 +42,9 @@ impl Devices {
                 }
                 let values = service.exported.take();
                 service.kept.clear();
+                if !away {
+                    service.reset_liveness();
+                }
                 if let Some(kind) = service.next_kind.take() {
                     self.change_kind(now, place, kind, values);
                     self.drive(now, place);
@@ -56,7 +60,7 @@ impl Devices {
                     self.ask_settings(now, place);
                 }
             }
-            State::Opening | State::Up if !on => self.close(place),
+            State::Opening | State::Up if !on => self.close(place, true),
             // the answer decides
             State::Asking | State::Opening | State::Up | State::Closing => {}
         }
@@ -87,7 +91,8 @@ impl Devices {
     }
 
     /// The settings are known: now the connection, with all its items.
-    pub(super) fn open(&mut self, place: Place) {
+    pub(super) fn open(&mut self, now: Time, place: Place) {
+        self.apply_pending(now, place);
         let Some(device) = self.devices.get(place.0) else { return };
         let Some(service) = device.services.get(place.1) else { return };
         let (key, name) = (service.key, service.bus_name());
@@ -130,24 +135,27 @@ impl Devices {
         true
     }
 
-    fn close(&mut self, place: Place) {
+    /// Leaves the bus; before, everything is invalid if that `is_said`.
+    fn close(&mut self, place: Place, is_said: bool) {
         let Some(service) = self.service_mut(place) else { return };
         let (key, up) = (service.key, matches!(service.state, State::Up));
         service.state = State::Closing;
         let valid: Vec<Box<str>> = service.exported.iter().flat_map(Exported::valid).map(Box::from).collect();
-        if up {
+        if up && is_said {
             let items = valid.into_iter().map(ItemAnswer::invalid).collect();
             self.bus.push_back(BusCommand::Emit { key, items, told: false });
         }
         self.bus.push_back(BusCommand::Close { key });
     }
 
-    /// The daemon ends: everything that has a connection leaves, and comes back in its next life.
+    /// The daemon ends: everything that has a connection leaves, and comes back in its next life. With values that are restored then, nothing
+    /// is said to be invalid: programs that follow the state of a genset would see it go for no reason.
     pub(super) fn close_all(&mut self, index: usize) {
         let count = self.devices.get(index).map_or(0, |device| device.services.len());
+        let is_said = self.options.restore_values.is_none();
         for place in (0..count).map(|service| (index, service)) {
             if self.service(place).is_some_and(|service| matches!(service.state, State::Opening | State::Up)) {
-                self.close(place);
+                self.close(place, is_said);
             }
         }
     }
@@ -174,15 +182,22 @@ impl Devices {
                 {
                     service.state = State::Up;
                     service.failures = 0;
+                    service.last_value.get_or_insert(now);
+                    service.last_seen = Some(now);
                     let (name, instance) = (service.bus_name(), service.instance.unwrap_or_default());
+                    // values that were restored are not on disk any more either: after a crash they would be older than what was shown last
                     self.unsaved = true;
                     self.unknown = true;
                     self.caused(now, Level::Info, Kind::Registered, || format!("{name} is on the bus as instance {instance}"));
+                    self.apply_pending(now, place);
                 }
             }
             BusEvent::Known => {
                 if let Some(service) = self.service_mut(place) {
                     service.known = true;
+                    if service.silence == Silence::Returning {
+                        service.silence = Silence::None;
+                    }
                 }
             }
             BusEvent::Refused(why) => self.fail(now, place, &why),
@@ -259,12 +274,14 @@ impl Devices {
             return Answer::Error { name: "org.freedesktop.DBus.Error.InvalidArgs", text: "SetValue takes one value".into() };
         };
         match self.write_own(now, place, call.path, value, !call.is_ours) {
-            Ok(items) => {
-                let spec = self.service(place).and_then(|service| service.exported.as_ref()?.spec(call.path));
+            Ok(mut items) => {
                 // beside another bridge nobody can tell the device from others: what others set too is not its word
-                let by_hand = spec.is_none_or(|spec| spec.kept || spec.command);
+                let by_hand = self.is_by_hand(place, call.path);
                 if call.is_ours || (matches!(self.mode, Mode::Companion | Mode::Off) && !by_hand) {
                     self.hear(now, place.0);
+                    items.paths.extend(self.service_seen(now, place, !by_hand));
+                } else if !by_hand {
+                    self.value_written(now, place);
                 }
                 self.emit(place, items);
                 Answer::Code(ACCEPTED)
@@ -306,8 +323,9 @@ impl Devices {
             self.ask_grown(now, place, &new);
         }
         let set = brought.map(|value| {
-            let exported = self.service_mut(place).and_then(|service| service.exported.as_mut());
-            exported.is_some_and(|exported| exported.set(path, value))
+            let Some(exported) = self.service_mut(place).and_then(|service| service.exported.as_mut()) else { return false };
+            exported.mark_written(path);
+            exported.set(path, value)
         });
         match set {
             Ok(true) => {
@@ -388,6 +406,18 @@ pub(super) struct Changed {
     pub new: bool,
     /// The device has to know.
     pub told: bool,
+}
+
+impl Changed {
+    /// Adds what another write has changed.
+    pub fn add(&mut self, other: Self) {
+        self.new |= other.new;
+        for path in other.paths {
+            if !self.paths.contains(&path) {
+                self.paths.push(path);
+            }
+        }
+    }
 }
 
 /// Why a write is not taken.

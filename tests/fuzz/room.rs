@@ -44,6 +44,7 @@ impl Room {
             bridge: BridgeOptions::default(),
             catalogue: Catalogue::shipped(),
             registry,
+            unix: UNIX,
             verbosity: log::Level::Debug,
         });
         let (published, emitted, writes) = (Vec::new(), Vec::new(), Vec::new());

@@ -83,7 +83,10 @@ fn exchange(rig: &mut Rig, bus: &mut Bus) -> Result<()> {
     for service in house.iter().filter(|service| service.instance > 0) {
         bus.store_instance(&format!("bench_{}_{}", service.kind, service.instance), service.kind, service.instance)?;
     }
-    rig.restart_bridge(&format!("--keepalive-interval {KEEP_ALIVE}"))?;
+    // more than a bus has room for, unless it is this one
+    let file = rig.folder().join("devices.toml");
+    std::fs::write(&file, format!("[devices]\nmax_services_total = {}\n", DEVICES * SERVICES.len()))?;
+    rig.restart_bridge(&format!("--keepalive-interval {KEEP_ALIVE} --config {}", file.display()))?;
     cases::wake(rig)
 }
 

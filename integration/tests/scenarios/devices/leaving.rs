@@ -109,21 +109,6 @@ fn a_retained_word_of_before() {
     rig.fake().await_no_name(SENSOR);
 }
 
-/// A device that says nothing for longer than it may is shown as not connected, until it says something.
-#[test]
-fn a_silent_device() {
-    let rig = running(Setup::devices().device("stale_after = 10"));
-    let (device, _) = sensor(&rig);
-    let owner = rig.fake().owner_of(SENSOR);
-    device.mqtt.write("temperature/1/Temperature", r#"{"value": 23.4}"#);
-    eventually("it is shown as not connected", std::time::Duration::from_secs(30), || {
-        (rig.fake().shown(SENSOR, "/Connected") == "i 0").then_some(())
-    });
-    assert_eq!((rig.fake().shown(SENSOR, "/Temperature"), rig.fake().owner_of(SENSOR)), ("d 23.4".into(), owner));
-    device.mqtt.write("temperature/1/Temperature", r#"{"value": 24.5}"#);
-    rig.fake().await_shown(SENSOR, "/Connected", "i 1");
-}
-
 /// Two devices behind one gateway, whose last will is theirs.
 #[test]
 fn one_topics_word_can_end_many() {

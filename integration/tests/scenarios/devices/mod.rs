@@ -9,12 +9,14 @@ mod floods;
 mod instances;
 mod items;
 mod leaving;
+mod monitor;
 mod moving;
 mod proxy;
 mod python;
 mod registration;
 mod restart;
 mod settings;
+mod silence;
 mod stalls;
 
 use venus_mqtt_integration::{Client, Device, Rig, Setup, device::Registration};
