@@ -237,9 +237,6 @@ impl Devices {
         let name = self.name_of(index);
         self.caused(now, Level::Info, Kind::Registered, || format!("device {name} leaves: {why}"));
         self.drive_all(now, index);
-        // should it register before its connections are closed, it comes back with what it has chosen, and not with what it has measured
-        let services = self.devices.get_mut(index).into_iter().flat_map(|device| &mut device.services);
-        services.filter_map(|service| service.exported.as_mut()).for_each(|exported| drop(exported.expire()));
         self.check_keep_awake(now);
     }
 

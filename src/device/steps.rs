@@ -40,11 +40,13 @@ impl Devices {
                     service.restarts = false;
                     return self.drive(now, place);
                 }
+                // it comes back with its settings, which localsettings may not have yet
+                if away && online && service.wanted && service.next_kind.is_none() {
+                    return;
+                }
                 let values = service.exported.take();
                 service.kept.clear();
-                if !away {
-                    service.reset_liveness();
-                }
+                service.reset_liveness();
                 if let Some(kind) = service.next_kind.take() {
                     self.change_kind(now, place, kind, values);
                     self.drive(now, place);
@@ -60,7 +62,14 @@ impl Devices {
                     self.ask_settings(now, place);
                 }
             }
-            State::Opening | State::Up if !on => self.close(place, true),
+            State::Opening | State::Up if !on => {
+                let moves = service.restarts;
+                self.close(place, true);
+                // should it be wanted again before its connection is closed, it comes back with what was chosen, and not with what was measured
+                if !moves && let Some(exported) = self.service_mut(place).and_then(|service| service.exported.as_mut()) {
+                    exported.expire();
+                }
+            }
             // the answer decides
             State::Asking | State::Opening | State::Up | State::Closing => {}
         }
