@@ -133,6 +133,14 @@ pub const SERVICE_RETRY_LAST: Duration = Duration::from_secs(60);
 pub const WILL_REPLAY: Duration = Duration::from_secs(5);
 /// How often another bridge is kept awake: half of what it stays awake for, so that one may get lost.
 pub const KEEP_AWAKE: Duration = Duration::from_secs(30);
+/// How long a device waits for its answer until another bridge serves its services (the contract's), when that one is asked first, after the
+/// service is on the bus (dbus-flashmq takes some 10 ms to find it), and again, doubling.
+pub const SERVED_PATIENCE: Duration = Duration::from_secs(3);
+pub const SERVED_FIRST: Duration = Duration::from_millis(50);
+pub const SERVED_AGAIN: Duration = Duration::from_millis(100);
+/// Such requests in one window, of all services: each is a call on the other bridge's connection to the bus, which has 128 places for them.
+pub const SERVED_REQUESTS: usize = 32;
+pub const SERVED_WINDOW: Duration = Duration::from_millis(100);
 /// Answers to devices that wait for the connection, and bytes of them.
 pub const ANSWERS: usize = 1024;
 pub const ANSWER_BYTES: usize = 2 << 20;

@@ -96,6 +96,8 @@ pub struct Bridge {
     rules: Rules,
     probe: String,
     mode: Mode,
+    /// The status `online` has been published on this connection.
+    is_online: bool,
     stopping: bool,
     services: Services,
     keepalives: KeepAlives,
@@ -133,6 +135,7 @@ impl Bridge {
             rules: Rules::new(&options),
             probe,
             mode: Mode::Down,
+            is_online: false,
             stopping: false,
             services: Services::default(),
             keepalives: KeepAlives::new(options.keepalive_interval, &options.always_on),
@@ -169,6 +172,11 @@ impl Bridge {
     /// Whether this service has been scanned, so that its topics can be read and written.
     pub fn knows(&self, name: &str) -> bool {
         self.services.by_name(name).and_then(|id| self.services.get(id)).is_some_and(Service::is_ready)
+    }
+
+    /// Whether the status `online` has been published on this connection: reads and writes are received, if this is the bridge.
+    pub fn is_online(&self) -> bool {
+        self.is_online
     }
 
     /// Whether a reply with this serial number is waited for.
