@@ -6,7 +6,8 @@
 //! ```text
 //! setup   key=value …                     options, in the first lines only: strict, proxy, stale_after, device_instance, keepalive,
 //!                                         max_devices, max_services, access, allow, deny, prefix, enabled, settings=absent, show
-//! mqtt  < TOPIC [PAYLOAD] [retained]      a message from the broker, which is for devices       mqtt up, mqtt down, mqtt mode MODE, mqtt suback TOPIC ok|refused
+//! mqtt  < TOPIC [PAYLOAD] [retained]      a message from the broker, which is for devices       mqtt up, mqtt down, mqtt mode MODE, mqtt suback TOPIC ok|refused,
+//!                                         mqtt up quietly: without the status `online`, which is published by mqtt online
 //! mqtt  - TOPIC [PAYLOAD]                 a message that devices leave to the bridge
 //! mqtt  > TOPIC PAYLOAD                   a message that must come next
 //! mqtt    subscribe|unsubscribe TOPIC     what must be asked of the broker
@@ -206,6 +207,7 @@ impl Stage {
         self.pump();
         self.devices.link_up(self.now());
         self.devices.set_mode(self.now(), Mode::Bridge);
+        self.devices.set_online(self.now(), true);
         self.pump();
     }
 
@@ -224,9 +226,15 @@ impl Stage {
             ["<", topic, payload @ ..] => self.receive(topic, payload, false, true)?,
             ["-", topic, payload @ ..] => self.receive(topic, payload, false, false)?,
             [">", rest @ ..] => expect(&mut self.published, &rest.join(" "))?,
-            ["suback", filter, outcome] => drop(self.devices.subscribed(filter, *outcome == "ok")),
-            ["up"] => self.devices.link_up(now),
+            ["suback", filter, outcome] => drop(self.devices.subscribed(now, filter, *outcome == "ok")),
+            ["up"] => {
+                self.devices.link_up(now);
+                self.devices.set_online(now, true);
+            }
+            ["up", "quietly"] => self.devices.link_up(now),
+            ["online"] => drop(self.devices.set_online(now, true)),
             ["down"] => self.devices.link_down(),
+            ["mode", "undecided"] => self.devices.set_mode(now, Mode::Undecided { until: now }),
             ["mode", "bridge"] => self.devices.set_mode(now, Mode::Bridge),
             ["mode", "companion"] => self.devices.set_mode(now, Mode::Companion),
             ["mode", "off"] => self.devices.set_mode(now, Mode::Off),

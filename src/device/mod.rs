@@ -17,6 +17,7 @@ pub mod options;
 mod proxy;
 mod registration;
 pub mod registry;
+mod served;
 pub mod service;
 mod settings;
 pub mod status;
@@ -38,6 +39,7 @@ use dialogue::Dialogue;
 use model::{Device, State};
 pub use model::{Key, Place};
 use options::Options;
+use served::OtherBridge;
 use service::ItemAnswer;
 
 /// What a room of devices is made of.
@@ -108,6 +110,9 @@ pub struct Devices {
     settings: Dialogue,
     mode: Mode,
     linked: bool,
+    /// The status `online` has been published: devices may be answered.
+    is_online: bool,
+    other: OtherBridge,
     /// When another bridge is kept awake next.
     keep_awake: Option<Time>,
     /// When there is something to check about a device, if that is known.
@@ -144,6 +149,8 @@ impl Devices {
             settings: Dialogue::default(),
             mode: Mode::Down,
             linked: false,
+            is_online: false,
+            other: OtherBridge::default(),
             keep_awake: None,
             due: None,
             unknown: false,
@@ -175,9 +182,11 @@ impl Devices {
     /// Connected, without a session.
     pub fn link_up(&mut self, now: Time) {
         self.linked = true;
+        self.is_online = false;
         if !self.options.enabled {
             return;
         }
+        self.forget_served();
         let mut filters = vec![self.topics.device("+", "Status"), self.topics.device("+", "Proxy")];
         filters.extend(self.wills());
         self.link.push_back(LinkCommand::Subscribe(filters));
@@ -187,7 +196,9 @@ impl Devices {
 
     pub fn link_down(&mut self) {
         self.linked = false;
+        self.is_online = false;
         self.link.clear();
+        self.forget_served();
     }
 
     /// Who serves N, R and W on this broker.
@@ -195,6 +206,7 @@ impl Devices {
         if self.mode != mode {
             self.mode = mode;
             self.check_keep_awake(now);
+            self.serve_by_mode(now);
         }
     }
 
@@ -204,6 +216,9 @@ impl Devices {
             return false;
         }
         self.due = None;
+        if self.is_beside() {
+            self.take_notification(now, topic, payload, retained);
+        }
         let Some(rest) = self.topics.behind_prefix(topic) else { return false };
         if let Some((client, what)) = rest.strip_prefix("device/").and_then(|rest| rest.split_once('/')) {
             match what {
@@ -219,7 +234,8 @@ impl Devices {
     }
 
     /// The broker's answer to one filter of a subscription; false when it is none of this room's.
-    pub fn subscribed(&mut self, filter: &str, accepted: bool) -> bool {
+    pub fn subscribed(&mut self, now: Time, filter: &str, accepted: bool) -> bool {
+        self.served_subscribed(now, filter, accepted);
         let ours = self.topics.behind_prefix(filter).is_some_and(|rest| rest.starts_with("device/"));
         if ours && !accepted {
             self.notes.add(Level::Warn, || {
@@ -358,8 +374,7 @@ impl Devices {
 
     /// While somebody else is the bridge, commands only come to devices while it is awake.
     fn check_keep_awake(&mut self, now: Time) {
-        let beside = matches!(self.mode, Mode::Companion | Mode::Off);
-        let wanted = self.options.keepalive && self.linked && beside && self.devices.iter().any(|device| device.online);
+        let wanted = self.options.keepalive && self.linked && self.is_beside() && self.devices.iter().any(|device| device.online);
         if !wanted {
             self.keep_awake = None;
         } else if self.keep_awake.is_none_or(|due| due <= now) {

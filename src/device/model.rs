@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::id::Id;
+use super::served::Served;
 use super::service::Exported;
 use super::status::Will;
 use crate::bridge::Time;
@@ -52,6 +53,8 @@ pub struct Service {
     pub state: State,
     /// The bridge knows its items.
     pub known: bool,
+    /// The bridge of somebody else does.
+    pub served: Served,
     /// In a row.
     pub failures: u32,
     /// `mqtt_<client>_<service>`
@@ -129,7 +132,9 @@ impl Device {
             (Some(after), Some(heard)) if self.online && !self.stale => Some(heard + after),
             _ => None,
         };
-        [self.provisional, self.patience, stale].into_iter().flatten().chain(retries)
+        let is_asking = self.online && self.owed && self.is_settled();
+        let served = self.services.iter().filter(move |_| is_asking).filter_map(|service| service.served.due());
+        [self.provisional, self.patience, stale].into_iter().flatten().chain(retries).chain(served)
     }
 
     /// Everything it wants is on the bus, and nothing else of it is.
@@ -156,6 +161,7 @@ impl Service {
             wanted: true,
             state: State::Off,
             known: false,
+            served: Served::default(),
             failures: 0,
             instance: None,
             restarts: false,
