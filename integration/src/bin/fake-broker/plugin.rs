@@ -144,11 +144,11 @@ impl Plugin {
         if !self.services.get(&name).is_some_and(|service| service.items.contains_key(path)) {
             bail!("Can't find item for {path}");
         }
-        let (value, path) = (variant(value), path.to_owned());
+        let (value, path, topic) = (variant(value), path.to_owned(), topic.to_owned());
         if let Some(connection) = self.connection.clone() {
             tokio::spawn(async move {
                 if let Err(error) = connection.call_method(Some(name.as_str()), path.as_str(), Some(ITEM), "SetValue", &value).await {
-                    println!("Error on 'SetValue' on {path}: {error}");
+                    println!("Error on 'SetValue' on {topic}: {error}");
                 }
             });
         }
