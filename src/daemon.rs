@@ -490,6 +490,7 @@ impl Daemon {
         self.publish(now);
         // what was published can have ended what a subscription waits for
         self.carry_out_link();
+        self.unfinished |= !self.is_drained() && self.link.has_room();
         self.end_turn();
     }
 

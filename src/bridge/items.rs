@@ -81,6 +81,8 @@ pub struct Item {
     pub published: bool,
     /// Changed by a signal since the scan of its service began.
     pub touched: bool,
+    /// The sweep waits for it to be replayed.
+    pub expected: bool,
     /// Removed from its service; kept until its topic has been cleared and nothing that is queued refers to it. Its secrecy is
     /// [`Secrecy::Blocked`].
     pub gone: bool,

@@ -24,7 +24,7 @@ pub const REPUBLISHES: usize = 3;
 pub const REPUBLISH_WINDOW: Duration = Duration::from_secs(1);
 /// How long the auto mode listens for another bridge: its heartbeat period and some.
 pub const DETECTION: Duration = Duration::from_millis(3500);
-/// A pass of the sweep in which the broker falls silent without the marker having come back.
+/// A part of the sweep in which the broker falls silent before the marker and everything expected have come.
 pub const SWEEP_QUIET: Duration = Duration::from_secs(2);
 /// The same on a slow link, where the marker waits behind a window of notifications on its way there and of messages on its way back.
 pub const SWEEP_QUIET_SLOW: Duration = Duration::from_secs(30);
@@ -41,6 +41,11 @@ pub const SWEEP_LOOK: Duration = Duration::from_secs(1);
 pub const SWEEP_PASSES_CUT: u32 = 3;
 /// Passes of the sweep on one connection: a broker drops what does not fit its queue, so one may not see everything.
 pub const SWEEP_PASSES: u32 = 32;
+
+/// Replays up to this size are not cut by any broker's queue: what does not come back is not retained.
+pub const SWEEP_SURE: usize = 16;
+/// Parts that wait to be asked for.
+pub const SWEEP_PARTS: usize = 512;
 
 /// Services at once; a bus takes 256 connections per user.
 pub const SERVICES: usize = 1024;

@@ -300,6 +300,10 @@ impl Bridge {
                 match self.outbox.pop()? {
                     Entry::Item(id, index) => self.print_item(now, id, index),
                     Entry::Stale => self.print_stale(now),
+                    Entry::Sweep => {
+                        self.sweep_published();
+                        None
+                    }
                     Entry::Completion => self.print_completion(unix),
                 }
             };

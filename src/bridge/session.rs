@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, VecDeque};
 use log::Level;
 
 use super::Bridge;
-use super::items::{Secrecy, ServiceId, State};
+use super::items::{Item, Secrecy, ServiceId, State};
 use super::limits;
 use super::notes::Kind;
 use super::options::Enabled;
@@ -56,6 +56,9 @@ pub struct History {
     mode: Option<Mode>,
     /// Filters that the log says are refused: a few, all of this program.
     refused: BTreeSet<String>,
+    /// The log says that the broker does not replay to wildcards, or not everything.
+    pub(super) has_no_replay: bool,
+    pub(super) cuts_replay: bool,
 }
 
 /// Requests that came before it was known whom to ask.
@@ -243,7 +246,6 @@ impl Bridge {
 
     fn become_bridge(&mut self, now: Time) {
         self.outbox.push_special(Special::Mode);
-        self.begin_sweep();
         if self.keepalives.any(now) {
             self.heartbeat = Some(now + limits::HEARTBEAT);
             self.outbox.push_special(Special::Heartbeat);
@@ -259,6 +261,7 @@ impl Bridge {
             self.outbox.push_completion(echo);
         }
         self.republish(now);
+        self.begin_sweep();
         self.drain_waiting(now);
     }
 
@@ -296,15 +299,19 @@ impl Bridge {
 
     /// Whether the topic has a value now, or is about to get one. What is retained there is ours to take back then.
     pub(super) fn takes_over_retained(&mut self, now: Time, rest: &str) -> bool {
-        let topic = self.topics.request('R', rest);
-        let Incoming::Read(Address { service_type, instance, path }) = self.topics.parse(&topic) else { return false };
         let everything = self.keepalives.everything(now);
-        let holder = self.services.by_topic(service_type, instance);
-        let Some(service) = holder.and_then(|id| self.services.get_mut(id)) else { return false };
-        let Some(item) = service.items.get_mut(path) else { return false };
+        let Some(item) = self.published_item(rest) else { return false };
         let stands = item.secrecy != Secrecy::Blocked && (everything || now < item.until);
         item.published |= stands;
         stands
+    }
+
+    /// The item that has this topic.
+    pub(super) fn published_item(&mut self, rest: &str) -> Option<&mut Item> {
+        let topic = self.topics.request('R', rest);
+        let Incoming::Read(Address { service_type, instance, path }) = self.topics.parse(&topic) else { return None };
+        let holder = self.services.by_topic(service_type, instance);
+        holder.and_then(|id| self.services.get_mut(id))?.items.get_mut(path)
     }
 
     /// The end: takes back what is retained, and says so.
