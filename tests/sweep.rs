@@ -53,18 +53,16 @@ fn stale() -> Vec<String> {
 }
 
 fn paths() -> Vec<String> {
-    let mut paths: Vec<String> = ["/DeviceInstance", "/ProductName", "/Mgmt/Connection", "/Dc/0/Voltage", "/Dc/0/Current"].map(String::from).into();
+    let mut paths: Vec<String> =
+        ["/DeviceInstance", "/ProductName", "/Mgmt/Connection", "/Dc/0/Voltage", "/Dc/0/Current"].map(String::from).into();
     paths.extend((0..30).map(|day| format!("/History/Daily/{day}/Yield")));
     paths
 }
 
 impl World {
     fn new(replay: Replay, always_on: bool) -> Self {
-        let options = Options {
-            enabled: Enabled::Yes,
-            always_on: if always_on { AlwaysOn::Everything } else { AlwaysOn::No },
-            ..Options::default()
-        };
+        let options =
+            Options { enabled: Enabled::Yes, always_on: if always_on { AlwaysOn::Everything } else { AlwaysOn::No }, ..Options::default() };
         let portal = PortalId::parse(PORTAL).unwrap();
         let setup = Setup { portal, prefix: String::new(), options, beside: false, nonce: 1, verbosity: log::Level::Info };
         let mut services = BTreeMap::new();
@@ -171,7 +169,8 @@ impl World {
             LinkCommand::Unsubscribe(filters) => self.filters.retain(|filter| !filters.contains(filter)),
             LinkCommand::Subscribe(filters) => {
                 self.subscribes += 1;
-                let fits = |filter: &str, topic: &str| matches(filter, topic) && (self.replay != Replay::Exact || !filter.contains(['+', '#']));
+                let fits =
+                    |filter: &str, topic: &str| matches(filter, topic) && (self.replay != Replay::Exact || !filter.contains(['+', '#']));
                 let mut topics: Vec<String> =
                     self.retained.keys().filter(|topic| filters.iter().any(|filter| fits(filter, topic))).cloned().collect();
                 match self.replay {

@@ -219,8 +219,7 @@ impl Bridge {
 
     /// As far as the items that are there tell.
     fn next_part_is_small(&self) -> bool {
-        let Some(depth) = self.sweep.as_ref().and_then(|sweep| sweep.parts.front()?.last()).map(|filter| filter.split('/').count())
-        else {
+        let Some(depth) = self.sweep.as_ref().and_then(|sweep| sweep.parts.front()?.last()).map(|filter| filter.split('/').count()) else {
             return true;
         };
         let depth_of = |path: &str| 2 + path.matches('/').count();
