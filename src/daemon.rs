@@ -436,7 +436,7 @@ impl Daemon {
                 }
             }
             LinkEvent::Subscribed { filter, accepted } => {
-                if self.devices.subscribed(&filter, accepted) {
+                if self.devices.subscribed(now, &filter, accepted) {
                     self.bridge.subscribed_beside();
                 } else {
                     self.bridge.subscribed(now, &filter, accepted);
@@ -457,6 +457,7 @@ impl Daemon {
         let now = self.now();
         self.bridge.set_slow_link(self.link.is_slow());
         self.devices.set_mode(now, self.bridge.mode());
+        self.devices.set_online(now, self.bridge.is_online());
         while let Some(conflict) = self.bridge.poll_conflict() {
             self.devices.take_conflict(now, &conflict);
         }
@@ -492,11 +493,18 @@ impl Daemon {
             self.http.command(target, command);
         }
         self.carry_out_calls(now);
+        self.carry_out_link();
+        self.publish(now);
+        // what was published can have ended what a subscription waits for
+        self.carry_out_link();
+        self.unfinished |= !self.is_drained() && self.link.has_room();
+        self.end_turn();
+    }
+
+    fn carry_out_link(&mut self) {
         while let Some(command) = self.bridge.poll_link().or_else(|| self.devices.poll_link()) {
             self.link.command(command);
         }
-        self.publish(now);
-        self.end_turn();
     }
 
     fn carry_out_calls(&mut self, now: Time) {
@@ -524,6 +532,8 @@ impl Daemon {
             let Some(publish) = self.poll_publish(now, unix) else { break };
             debug_assert!(check_topic(&publish.topic).is_ok(), "a topic that brokers refuse: {:?}", publish.topic);
             self.link.publish(&publish);
+            // answers to devices follow the status at once
+            self.devices.set_online(now, self.bridge.is_online());
             if slice.is_over() {
                 self.unfinished = true;
                 break;

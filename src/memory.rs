@@ -38,6 +38,7 @@ pub const WORST_CASE: &[(&str, usize)] = &[
     ("topics of services that have left", core::LEFT_TOPICS * (core::ITEM_BYTES + 64)),
     ("queue of items to publish, and of answers", 2 * (core::ITEMS + core::LEFT_TOPICS).next_power_of_two() * QUEUED),
     ("stale topics of the sweep", core::STALE * TOPIC),
+    ("parts of the sweep", core::SWEEP_PARTS * (TOPIC / 2)),
     ("filters of keep-alives, awake and to be republished", 2 * (core::FILTERS * ENTRY + core::FILTER_BYTES * 4)),
     ("echoes to be answered: asked for, queued, from a lost connection", 3 * core::COMPLETIONS * (core::ECHO + 32)),
     ("requests before the start is complete", core::WAITING_BYTES + core::WAITING * ENTRY),

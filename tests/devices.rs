@@ -8,7 +8,8 @@
 //!                                         max_devices, max_services, max_services_total, access, allow, deny, prefix, enabled,
 //!                                         settings=absent, show, stale, restore_values. stale_after=60s,grid:10s,tank:off by type,
 //!                                         catalogue=services.yml (the items of `SERVICES_YML` in place of those that ship)
-//! mqtt  < TOPIC [PAYLOAD] [retained]      a message from the broker, which is for devices       mqtt up, mqtt down, mqtt mode MODE, mqtt suback TOPIC ok|refused
+//! mqtt  < TOPIC [PAYLOAD] [retained]      a message from the broker, which is for devices       mqtt up, mqtt down, mqtt mode MODE, mqtt suback TOPIC ok|refused,
+//!                                         mqtt up quietly: without the status `online`, which is published by mqtt online
 //! mqtt  - TOPIC [PAYLOAD]                 a message that devices leave to the bridge
 //! mqtt  > TOPIC PAYLOAD                   a message that must come next
 //! mqtt    subscribe|unsubscribe TOPIC     what must be asked of the broker
@@ -254,6 +255,7 @@ impl Stage {
         self.pump();
         self.devices.link_up(self.now());
         self.devices.set_mode(self.now(), Mode::Bridge);
+        self.devices.set_online(self.now(), true);
         self.pump();
     }
 
@@ -273,9 +275,15 @@ impl Stage {
             ["-", topic, payload @ .., "retained"] => self.receive(topic, payload, true, false)?,
             ["-", topic, payload @ ..] => self.receive(topic, payload, false, false)?,
             [">", rest @ ..] => expect(&mut self.published, &rest.join(" "))?,
-            ["suback", filter, outcome] => drop(self.devices.subscribed(filter, *outcome == "ok")),
-            ["up"] => self.devices.link_up(now),
-            ["down"] => self.devices.link_down(self.now()),
+            ["suback", filter, outcome] => drop(self.devices.subscribed(now, filter, *outcome == "ok")),
+            ["up"] => {
+                self.devices.link_up(now);
+                self.devices.set_online(now, true);
+            }
+            ["up", "quietly"] => self.devices.link_up(now),
+            ["online"] => drop(self.devices.set_online(now, true)),
+            ["down"] => self.devices.link_down(now),
+            ["mode", "undecided"] => self.devices.set_mode(now, Mode::Undecided { until: now }),
             ["mode", "bridge"] => self.devices.set_mode(now, Mode::Bridge),
             ["mode", "companion"] => self.devices.set_mode(now, Mode::Companion),
             ["mode", "off"] => self.devices.set_mode(now, Mode::Off),

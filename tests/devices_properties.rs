@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use venus_mqtt::bridge::name::PortalId;
 use venus_mqtt::bridge::options::Options as BridgeOptions;
 use venus_mqtt::bridge::value::Value;
-use venus_mqtt::bridge::{BusCall, Conflict, Method, Mode, Occupant, Reply, Time, limits};
+use venus_mqtt::bridge::{BusCall, Conflict, LinkCommand, Method, Mode, Occupant, Reply, Time, limits};
 use venus_mqtt::device::catalogue::Catalogue;
 use venus_mqtt::device::options::{Options, Stale, StaleAfter};
 use venus_mqtt::device::service::{ACCEPTED, Answer, Call};
@@ -185,7 +185,7 @@ proptest! {
         world.act_at_once = true;
         for (topic, payload, retained) in messages {
             world.devices.message(world.now(), &topic, &payload, retained);
-            world.devices.subscribed(&topic, retained);
+            world.devices.subscribed(world.now(), &topic, retained);
             world.devices.setting_changed(world.now(), &topic, &Value::Str(String::from_utf8_lossy(&payload).into()));
             world.devices.forget(world.now(), 0, &topic);
             world.pump()?;
@@ -784,6 +784,7 @@ impl World {
             self.unlinked = self.elapsed;
         }
         self.devices.set_mode(self.now(), if up { Mode::Companion } else { Mode::Down });
+        self.devices.set_online(self.now(), up);
     }
 
     fn restart(&mut self, says_goodbye: bool) -> Result<(), TestCaseError> {
@@ -872,11 +873,25 @@ impl World {
         }
         while let Some(publish) = self.devices.poll_publish() {
             prop_assert!(self.linked && !publish.retain);
+            // the other bridge serves every service at once
+            if let Some(read) = publish.topic.strip_prefix("R/")
+                && let [portal, kind, instance, "DeviceInstance"] = read.split('/').collect::<Vec<_>>()[..]
+            {
+                let payload = format!("{{\"value\":{instance}}}");
+                self.devices.message(self.now(), &format!("N/{portal}/{kind}/{instance}/DeviceInstance"), payload.as_bytes(), false);
+            }
             if let Some(client) = publish.topic.strip_prefix("device/").and_then(|rest| rest.strip_suffix("/Error")) {
                 self.errors.insert(client.to_owned());
             }
         }
-        while self.devices.poll_link().is_some() || self.devices.poll_note().is_some() || self.devices.poll_write().is_some() {}
+        while let Some(command) = self.devices.poll_link() {
+            if let LinkCommand::Subscribe(filters) = command {
+                for filter in filters {
+                    self.devices.subscribed(self.now(), &filter, true);
+                }
+            }
+        }
+        while self.devices.poll_note().is_some() || self.devices.poll_write().is_some() {}
         if let Some(text) = self.devices.poll_registry(self.now(), self.unix()) {
             self.disk = Some(text);
         }

@@ -216,6 +216,8 @@ fn topics_that_are_not_remembered_are_swept() {
     assert_eq!(bridge.poll_link(), None, "first what is remembered");
     let cleared = std::iter::from_fn(|| bridge.poll_publish(now, 1000)).filter(|publish| publish.payload.is_empty()).count();
     assert_eq!(cleared, limits::LEFT_TOPICS);
+    assert_eq!(bridge.poll_link(), None, "first what the replay has to bring");
+    assert_eq!(std::iter::from_fn(|| bridge.poll_publish(now, 1000)).count(), 2);
     assert_eq!(bridge.poll_link(), Some(LinkCommand::Subscribe(vec![format!("N/{PORTAL}/#")])));
     assert_eq!(bridge.poll_link(), None, "once");
 }

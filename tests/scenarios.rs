@@ -128,8 +128,10 @@ impl transcripts::Play for Stage {
             stage.bridge.subscribed(stage.now(), &format!("{prefix}{filter}"), connected);
         }
         if connected {
-            // the marker of the sweep
-            stage.bridge.message(stage.now(), &format!("{prefix}N/{PORTAL}/keepalive"), b"{\"value\":1}", false);
+            // the sweep: the constants, its marker, and once more, as what is retained came before it
+            for (rest, retained) in [("system/0/Serial", true), ("keepalive", true), ("keepalive", false), ("keepalive", false)] {
+                stage.bridge.message(stage.now(), &format!("{prefix}N/{PORTAL}/{rest}"), b"{\"value\":1}", retained);
+            }
         }
         stage.pump();
         stage.published.clear();
@@ -274,14 +276,7 @@ impl Stage {
                 self.open.push((destination.into(), name, id, self.elapsed));
             }
         }
-        while let Some(command) = self.bridge.poll_link() {
-            if self.shown.contains("link") {
-                self.link.push_back(match command {
-                    LinkCommand::Subscribe(filters) => format!("subscribe {}", filters.join(" ")),
-                    LinkCommand::Unsubscribe(filters) => format!("unsubscribe {}", filters.join(" ")),
-                });
-            }
-        }
+        self.pump_link();
         let unix = 1000 + self.elapsed.as_secs();
         while let Some(Publish { topic, payload, retain }) = self.bridge.poll_publish(self.now(), unix) {
             if topic.ends_with("/heartbeat") && !self.shown.contains("heartbeat") {
@@ -289,6 +284,18 @@ impl Stage {
             }
             let payload = if payload.is_empty() { "(empty)".into() } else { String::from_utf8(payload).unwrap() };
             self.published.push_back(format!("{topic} {payload}{}", if retain { " retained" } else { "" }));
+        }
+        self.pump_link();
+    }
+
+    fn pump_link(&mut self) {
+        while let Some(command) = self.bridge.poll_link() {
+            if self.shown.contains("link") {
+                self.link.push_back(match command {
+                    LinkCommand::Subscribe(filters) => format!("subscribe {}", filters.join(" ")),
+                    LinkCommand::Unsubscribe(filters) => format!("unsubscribe {}", filters.join(" ")),
+                });
+            }
         }
     }
 }

@@ -37,6 +37,8 @@ pub struct Setup {
     pub account: Option<String>,
     /// the bridge reaches the bus over TCP, by this port of the loopback
     pub bus_port: Option<u16>,
+    /// the broker is `fake-broker` with these arguments, not Mosquitto
+    fake_broker: Vec<String>,
 }
 
 impl Default for Setup {
@@ -61,6 +63,7 @@ impl Default for Setup {
             connections: 2048,
             account: None,
             bus_port: None,
+            fake_broker: Vec::new(),
         }
     }
 }
@@ -162,6 +165,26 @@ impl Setup {
     pub fn listener(mut self, line: &str) -> Self {
         self.listener.push(line.into());
         self
+    }
+
+    /// The broker is a FlashMQ with dbus-flashmq for the rig's portal ID, as `fake-broker` plays it.
+    pub fn flashmq(self) -> Self {
+        self.fake_broker(&["--flashmq", PORTAL, "--dbus", "unix:path={dir}/bus"])
+    }
+
+    /// The broker is `fake-broker` with these arguments; `{dir}` is the rig's folder.
+    pub fn fake_broker(mut self, arguments: &[&str]) -> Self {
+        self.fake_broker.extend(arguments.iter().map(|&argument| argument.to_owned()));
+        self
+    }
+
+    /// The arguments of `fake-broker`, where it takes the place of Mosquitto.
+    pub fn fake_broker_arguments(&self, dir: &Path, port: u16) -> Option<Vec<String>> {
+        if self.fake_broker.is_empty() {
+            return None;
+        }
+        let wanted = self.fake_broker.iter().map(|argument| argument.replace("{dir}", &dir.display().to_string()));
+        Some(["--port".into(), port.to_string()].into_iter().chain(wanted).collect())
     }
 
     /// A file in the rig's folder.

@@ -95,6 +95,8 @@ pub struct Item {
     /// A subscriber may believe the value: it was published and not taken back since.
     pub published: bool,
     pub touched: Touched,
+    /// The sweep waits for it to be replayed.
+    pub expected: bool,
     /// Removed from its service; kept until its topic has been cleared and nothing that is queued refers to it. A setting of which only
     /// limits are known is not there yet either. Its secrecy is [`Secrecy::Blocked`].
     pub gone: bool,

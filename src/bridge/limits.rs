@@ -24,7 +24,7 @@ pub const REPUBLISHES: usize = 3;
 pub const REPUBLISH_WINDOW: Duration = Duration::from_secs(1);
 /// How long the auto mode listens for another bridge: its heartbeat period and some.
 pub const DETECTION: Duration = Duration::from_millis(3500);
-/// A pass of the sweep in which the broker falls silent without the marker having come back.
+/// A part of the sweep in which the broker falls silent before the marker and everything expected have come.
 pub const SWEEP_QUIET: Duration = Duration::from_secs(2);
 /// The same on a slow link, where the marker waits behind a window of notifications on its way there and of messages on its way back.
 pub const SWEEP_QUIET_SLOW: Duration = Duration::from_secs(30);
@@ -41,6 +41,11 @@ pub const SWEEP_LOOK: Duration = Duration::from_secs(1);
 pub const SWEEP_PASSES_CUT: u32 = 3;
 /// Passes of the sweep on one connection: a broker drops what does not fit its queue, so one may not see everything.
 pub const SWEEP_PASSES: u32 = 32;
+
+/// Replays up to this size are not cut by any broker's queue: what does not come back is not retained.
+pub const SWEEP_SURE: usize = 16;
+/// Parts that wait to be asked for.
+pub const SWEEP_PARTS: usize = 512;
 
 /// Services at once; a bus takes 256 connections per user.
 pub const SERVICES: usize = 1024;
@@ -141,6 +146,14 @@ pub const SERVICE_RETRY_LAST: Duration = Duration::from_secs(60);
 pub const WILL_REPLAY: Duration = Duration::from_secs(5);
 /// How often another bridge is kept awake: half of what it stays awake for, so that one may get lost.
 pub const KEEP_AWAKE: Duration = Duration::from_secs(30);
+/// How long a device waits for its answer until another bridge serves its services (the contract's), when that one is asked first, after the
+/// service is on the bus (dbus-flashmq takes some 10 ms to find it), and again, doubling.
+pub const SERVED_PATIENCE: Duration = Duration::from_secs(3);
+pub const SERVED_FIRST: Duration = Duration::from_millis(50);
+pub const SERVED_AGAIN: Duration = Duration::from_millis(100);
+/// Such requests in one window, of all services: each is a call on the other bridge's connection to the bus, which has 128 places for them.
+pub const SERVED_REQUESTS: usize = 32;
+pub const SERVED_WINDOW: Duration = Duration::from_millis(100);
 /// Answers to devices that wait for the connection, and bytes of them.
 pub const ANSWERS: usize = 1024;
 pub const ANSWER_BYTES: usize = 2 << 20;

@@ -99,6 +99,8 @@ pub struct Bridge {
     rules: Rules,
     probe: String,
     mode: Mode,
+    /// The status `online` has been published on this connection.
+    is_online: bool,
     stopping: bool,
     services: Services,
     keepalives: KeepAlives,
@@ -138,6 +140,7 @@ impl Bridge {
             rules: Rules::new(&options),
             probe,
             mode: Mode::Down,
+            is_online: false,
             stopping: false,
             services: Services::default(),
             keepalives: KeepAlives::new(options.keepalive_interval, &options.always_on),
@@ -182,6 +185,11 @@ impl Bridge {
         if let Some(service) = self.services.by_name(name).and_then(|id| self.services.get_mut(id)) {
             service.own = true;
         }
+    }
+
+    /// Whether the status `online` has been published on this connection: reads and writes are received, if this is the bridge.
+    pub fn is_online(&self) -> bool {
+        self.is_online
     }
 
     /// Whether a reply with this serial number is waited for.
@@ -305,6 +313,10 @@ impl Bridge {
                 match self.outbox.pop()? {
                     Entry::Item(id, index) => self.print_item(now, id, index),
                     Entry::Stale => self.print_stale(now),
+                    Entry::Sweep => {
+                        self.sweep_published();
+                        None
+                    }
                     Entry::Completion => self.print_completion(unix),
                 }
             };

@@ -1,7 +1,7 @@
 //! What is to be published, in order, and no more than once an item: the payload is made when the link has room, from the latest
 //! value, so that a slow broker costs intermediate values and nothing else.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::items::ServiceId;
 use super::limits;
@@ -13,6 +13,8 @@ pub enum Entry {
     Item(ServiceId, usize),
     /// The next of the stale topics is cleared.
     Stale,
+    /// The sweep may begin: everything queued before it has been sent.
+    Sweep,
     /// The next of the completions is sent: everything queued before it has been.
     Completion,
 }
@@ -40,7 +42,8 @@ pub enum Express {
 pub struct Outbox {
     express: VecDeque<Express>,
     queue: VecDeque<Entry>,
-    stale: VecDeque<String>,
+    /// Each once, however often a broker sends it.
+    stale: BTreeSet<String>,
     completions: VecDeque<Option<Box<str>>>,
     /// Express entries since the last one of the queue.
     overtaken: u32,
@@ -57,9 +60,17 @@ impl Outbox {
         self.queue.push_back(Entry::Item(id, index));
     }
 
-    pub fn push_stale(&mut self, topic: String) {
-        self.stale.push_back(topic);
-        self.queue.push_back(Entry::Stale);
+    /// False when it waits already.
+    pub fn push_stale(&mut self, topic: &str) -> bool {
+        let is_new = self.stale.insert(topic.to_owned());
+        if is_new {
+            self.queue.push_back(Entry::Stale);
+        }
+        is_new
+    }
+
+    pub fn push_sweep(&mut self) {
+        self.queue.push_back(Entry::Sweep);
     }
 
     /// False when so many wait already: their senders ask faster than the broker takes the answers.
@@ -113,7 +124,7 @@ impl Outbox {
     }
 
     pub fn pop_stale(&mut self) -> Option<String> {
-        self.stale.pop_front()
+        self.stale.pop_first()
     }
 
     pub fn pop_completion(&mut self) -> Option<Option<Box<str>>> {

@@ -130,6 +130,7 @@ impl Bridge {
 
     pub(super) fn print_special(&mut self, special: Special, unix: u64) -> Option<Publish> {
         let stopping = self.stopping;
+        self.is_online |= special == Special::Status && !stopping;
         let (topic, payload, retain) = match special {
             Special::Status => (self.topics.own("status"), if stopping { "offline" } else { "online" }.to_owned(), true),
             Special::Mode => (self.topics.own("mode"), if stopping { "" } else { self.mode.name() }.to_owned(), true),

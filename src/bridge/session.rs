@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, VecDeque};
 use log::Level;
 
 use super::Bridge;
-use super::items::{Secrecy, ServiceId, State};
+use super::items::{Item, Secrecy, ServiceId, State};
 use super::limits;
 use super::notes::Kind;
 use super::options::Enabled;
@@ -56,6 +56,9 @@ pub struct History {
     mode: Option<Mode>,
     /// Filters that the log says are refused: a few, all of this program.
     refused: BTreeSet<String>,
+    /// The log says that the broker does not replay to wildcards, or not everything.
+    pub(super) has_no_replay: bool,
+    pub(super) cuts_replay: bool,
 }
 
 /// Requests that came before it was known whom to ask.
@@ -73,21 +76,23 @@ impl Bridge {
     /// Connected, without a session.
     pub fn link_up(&mut self, now: Time) {
         self.outbox.clear();
+        self.is_online = false;
         self.mode = match self.options.enabled {
             Enabled::Yes => Mode::Bridge,
             Enabled::Auto => Mode::Undecided { until: now + limits::DETECTION },
             Enabled::No => Mode::Off,
         };
-        let requests = vec![self.topics.request('R', "#"), self.topics.request('W', "#")];
+        let reads = self.topics.request('R', "#");
         match self.mode {
             Mode::Bridge => {
-                self.link_commands.push_back(LinkCommand::Subscribe(requests));
+                self.link_commands.push_back(LinkCommand::Subscribe(vec![reads, self.topics.request('W', "#")]));
                 self.become_bridge(now);
             }
             Mode::Undecided { .. } => {
-                // the heartbeat first: the answer to the probe must not be missed
+                // The heartbeat first: the answer to the probe must not be missed. W later: dbus-flashmq carries out each retained W
+                // again whenever a client subscribes to a filter that matches it.
                 self.link_commands.push_back(LinkCommand::Subscribe(vec![self.topics.notification(HEARTBEAT)]));
-                self.link_commands.push_back(LinkCommand::Subscribe(requests));
+                self.link_commands.push_back(LinkCommand::Subscribe(vec![reads]));
             }
             _ if self.beside => {}
             _ => self.say_off(),
@@ -109,6 +114,7 @@ impl Bridge {
     /// The connection is gone, with everything that was on its way.
     pub fn link_down(&mut self) {
         self.mode = Mode::Down;
+        self.is_online = false;
         self.sweep = None;
         self.link_commands.clear();
         self.waiting = Waiting::default();
@@ -133,12 +139,12 @@ impl Bridge {
                 format!("the broker refuses the subscription to {}: allow it for this user in the broker's access list", escape(filter))
             });
         }
-        if filter == self.topics.request('R', "#") {
-            // from now on requests are heard
+        if matches!(self.mode, Mode::Undecided { .. }) && filter == self.topics.request('R', "#") {
+            self.outbox.push_special(Special::Probe);
+        }
+        if filter == self.topics.request('W', "#") {
+            // the last subscription: from now on reads and writes are received
             self.outbox.push_special(Special::Status);
-            if matches!(self.mode, Mode::Undecided { .. }) {
-                self.outbox.push_special(Special::Probe);
-            }
         }
         self.sweep_subscribed(now, filter, accepted);
     }
@@ -162,6 +168,8 @@ impl Bridge {
                 "it is retained, and would be carried out again at every connect: publish it without the retain flag",
             ),
             _ if retained => {}
+            // not subscribed to yet, and maybe another bridge's
+            Incoming::Write(_) if matches!(self.mode, Mode::Undecided { .. }) => {}
             Incoming::Foreign => self.notes.add(Level::Debug, || format!("a message on {} is none of ours", escape(topic))),
             _ if !matches!(self.mode, Mode::Bridge | Mode::Undecided { .. }) => {}
             _ if !self.is_settled() => self.wait(now, topic, payload),
@@ -224,6 +232,7 @@ impl Bridge {
             self.mode = Mode::Bridge;
             self.say_mode("no other bridge on this broker: serving N, R and W");
             self.link_commands.push_back(LinkCommand::Unsubscribe(vec![self.topics.notification(HEARTBEAT)]));
+            self.link_commands.push_back(LinkCommand::Subscribe(vec![self.topics.request('W', "#")]));
             self.become_bridge(now);
         }
     }
@@ -237,7 +246,6 @@ impl Bridge {
 
     fn become_bridge(&mut self, now: Time) {
         self.outbox.push_special(Special::Mode);
-        self.begin_sweep();
         if self.keepalives.any(now) {
             self.heartbeat = Some(now + limits::HEARTBEAT);
             self.outbox.push_special(Special::Heartbeat);
@@ -253,6 +261,7 @@ impl Bridge {
             self.outbox.push_completion(echo);
         }
         self.republish(now);
+        self.begin_sweep();
         self.drain_waiting(now);
     }
 
@@ -260,7 +269,8 @@ impl Bridge {
         self.mode = Mode::Companion;
         self.waiting = Waiting::default();
         self.outbox.push_special(Special::Mode);
-        let filters = [self.topics.request('R', "#"), self.topics.request('W', "#"), self.topics.notification(HEARTBEAT)];
+        self.outbox.push_special(Special::Status);
+        let filters = [self.topics.request('R', "#"), self.topics.notification(HEARTBEAT)];
         self.link_commands.push_back(LinkCommand::Unsubscribe(filters.into()));
         self.say_mode("another bridge serves N, R and W on this broker (its heartbeat came): staying out of them");
         self.services.forget_left();
@@ -289,15 +299,19 @@ impl Bridge {
 
     /// Whether the topic has a value now, or is about to get one. What is retained there is ours to take back then.
     pub(super) fn takes_over_retained(&mut self, now: Time, rest: &str) -> bool {
-        let topic = self.topics.request('R', rest);
-        let Incoming::Read(Address { service_type, instance, path }) = self.topics.parse(&topic) else { return false };
         let everything = self.keepalives.everything(now);
-        let holder = self.services.by_topic(service_type, instance);
-        let Some(service) = holder.and_then(|id| self.services.get_mut(id)) else { return false };
-        let Some(item) = service.items.get_mut(path) else { return false };
+        let Some(item) = self.published_item(rest) else { return false };
         let stands = item.secrecy != Secrecy::Blocked && (everything || now < item.until);
         item.published |= stands;
         stands
+    }
+
+    /// The item that has this topic.
+    pub(super) fn published_item(&mut self, rest: &str) -> Option<&mut Item> {
+        let topic = self.topics.request('R', rest);
+        let Incoming::Read(Address { service_type, instance, path }) = self.topics.parse(&topic) else { return None };
+        let holder = self.services.by_topic(service_type, instance);
+        holder.and_then(|id| self.services.get_mut(id))?.items.get_mut(path)
     }
 
     /// The end: takes back what is retained, and says so.

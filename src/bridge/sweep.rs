@@ -2,16 +2,22 @@
 //! replays what is retained there, and then the marker comes back that was published after the subscription. What was found is cleared,
 //! and another pass looks again, until one finds nothing.
 //!
-//! On a slow link the replay of everything would hold up requests for minutes, and beyond its queue's limit the broker would drop them.
-//! There the sweep asks in parts, by the depth of the topics, so that each topic is replayed once and unknown types are covered, too; and
-//! only while the link has nothing else to do.
+//! A replay is not taken for complete because the marker came back. Mosquitto leaves out silently what does not fit the client's queue
+//! (`max_queued_messages`), FlashMQ mixes the replay with live messages, amqtt sends it before the SUBACK, RabbitMQ sends nothing for a
+//! filter with a wildcard. So a sweep begins when everything awake has been published on this connection, and what is known to be retained has to
+//! come back: the two constants, and every value that is published. If some of it is missing, the replay was cut. Then what was found is cleared
+//! and the part asked for again; and when nothing was found, because the values that are awake fill the queue, the part is divided: by the
+//! depth of the topics, then by the names that are known of their levels, one level after the other.
+//!
+//! On a slow link the replay of everything would hold up requests for minutes. There the sweep asks in parts from the beginning, by the depth of
+//! the topics, so that each topic is replayed once and unknown types are covered, too; and only while the link has nothing else to do.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use log::Level;
 
-use super::items::ServiceId;
+use super::items::{Service, ServiceId};
 use super::notes::Kind;
 use super::session::{KEEPALIVE, LinkCommand, Mode, SERIAL};
 use super::time::Time;
@@ -23,14 +29,27 @@ use crate::text::escape;
 pub struct Sweep {
     pass: u32,
     found: usize,
-    /// The part under way has had something replayed.
-    is_replaying: bool,
-    /// A replay ended without the marker: the broker may have dropped more of it.
+    /// A replay of this pass was cut and could not be divided: it may have had more.
     is_cut: bool,
-    /// The filters of the parts to come, and of the one under way.
+    /// The parts to come, and the one under way: filters, each what stands behind the portal ID.
     parts: VecDeque<Vec<String>>,
-    filters: Vec<String>,
+    part: Vec<String>,
+    replay: Replay,
     step: Step,
+}
+
+/// What has come of the part under way.
+#[derive(Clone, Copy, Debug, Default)]
+struct Replay {
+    messages: usize,
+    /// Of the values that are published, and the constants, so many have not come: see [`super::items::Item::expected`].
+    missing: usize,
+    keepalive: bool,
+    serial: bool,
+    /// The marker has come back.
+    is_marked: bool,
+    /// Something retained came after the marker had been sent: a replay that is mixed with live messages is not over.
+    goes_on: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,6 +59,8 @@ enum Step {
         since: Option<Time>,
         until: Time,
     },
+    /// Everything awake is being published.
+    Publishing,
     Subscribing,
     /// The part ends at `quiet`, should the marker get lost.
     Listening {
@@ -70,8 +91,11 @@ impl Bridge {
         self.pace.is_slow = is_slow;
     }
 
+    /// To be called when everything awake is in the outbox.
     pub(super) fn begin_sweep(&mut self) {
-        self.begin_pass(1, self.pace.is_slow);
+        // they have to be retained before the first subscription
+        self.push_constants();
+        self.begin_pass(1);
     }
 
     /// Looks for what was left behind and is not remembered, once there is nothing else to publish.
@@ -82,38 +106,101 @@ impl Bridge {
         }
     }
 
-    fn begin_pass(&mut self, pass: u32, in_parts: bool) {
-        let filters = |texts: &[&str]| texts.iter().map(|text| self.topics.notification(text)).collect();
-        // the marker comes on the topic of the keep-alive, which the first part has by its depth
-        let parts: VecDeque<Vec<String>> = if in_parts {
-            [
-                &["+", "+/+", "+/+/+"][..],
-                &[KEEPALIVE, "+/+/+/+"],
-                &[KEEPALIVE, "+/+/+/+/+"],
-                &[KEEPALIVE, "+/+/+/+/+/+"],
-                &[KEEPALIVE, "+/+/+/+/+/+/+/#"],
-            ]
-            .into_iter()
-            .map(filters)
-            .collect()
-        } else {
-            VecDeque::from([filters(&["#"])])
-        };
-        let step = Step::Waiting { since: None, until: Time::default() };
-        self.sweep = Some(Sweep { pass, found: 0, is_replaying: false, is_cut: false, parts, filters: Vec::new(), step });
-        if !self.pace.is_slow {
+    fn begin_pass(&mut self, pass: u32) {
+        let parts = if self.pace.is_slow { by_depth() } else { VecDeque::from([vec!["#".into()]]) };
+        let step = if self.pace.is_slow { Step::Waiting { since: None, until: Time::default() } } else { Step::Publishing };
+        self.sweep = Some(Sweep { pass, found: 0, is_cut: false, parts, part: Vec::new(), replay: Replay::default(), step });
+        if step == Step::Publishing {
+            self.outbox.push_sweep();
+        }
+    }
+
+    /// Everything that stood in the outbox when the pass began has been published.
+    pub(super) fn sweep_published(&mut self) {
+        if self.sweep.as_ref().is_some_and(|sweep| sweep.step == Step::Publishing) {
             self.begin_part();
         }
     }
 
     fn begin_part(&mut self) {
-        if let Some(sweep) = &mut self.sweep
-            && let Some(filters) = sweep.parts.pop_front()
-        {
+        let Some(part) = self.sweep.as_mut().and_then(|sweep| sweep.parts.pop_front()) else { return };
+        let constants = [KEEPALIVE, SERIAL].map(|rest| part.iter().any(|filter| matches(filter, rest.split('/'))));
+        let missing = self.expect(&part) + constants.iter().filter(|expected| **expected).count();
+        let filters = part.iter().map(|rest| self.topics.notification(rest)).collect();
+        if let Some(sweep) = &mut self.sweep {
             sweep.step = Step::Subscribing;
-            sweep.is_replaying = false;
-            sweep.filters.clone_from(&filters);
+            sweep.replay = Replay { missing, keepalive: constants[0], serial: constants[1], ..Replay::default() };
+            sweep.part = part;
             self.link_commands.push_back(LinkCommand::Subscribe(filters));
+        }
+    }
+
+    /// Marks the published values that a replay of this part has to bring, and counts them.
+    fn expect(&mut self, part: &[String]) -> usize {
+        let retain = self.options.retain;
+        let mut expected = 0;
+        for id in self.services.ids() {
+            let Some(Service { name, instance, holder, items, .. }) = self.services.get_mut(id) else { continue };
+            for (path, item) in items {
+                // one that waits in the outbox may not have been published on this connection
+                let is_retained = retain && *holder && item.published && !item.queued && !item.gone;
+                let levels = || [name.service_type(), &**instance].into_iter().chain(path.split('/').skip(1));
+                item.expected = is_retained && part.iter().any(|filter| matches(filter, levels()));
+                expected += usize::from(item.expected);
+            }
+        }
+        expected
+    }
+
+    /// The published values that the part has not brought, and that are still published.
+    fn missing(&mut self) -> usize {
+        let mut missing = 0;
+        for id in self.services.ids() {
+            let Some(service) = self.services.get_mut(id) else { continue };
+            for item in service.items.values_mut() {
+                missing += usize::from(std::mem::take(&mut item.expected) && item.published && !item.queued);
+            }
+        }
+        missing
+    }
+
+    /// Smaller parts for one whose replay was cut; none if there is nothing to divide it by.
+    fn divide(&self, part: &[String]) -> Vec<Vec<String>> {
+        match part.last().map(String::as_str) {
+            None => Vec::new(),
+            Some("#") => by_depth().into(),
+            Some(filter) => {
+                let levels: Vec<&str> = filter.split('/').collect();
+                let mut names: Vec<BTreeSet<&str>> = vec![BTreeSet::new(); levels.len()];
+                for service in self.services.ids().into_iter().filter_map(|id: ServiceId| self.services.get(id)) {
+                    for path in service.items.keys() {
+                        let topic = || [service.name.service_type(), &*service.instance].into_iter().chain(path.split('/').skip(1));
+                        if matches(filter, topic()) {
+                            names.iter_mut().zip(topic()).for_each(|(names, name)| names.extend([name]));
+                        }
+                    }
+                }
+                let open = |at: &usize| levels.get(*at) == Some(&"+") && names.get(*at).is_some_and(|names| names.len() > 1);
+                // by the type, and by a level of the path as well: so topics of a type that is not known any more are found
+                let by_type = levels.iter().all(|level| matches!(*level, "+" | "#")).then_some(0).filter(open);
+                let by_path = (2..levels.len()).find(open).filter(|_| levels.first() == Some(&"+"));
+                let places = if by_type.or(by_path).is_some() { [by_type, by_path] } else { [(0..levels.len()).find(open), None] };
+                let by_name = places.into_iter().flatten().flat_map(|at| {
+                    let names = names.get(at).into_iter().flatten();
+                    names.map(move |name| (at, *name))
+                });
+                let filters = by_name.map(|(place, name)| {
+                    let named = levels.iter().enumerate().map(|(at, level)| if at == place { name } else { level });
+                    vec![KEEPALIVE.to_owned(), named.collect::<Vec<_>>().join("/")]
+                });
+                // the shallow topics that were part of it
+                let others: Vec<String> = part.iter().rev().skip(1).filter(|other| *other != KEEPALIVE).cloned().collect();
+                let mut parts: Vec<_> = filters.collect();
+                if !parts.is_empty() && !others.is_empty() {
+                    parts.push(others);
+                }
+                parts
+            }
         }
     }
 
@@ -132,8 +219,7 @@ impl Bridge {
 
     /// As far as the items that are there tell.
     fn next_part_is_small(&self) -> bool {
-        let Some(depth) = self.sweep.as_ref().and_then(|sweep| sweep.parts.front()?.last()).map(|filter| filter.matches('+').count())
-        else {
+        let Some(depth) = self.sweep.as_ref().and_then(|sweep| sweep.parts.front()?.last()).map(|filter| filter.split('/').count()) else {
             return true;
         };
         let depth_of = |path: &str| 2 + path.matches('/').count();
@@ -146,33 +232,37 @@ impl Bridge {
     pub(super) fn sweep_subscribed(&mut self, now: Time, filter: &str, accepted: bool) {
         let quiet = now + self.sweep_quiet();
         let Some(sweep) = &mut self.sweep else { return };
-        if sweep.step != Step::Subscribing || sweep.filters.last().is_none_or(|last| last != filter) {
+        if sweep.step != Step::Subscribing || sweep.part.last().is_none_or(|last| self.topics.notification(last) != filter) {
             return;
         }
         if accepted {
             sweep.step = Step::Listening { since: now, quiet };
+            sweep.replay.goes_on = false;
+            // the marker comes back to us behind all that is retained
+            self.push_constants();
         } else {
             self.sweep = None;
         }
-        // comes back to us behind all that is retained
-        self.push_constants();
     }
 
     fn sweep_quiet(&self) -> Duration {
         if self.pace.is_slow { limits::SWEEP_QUIET_SLOW } else { limits::SWEEP_QUIET }
     }
 
-    /// A notification from the broker.
+    /// A notification from the broker. Some send the replay before they acknowledge the subscription.
     pub(super) fn replayed(&mut self, now: Time, rest: &str, topic: &str, payload: &[u8], retained: bool) {
-        if !matches!(&self.sweep, Some(sweep) if matches!(sweep.step, Step::Listening { .. })) {
+        let step = self.sweep.as_ref().map(|sweep| sweep.step);
+        let is_acknowledged = matches!(step, Some(Step::Listening { .. }));
+        if !is_acknowledged && step != Some(Step::Subscribing) {
             return;
         }
         if !retained {
-            if rest == KEEPALIVE {
-                self.end_part(now);
+            if is_acknowledged && rest == KEEPALIVE {
+                self.take_marker(now);
             }
             return;
         }
+        let was_expected = self.take_expected(rest);
         let mut stale = !payload.is_empty() && !matches!(rest, SERIAL | KEEPALIVE) && !self.takes_over_retained(now, rest);
         if stale && let Err(why) = check_topic(topic) {
             stale = false;
@@ -180,25 +270,77 @@ impl Bridge {
                 format!("the retained value on {} cannot be cleared: the topic {why}; clear it by hand", escape(topic))
             });
         }
+        // the rest is found by the next pass
+        let is_new = stale && (self.outbox.stale() >= limits::STALE || self.outbox.push_stale(topic));
         let later = now + self.sweep_quiet();
-        if let Some(sweep) = &mut self.sweep {
-            sweep.is_replaying = true;
-            if let Step::Listening { quiet, .. } = &mut sweep.step {
-                *quiet = later;
-            }
-            if stale {
-                sweep.found += 1;
-                // the rest is found by the next pass
-                if self.outbox.stale() < limits::STALE {
-                    self.outbox.push_stale(topic.into());
-                }
-            }
+        let Some(sweep) = &mut self.sweep else { return };
+        sweep.found += usize::from(is_new);
+        let replay = &mut sweep.replay;
+        replay.messages += 1;
+        replay.missing -= usize::from(was_expected && replay.missing > 0);
+        replay.goes_on = true;
+        if let Step::Listening { quiet, .. } = &mut sweep.step {
+            *quiet = later;
+        }
+        if replay.missing == 0 && std::mem::take(&mut replay.is_marked) {
+            // the marker was faster than the replay: one more, behind what has come by now
+            replay.goes_on = false;
+            self.push_constants();
         }
     }
 
+    /// Whether the part under way has to bring this, and has not yet.
+    fn take_expected(&mut self, rest: &str) -> bool {
+        let Some(sweep) = &mut self.sweep else { return false };
+        match rest {
+            KEEPALIVE => std::mem::take(&mut sweep.replay.keepalive),
+            SERIAL => std::mem::take(&mut sweep.replay.serial),
+            _ => self.published_item(rest).is_some_and(|item| std::mem::take(&mut item.expected)),
+        }
+    }
+
+    /// The marker came back. What is missing may still follow; else it is over once a marker comes back with nothing retained before it.
+    fn take_marker(&mut self, now: Time) {
+        let Some(Sweep { replay, .. }) = &mut self.sweep else { return };
+        replay.is_marked = true;
+        if replay.missing > 0 {
+            return;
+        }
+        if std::mem::take(&mut replay.goes_on) {
+            replay.is_marked = false;
+            return self.push_constants();
+        }
+        self.end_part(now);
+    }
+
     fn end_part(&mut self, now: Time) {
+        let missing = self.missing();
         let Some(sweep) = &mut self.sweep else { return };
-        self.link_commands.push_back(LinkCommand::Unsubscribe(std::mem::take(&mut sweep.filters)));
+        let (part, replay) = (std::mem::take(&mut sweep.part), sweep.replay);
+        let constants = usize::from(replay.keepalive) + usize::from(replay.serial);
+        self.link_commands.push_back(LinkCommand::Unsubscribe(part.iter().map(|rest| self.topics.notification(rest)).collect()));
+        if replay.messages == 0 && constants > 0 {
+            // without the marker, nothing may be read here
+            if replay.is_marked {
+                self.say_no_replay();
+            }
+            self.sweep = None;
+            return;
+        }
+        // a few that do not come are not retained: the broker may have refused them
+        let is_cut = !replay.is_marked || (missing + constants > 0 && replay.messages + missing > limits::SWEEP_SURE);
+        if is_cut && sweep.found == 0 {
+            let parts = self.divide(&part);
+            let Some(sweep) = &mut self.sweep else { return };
+            if parts.is_empty() || sweep.parts.len() + parts.len() > limits::SWEEP_PARTS {
+                sweep.is_cut = true;
+            } else {
+                parts.into_iter().rev().for_each(|part| sweep.parts.push_front(part));
+            }
+        } else {
+            sweep.is_cut |= is_cut;
+        }
+        let Some(sweep) = &mut self.sweep else { return };
         if sweep.parts.is_empty() {
             return self.end_pass();
         }
@@ -213,27 +355,50 @@ impl Bridge {
 
     fn end_pass(&mut self) {
         let Some(sweep) = &mut self.sweep else { return };
-        let (pass, found) = (sweep.pass, sweep.found);
+        let (pass, found, is_cut) = (sweep.pass, sweep.found, sweep.is_cut);
         if found > 0 {
             self.notes.add(Level::Info, || format!("{found} retained values that nobody stands for are cleared"));
         }
         let passes = if found > 0 { limits::SWEEP_PASSES } else { limits::SWEEP_PASSES_CUT };
-        if (found > 0 || sweep.is_cut) && pass < passes {
+        if (found > 0 || is_cut) && pass < passes {
             sweep.step = Step::Clearing;
             self.next_pass();
         } else {
             self.sweep = None;
+            if is_cut {
+                self.say_cut();
+            }
         }
     }
 
-    /// Once everything found has been cleared, looks again. A replay that was too much for the broker's queue is asked for in parts.
+    /// Once in the life of the daemon: it is a property of the broker.
+    fn say_cut(&mut self) {
+        let level = if std::mem::replace(&mut self.history.cuts_replay, true) { Level::Debug } else { Level::Warn };
+        self.notes.add(level, || {
+            "the broker leaves out retained messages where it has many to replay: values that a former run has left retained may stay; \
+             raise its limit of queued messages (Mosquitto: max_queued_messages)"
+                .into()
+        });
+    }
+
+    fn say_no_replay(&mut self) {
+        let level = if std::mem::replace(&mut self.history.has_no_replay, true) { Level::Debug } else { Level::Warn };
+        let advice = if self.options.retain { "; set `retain = false` in [bridge], or use another broker" } else { "" };
+        self.notes.add(level, || {
+            format!(
+                "the broker does not replay retained messages to subscriptions with wildcards (RabbitMQ does not, others when they retain nothing): values that a former run has left retained cannot be found and stay, and clients do not find this system by N/+/system/0/Serial{advice}"
+            )
+        });
+    }
+
+    /// Once everything found has been cleared, looks again.
     pub(super) fn next_pass(&mut self) {
         if let Some(sweep) = &mut self.sweep
             && sweep.step == Step::Clearing
             && self.outbox.stale() == 0
         {
-            let (pass, in_parts) = (sweep.pass + 1, sweep.is_cut || self.pace.is_slow);
-            self.begin_pass(pass, in_parts);
+            let pass = sweep.pass + 1;
+            self.begin_pass(pass);
         }
     }
 
@@ -249,12 +414,9 @@ impl Bridge {
                 }
             }
             Step::Listening { quiet, .. } if quiet <= now => {
-                if let Some(sweep) = &mut self.sweep {
-                    sweep.is_cut |= sweep.is_replaying;
-                }
                 self.end_part(now);
             }
-            Step::Waiting { .. } | Step::Subscribing | Step::Listening { .. } | Step::Clearing => {}
+            Step::Waiting { .. } | Step::Publishing | Step::Subscribing | Step::Listening { .. } | Step::Clearing => {}
         }
     }
 
@@ -262,7 +424,31 @@ impl Bridge {
         match self.sweep.as_ref()?.step {
             Step::Waiting { until, .. } => Some(until),
             Step::Listening { quiet, .. } => Some(quiet),
-            Step::Subscribing | Step::Clearing => None,
+            Step::Publishing | Step::Subscribing | Step::Clearing => None,
         }
     }
+}
+
+/// All notifications, by the depth of their topics. The marker comes on the topic of the keep-alive, which the first part has by its depth.
+fn by_depth() -> VecDeque<Vec<String>> {
+    let parts = [
+        &["+", "+/+", "+/+/+"][..],
+        &[KEEPALIVE, "+/+/+/+"],
+        &[KEEPALIVE, "+/+/+/+/+"],
+        &[KEEPALIVE, "+/+/+/+/+/+"],
+        &[KEEPALIVE, "+/+/+/+/+/+/+/#"],
+    ];
+    parts.map(|part| part.iter().map(|&filter| filter.to_owned()).collect()).into()
+}
+
+fn matches<'a>(filter: &str, mut levels: impl Iterator<Item = &'a str>) -> bool {
+    for wanted in filter.split('/') {
+        match (wanted, levels.next()) {
+            ("#", _) => return true,
+            ("+", Some(_)) => {}
+            (name, Some(level)) if name == level => {}
+            _ => return false,
+        }
+    }
+    levels.next().is_none()
 }

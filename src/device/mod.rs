@@ -20,6 +20,7 @@ mod proxy;
 mod recall;
 mod registration;
 pub mod registry;
+mod served;
 pub mod service;
 mod settings;
 mod silence;
@@ -43,6 +44,7 @@ use dialogue::Dialogue;
 use model::{Device, State};
 pub use model::{Key, Place};
 use options::Options;
+use served::OtherBridge;
 use service::ItemAnswer;
 
 /// What a room of devices is made of.
@@ -117,6 +119,9 @@ pub struct Devices {
     linked: bool,
     /// Since when there is no broker, while there is none.
     unlinked: Option<Time>,
+    /// The status `online` has been published: devices may be answered.
+    is_online: bool,
+    other: OtherBridge,
     /// When another bridge is kept awake next.
     keep_awake: Option<Time>,
     /// When there is something to check about a device, if that is known.
@@ -156,6 +161,8 @@ impl Devices {
             mode: Mode::Down,
             linked: false,
             unlinked: Some(Time::default()),
+            is_online: false,
+            other: OtherBridge::default(),
             keep_awake: None,
             due: None,
             unknown: false,
@@ -188,11 +195,13 @@ impl Devices {
     /// Connected, without a session.
     pub fn link_up(&mut self, now: Time) {
         self.linked = true;
+        self.is_online = false;
         self.due = None;
         let unlinked = self.unlinked.take();
         if !self.options.enabled {
             return;
         }
+        self.forget_served();
         self.expect_all(now, unlinked.map_or(Duration::ZERO, |unlinked| now.after(unlinked)));
         let mut filters = vec![self.topics.device("+", "Status"), self.topics.device("+", "Proxy")];
         filters.extend(self.wills());
@@ -203,9 +212,11 @@ impl Devices {
 
     pub fn link_down(&mut self, now: Time) {
         self.linked = false;
+        self.is_online = false;
         self.due = None;
         self.unlinked.get_or_insert(now);
         self.link.clear();
+        self.forget_served();
     }
 
     /// Who serves N, R and W on this broker.
@@ -213,6 +224,7 @@ impl Devices {
         if self.mode != mode {
             self.mode = mode;
             self.check_keep_awake(now);
+            self.serve_by_mode(now);
         }
     }
 
@@ -222,6 +234,9 @@ impl Devices {
             return false;
         }
         self.due = None;
+        if self.is_beside() {
+            self.take_notification(now, topic, payload, retained);
+        }
         let Some(rest) = self.topics.behind_prefix(topic) else { return false };
         if self.take_write(now, topic, payload, retained) {
             return true;
@@ -240,7 +255,8 @@ impl Devices {
     }
 
     /// The broker's answer to one filter of a subscription; false when it is none of this room's.
-    pub fn subscribed(&mut self, filter: &str, accepted: bool) -> bool {
+    pub fn subscribed(&mut self, now: Time, filter: &str, accepted: bool) -> bool {
+        self.served_subscribed(now, filter, accepted);
         let ours = self.topics.behind_prefix(filter).is_some_and(|rest| rest.starts_with("device/"));
         if ours && !accepted {
             self.notes.add(Level::Warn, || {
@@ -379,8 +395,7 @@ impl Devices {
 
     /// While somebody else is the bridge, commands only come to devices while it is awake.
     fn check_keep_awake(&mut self, now: Time) {
-        let beside = matches!(self.mode, Mode::Companion | Mode::Off);
-        let wanted = self.options.keepalive && self.linked && beside && self.devices.iter().any(|device| device.online);
+        let wanted = self.options.keepalive && self.linked && self.is_beside() && self.devices.iter().any(|device| device.online);
         if !wanted {
             self.keep_awake = None;
         } else if self.keep_awake.is_none_or(|due| due <= now) {

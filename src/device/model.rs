@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::id::Id;
 use super::options::Options;
+use super::served::Served;
 use super::service::Exported;
 use super::status::Will;
 use crate::bridge::Time;
@@ -57,6 +58,8 @@ pub struct Service {
     pub state: State,
     /// The bridge knows its items.
     pub known: bool,
+    /// The bridge of somebody else does.
+    pub served: Served,
     /// In a row.
     pub failures: u32,
     /// `mqtt_<client>_<service>`
@@ -187,7 +190,9 @@ impl Device {
         });
         let checks = self.services.iter().filter(|service| service.state == State::Asking).filter_map(|service| service.check);
         let checks = checks.filter(|check| check.is_due).map(|check| check.until);
-        [self.provisional.filter(|_| linked), self.patience].into_iter().chain(services).flatten().chain(checks)
+        let is_asking = self.online && self.owed && self.is_settled();
+        let served = self.services.iter().filter(move |_| is_asking).filter_map(|service| service.served.due());
+        [self.provisional.filter(|_| linked), self.patience].into_iter().chain(services).flatten().chain(checks).chain(served)
     }
 
     /// Services it has while it is there.
@@ -228,6 +233,7 @@ impl Service {
             wanted: true,
             state: State::Off,
             known: false,
+            served: Served::default(),
             failures: 0,
             instance: None,
             check: None,

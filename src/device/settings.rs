@@ -126,7 +126,7 @@ impl Devices {
         // what was taken over is told, once it is known which services move
         let mut services = self.devices.get(place.0).into_iter().flat_map(|device| &device.services);
         if !services.any(|service| self.settings.asks_number(service.key)) {
-            self.settle(place.0);
+            self.settle(now, place.0);
         }
     }
 

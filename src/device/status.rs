@@ -178,7 +178,9 @@ impl Will {
         let checked = check_topic(&self.topic).and_then(|()| check_topic(&topics.prefixed(&self.topic)));
         checked.map_err(|why| format!("lwt_topic {why}; take another"))?;
         let ours = ["N", "R", "W", "device"];
-        if self.topic.split_once('/').is_some_and(|(first, _)| ours.contains(&first)) {
+        // never a W of anybody: dbus-flashmq carries out a retained one again at each subscription to it
+        let is_ours = self.topic.split_once('/').is_some_and(|(first, _)| ours.contains(&first));
+        if is_ours || topics.prefixed(&self.topic).starts_with("W/") {
             return Err("lwt_topic is below N, R, W or device, which have meanings of their own; take another".into());
         }
         if self.value.len() > limits::WILL {
@@ -316,6 +318,7 @@ mod tests {
             (r#"{"clientId":"a\ufdd0","connected":0}"#.into(), "clientId \"a\\u{fdd0}\" holds what no ID can hold"),
             (services(r#"{"a\uffff":"tank"}"#), "services: the ID \"a\\u{ffff}\" holds what no ID can hold"),
             (with(r#""lwt_topic":"W/x/y""#), "lwt_topic is below"),
+            (with(r#""lwt_topic":"W/c0619ab1c2d3/settings/0/Settings/CGwacs/AcPowerSetPoint""#), "lwt_topic is below"),
             (with(r#""lwt_topic":7"#), "lwt_topic is no text"),
             (with(&format!(r#""x":"{}""#, "x".repeat(5000))), "at most 4096 are taken"),
             (format!(r#"{{"connected":1,"x":{}}}"#, "[".repeat(2000)), "not valid JSON"),

@@ -6,12 +6,13 @@ use log::Level;
 
 use super::catalogue::ServiceType;
 use super::model::{Key, Place, Service, Silence, State};
+use super::served::Served;
 use super::service::{ACCEPTED, Answer, Call, Exported, ItemAnswer, REFUSED, WRONG};
 use super::{BusCommand, BusEvent, Devices};
 use crate::bridge::notes::Kind;
 use crate::bridge::topic::Topics;
 use crate::bridge::value::Value;
-use crate::bridge::{Mode, Time, limits};
+use crate::bridge::{Time, limits};
 use crate::text::escape;
 
 const PROCESS: &str = env!("CARGO_PKG_NAME");
@@ -22,7 +23,8 @@ impl Devices {
         // in the order of the Status, so that the first gets the first number
         let count = self.devices.get(index).map_or(0, |device| device.services.len());
         (0..count).for_each(|service| self.drive(now, (index, service)));
-        self.settle(index);
+        self.settle(now, index);
+        self.end_asking();
     }
 
     /// The next step of a service.
@@ -108,6 +110,7 @@ impl Devices {
         if let Some(service) = self.service_mut(place) {
             service.state = State::Opening;
             service.known = false;
+            service.served = Served::Unknown;
             if let (Some(exported), Some(instance)) = (&mut service.exported, service.instance) {
                 exported.set("/DeviceInstance", Value::Int(instance.into()));
             }
@@ -149,6 +152,7 @@ impl Devices {
         let Some(service) = self.service_mut(place) else { return };
         let (key, up) = (service.key, matches!(service.state, State::Up));
         service.state = State::Closing;
+        service.served = Served::Unknown;
         let valid: Vec<Box<str>> = service.exported.iter().flat_map(Exported::valid).map(Box::from).collect();
         if up && is_said {
             let items = valid.into_iter().map(ItemAnswer::invalid).collect();
@@ -245,14 +249,18 @@ impl Devices {
         }
     }
 
-    /// Once everything a device wants is there, and it has not been told yet.
-    pub(super) fn settle(&mut self, index: usize) {
+    /// Answers a device once everything it wants is there and can be written, if it has not been answered yet.
+    pub(super) fn settle(&mut self, now: Time, index: usize) {
         let Some(device) = self.devices.get_mut(index) else { return };
         if !device.is_settled() {
             return;
         }
         device.patience = None;
-        if !device.online || !std::mem::take(&mut device.owed) {
+        if !device.online || !device.owed || !self.is_served(now, index) {
+            return;
+        }
+        let Some(device) = self.devices.get_mut(index) else { return };
+        if !std::mem::take(&mut device.owed) {
             return;
         }
         device.services.iter_mut().filter(|service| service.wanted).for_each(Service::announce);
@@ -286,7 +294,7 @@ impl Devices {
             Ok(mut items) => {
                 // beside another bridge nobody can tell the device from others: what others set too is not its word
                 let by_hand = self.is_by_hand(place, call.path);
-                if call.is_ours || (matches!(self.mode, Mode::Companion | Mode::Off) && !by_hand) {
+                if call.is_ours || (self.is_beside() && !by_hand) {
                     self.hear(now, place.0);
                     items.paths.extend(self.service_seen(now, place, !by_hand));
                 } else if !by_hand {

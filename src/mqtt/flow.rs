@@ -151,8 +151,11 @@ impl Flow {
         }
     }
 
-    /// A PINGRESP.
+    /// A PINGRESP. Mosquitto leaves out answers, too, when its queue is full: one that is overdue is not the one that comes after a later PINGREQ.
     pub(super) fn pong(&mut self, now: Instant) {
+        while self.pings.len() > 1 && self.pings.front().is_some_and(|ping| ping.at + self.overdue(ping) <= now) {
+            self.pings.pop_front();
+        }
         let Some(ping) = self.pings.pop_front() else { return };
         self.acked = self.acked.max(ping.end);
         self.confirmed = true;
@@ -189,7 +192,17 @@ impl Flow {
     /// When the next PINGREQ is due.
     pub(super) fn ping_due(&self) -> Instant {
         // the library's own limit stands until the CONNACK
-        self.last_ping + if self.connected { self.interval } else { Duration::from_secs(3600) }
+        if !self.connected {
+            return self.last_ping + Duration::from_secs(3600);
+        }
+        // without room nothing but a PINGREQ would bring an answer, should the last one have been left out
+        let overdue = self.pings.back().filter(|_| !self.has_room()).map(|ping| self.overdue(ping));
+        self.last_ping + overdue.map_or(self.interval, |overdue| overdue.min(self.interval))
+    }
+
+    /// After how long an answer is overdue: as long as a busy broker pauses, and twice what the link takes for the bytes before it.
+    fn overdue(&self, ping: &Ping) -> Duration {
+        PATIENCE_MIN + Duration::from_millis(ping.ahead.saturating_mul(2000) / self.rate.max(1))
     }
 
     /// A SUBSCRIBE was handed over.
@@ -228,8 +241,7 @@ impl Flow {
     fn dead_at(&self) -> Option<Instant> {
         let ping = self.pings.front()?;
         let moved = ping.taken.unwrap_or(self.last_taken).max(self.last_read).max(ping.at);
-        let on_the_way = Duration::from_millis(ping.ahead.saturating_mul(2000) / self.rate.max(1));
-        Some(moved + self.interval.max(PATIENCE_MIN) + on_the_way)
+        Some(moved + self.interval.saturating_sub(PATIENCE_MIN) + self.overdue(ping))
     }
 }
 
@@ -366,6 +378,26 @@ mod tests {
                 assert!(noticed - stopped <= Duration::from_secs(34), "{:?} at {rate}, {rounds} rounds", noticed - stopped);
             }
         }
+    }
+
+    /// A broker whose queue is full leaves out answers: the link does not wait for them, and is not slow because of them.
+    #[test]
+    fn an_answer_that_is_left_out_is_not_waited_for() {
+        let mut link = Link::new(1e7, Duration::from_millis(1));
+        (0..20).for_each(|_| link.fill());
+        let window = link.flow.window;
+        while link.flow.has_room() {
+            if link.send(75) {
+                link.ping();
+            }
+        }
+        link.answers.clear();
+        let stopped = link.now;
+        link.now = link.flow.ping_due();
+        assert!(link.now - stopped < Duration::from_secs(6), "{:?}", link.now - stopped);
+        link.ping();
+        link.fill();
+        assert!(link.flow.has_room() && link.flow.window >= window / 2, "{} of {window}", link.flow.window);
     }
 
     /// A mebibyte at once: the socket takes it bit by bit, and then long nothing comes.

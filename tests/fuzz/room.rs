@@ -52,6 +52,7 @@ impl Room {
         room.devices.bus_up(now());
         room.devices.link_up(now());
         room.devices.set_mode(now(), Mode::Bridge);
+        room.devices.set_online(now(), true);
         room.pump();
         room
     }

@@ -42,6 +42,8 @@ pub struct Processes {
     disk: Option<u32>,
     /// see [`Setup::account`]
     account: Option<String>,
+    /// see [`Setup::fake_broker`]
+    fake_broker: Option<Vec<String>>,
 }
 
 impl Processes {
@@ -51,7 +53,8 @@ impl Processes {
         let port = free_port()?;
         let second = if setup.has_listener() { Some(free_port()?) } else { None };
         let proxy = if setup.proxied { Some(Proxy::start(loopback(second.unwrap_or(port)))?) } else { None };
-        let mut parts = Self { dir, children: BTreeMap::new(), port, second, proxy, env: Vec::new(), disk: None, account: None };
+        let mut parts =
+            Self { dir, children: BTreeMap::new(), port, second, proxy, env: Vec::new(), disk: None, account: None, fake_broker: None };
         parts.configure(setup)?;
         Ok(parts)
     }
@@ -62,6 +65,7 @@ impl Processes {
             Part::Bus => {
                 ("dbus-daemon".into(), vec!["--nofork".into(), "--nopidfile".into(), format!("--config-file={}/bus.conf", dir.display())])
             }
+            Part::Broker if let Some(arguments) = &self.fake_broker => (binary("VENUS_BROKER_BIN", "fake-broker")?, arguments.clone()),
             Part::Broker => (mosquitto(), vec!["-c".into(), format!("{}/mosquitto.conf", dir.display())]),
             Part::Fake => (binary("VENUS_FAKE_BIN", "fake-venus")?, vec!["--dbus".into(), bus_address(dir)]),
             Part::Settings => (binary("VENUS_SETTINGS_BIN", "fake-localsettings")?, settings_arguments(dir)),
@@ -108,6 +112,7 @@ impl Parts for Processes {
         self.env = setup.environment(dir).map(|(name, value)| (name.to_owned(), value)).collect();
         self.disk = setup.disk;
         self.account.clone_from(&setup.account);
+        self.fake_broker = setup.fake_broker_arguments(dir, self.port);
         let port = self.proxy.as_ref().map_or(self.second.unwrap_or(self.port), |proxy| proxy.address().port());
         std::fs::write(dir.join("venus-mqtt.toml"), setup.bridge_toml(dir, &setup.host, port))?;
         Ok(())

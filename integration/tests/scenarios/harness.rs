@@ -1,6 +1,6 @@
 //! The harness keeps its own promises: the fakes behave as real services do, and nothing is left behind.
 
-use venus_mqtt_integration::{Client, Part, Rig, Setup, fake::Call, item, items, parts::Signal};
+use venus_mqtt_integration::{Client, DEADLINE, Part, Rig, Setup, eventually, fake::Call, item, items, parts::Signal};
 use zbus::{OwnedVariant, Variant};
 
 use crate::{BATTERY, TANK, battery, tank};
@@ -118,4 +118,50 @@ fn floods_count_up() {
         (f64::try_from(&value).ok()? == 100.5).then_some(())
     });
     assert!(rig.fake().calls(TANK).iter().all(|call: &Call| call.member == "GetValue"));
+}
+
+/// What the fake FlashMQ has in common with dbus-flashmq.
+#[test]
+fn the_fake_flashmq_does_as_the_plugin_does() {
+    let rig = Rig::new(Setup::default().flashmq().fake_broker(&["--late", "3000"]));
+    rig.await_log(Part::Broker, "connected to the bus");
+    let mqtt = rig.listener();
+    rig.fake().add(BATTERY, battery());
+    // it needs some time to find a service
+    mqtt.write("battery/512/Soc", r#"{"value":1}"#);
+    rig.await_log(Part::Broker, "Can't find dbus service for W/");
+    rig.await_log(Part::Broker, "found com.victronenergy.battery.ttyO1 as battery/512");
+    // three full publishes a second; the heartbeat at once
+    let echo = |n: u32| format!(r#"{{"keepalive-options": [{{"full-publish-completed-echo": "{n}"}}]}}"#);
+    (0..8).for_each(|n| mqtt.keepalive(echo(n)));
+    mqtt.expect_topic(&mqtt.topic('N', "heartbeat"));
+    mqtt.barrier();
+    let completed = mqtt.on(&mqtt.topic('N', "full_publish_completed")).len();
+    assert!((3..8).contains(&completed), "{completed} of 8");
+    // N is its own
+    mqtt.mark();
+    mqtt.publish_retained(&mqtt.topic('N', "battery/512/Soc"), r#"{"value":2}"#);
+    mqtt.barrier();
+    assert!(mqtt.on(&mqtt.topic('N', "battery/512/Soc")).is_empty());
+    assert!(rig.retained("N/#").is_empty());
+    // what looks like a password is not shown to anybody
+    mqtt.write("settings/0/Settings/Password", r#"{"value":"x"}"#);
+    mqtt.barrier();
+    assert!(mqtt.on(&mqtt.topic('W', "settings/0/Settings/Password")).is_empty());
+    // a retained W, again at each subscription to what matches it
+    mqtt.publish_retained(&mqtt.topic('W', "battery/512/Soc"), r#"{"value":3}"#);
+    let calls =
+        |count: usize| eventually("the writes", DEADLINE, || (rig.fake().calls_of(BATTERY, "SetValue").len() == count).then_some(()));
+    calls(1);
+    let exact = mqtt.topic('W', "battery/512/Soc");
+    for (n, filter) in ["#", "W/#", "W/+/battery/#", &exact].into_iter().enumerate() {
+        rig.client().subscribe(filter);
+        calls(n + 2);
+    }
+    // a read is answered, and a service that leaves takes its topics along
+    mqtt.mark();
+    mqtt.read("battery/512/DeviceInstance");
+    mqtt.n("battery/512/DeviceInstance", r#"{"value":512}"#);
+    rig.fake().remove(BATTERY);
+    mqtt.n("battery/512/Soc", "");
 }

@@ -2,9 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use venus_mqtt_integration::{Client, DEADLINE, Ended, PORTAL, Part, Rig, Setup, eventually, item, items, mqtt::Options};
+use venus_mqtt_integration::{Client, DEADLINE, Ended, PORTAL, Part, Rig, Setup, eventually, item, items, mqtt::Options, proxy::Proxy};
 
-use crate::{BATTERY, TANK, battery, tank};
+use crate::{BATTERY, TANK, battery, outages::reroute, tank};
 
 const BATTERY_ITEMS: [&str; 4] = ["battery/512/Dc/0/Current", "battery/512/Dc/0/Voltage", "battery/512/DeviceInstance", "battery/512/Soc"];
 
@@ -303,4 +303,81 @@ fn a_polite_end_under_fire_leaves_no_values() {
     });
     assert_eq!(ended, Ended::Code(0));
     eventually("everything is cleared", DEADLINE, || (count(&rig) == 0).then_some(()));
+}
+
+/// Mosquitto leaves out of a replay what does not fit its queue, without a word: values that are awake fill it, and what is stale is found all
+/// the same. Where answers are left out as well the link counts as slow, and the sweep takes its time between the parts.
+#[test]
+#[ignore = "takes many minutes"]
+fn a_replay_that_is_cut_is_not_taken_for_complete() {
+    let mut rig = Rig::new(Setup::default().top("log_level = \"info\"").bridge("always_on = true").broker("max_queued_messages 40"));
+    // slower than the broker writes, which fills the kernel's buffers first
+    let proxy = Proxy::start(rig.broker_address()).expect("a port");
+    proxy.limit(20_000_000);
+    reroute(&rig, proxy.address().port());
+    let text = "x".repeat(1500);
+    for n in 0..8 {
+        let mut list = items([("/DeviceInstance", item(n))]);
+        list.extend((0..400).map(|m| (format!("/Awake/Group{}/{m}", m % 20), item(text.clone()).0)));
+        rig.fake().add(&format!("com.victronenergy.solarcharger.n{n}"), list);
+    }
+    // a view of everything would be cut as well
+    let count = |rig: &Rig, service: &str| rig.retained(&format!("N/{PORTAL}/{service}/#")).len();
+    rig.start_bridge();
+    let awake = |rig: &Rig| (0..8).all(|n| count(rig, &format!("solarcharger/{n}")) == 401);
+    eventually("everything awake is retained", DEADLINE, || awake(&rig).then_some(()));
+    rig.kill(Part::Bridge);
+    let stale: Vec<String> = (0..20).map(|n| format!("zigzag/{n}")).collect();
+    let planter = rig.client();
+    for service in &stale {
+        (0..150).for_each(|n| planter.publish_retained(&planter.topic('N', &format!("{service}/Awake/Group{}/{n}", n % 20)), &text));
+        planter.barrier();
+    }
+    rig.start_bridge();
+    let end = std::time::Duration::from_secs(1500);
+    eventually("everything stale is cleared", end, || stale.iter().all(|service| count(&rig, service) == 0).then_some(()));
+    assert!(awake(&rig));
+    let log = rig.log(Part::Broker);
+    assert!(
+        log.contains(&format!("Outgoing messages are being dropped for client venus-mqtt-{PORTAL}")),
+        "nothing was cut: this shows nothing"
+    );
+}
+
+/// Brokers that replay before the SUBACK, or twice.
+#[test]
+fn a_replay_in_another_manner_is_swept() {
+    for manner in ["early", "twice"] {
+        let mut rig = Rig::new(Setup::default().fake_broker(&["--replay", manner]).bridge(r#"always_on = ["battery/+/Soc"]"#));
+        rig.fake().add(BATTERY, battery());
+        let planter = rig.client();
+        for n in 0..200 {
+            planter.publish_retained(&planter.topic('N', &format!("old/0/{n}")), "1");
+        }
+        planter.publish_retained(&planter.topic('N', "battery/512/Dc/0/Voltage"), "1");
+        planter.barrier();
+        rig.start_bridge();
+        rig.await_retained_items(&["battery/512/Soc"]);
+    }
+}
+
+/// RabbitMQ replays nothing to a filter with a wildcard: said once, however often the connection is made.
+#[test]
+fn a_broker_without_wildcard_replay_is_named_once() {
+    let mut rig = Rig::new(Setup::default().fake_broker(&["--replay", "exact"]));
+    rig.fake().add(BATTERY, battery());
+    let text = "does not replay retained messages to subscriptions with wildcards";
+    let lines = |rig: &Rig| rig.log(Part::Bridge).lines().filter(|line| line.contains(text)).count();
+    rig.start_bridge();
+    assert!(rig.await_log(Part::Bridge, text).contains("warn"));
+    rig.kill(Part::Broker);
+    rig.start(Part::Broker);
+    eventually("it is noticed again", std::time::Duration::from_secs(30), || (lines(&rig) == 2).then_some(()));
+    let warnings = rig.log(Part::Bridge).lines().filter(|line| line.contains(text) && line.contains("warn")).count();
+    assert_eq!(warnings, 1);
+    // and it serves
+    let mqtt = back(&rig);
+    mqtt.subscribe("N/#");
+    mqtt.keepalive("");
+    mqtt.n("battery/512/Soc", r#"{"value":87.0}"#);
 }

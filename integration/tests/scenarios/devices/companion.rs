@@ -1,9 +1,9 @@
 //! Beside another bridge: it serves N, R and W, and registration is the same.
 
-use venus_mqtt_integration::{Client, DEADLINE, Device, PORTAL, Part, Rig, Setup, device::name};
+use venus_mqtt_integration::{Client, Device, PORTAL, Part, Rig, Setup, device::name};
 
 use super::{SENSOR, T1, sensor};
-use crate::flashmq::{Plugin, await_companion};
+use crate::flashmq::{await_companion, change_broker};
 
 /// Nothing but registration comes from us: no N, no write of ours.
 fn registers_and_is_silent(rig: &Rig) {
@@ -34,15 +34,28 @@ fn registers_and_is_silent(rig: &Rig) {
     rig.fake().await_no_name(SENSOR);
 }
 
+fn auto() -> Setup {
+    Setup::devices().bridge("enabled = \"auto\"")
+}
+
 #[test]
 fn beside_the_plugin() {
-    let mut rig = Rig::new(Setup::devices().bridge("enabled = \"auto\""));
-    let plugin = Plugin::start(&rig, true);
+    let mut rig = Rig::new(auto().flashmq());
     let mqtt = rig.listener();
     rig.start(Part::Bridge);
     await_companion(&mqtt);
-    registers_and_is_silent(&rig);
-    drop(plugin);
+    let (device, answer) = sensor(&rig);
+    assert_eq!(answer.instance("t1"), 1);
+    // the other bridge writes, reads and publishes; the proxy is ours
+    device.mqtt.write("temperature/1/Temperature", r#"{"value": 23.4}"#);
+    rig.fake().await_shown(SENSOR, "/Temperature", "d 23.4");
+    device.proxy(r#"{"t1": {"Temperature": 25, "Humidity": 50}}"#);
+    rig.fake().await_shown(SENSOR, "/Humidity", "d 50.0");
+    mqtt.mark();
+    mqtt.read("temperature/1/Temperature");
+    mqtt.n("temperature/1/Temperature", r#"{"value": 25.0}"#);
+    device.vanish();
+    rig.fake().await_no_name(SENSOR);
 }
 
 #[test]
@@ -101,20 +114,14 @@ fn the_other_bridge_is_kept_awake() {
 /// The other bridge comes and goes; the devices do not notice.
 #[test]
 fn the_plugin_goes() {
-    let mut rig = Rig::new(Setup::devices().bridge("enabled = \"auto\""));
-    let plugin = Plugin::start(&rig, true);
+    let mut rig = Rig::new(auto().flashmq());
     let mqtt = rig.listener();
     rig.start(Part::Bridge);
     await_companion(&mqtt);
     let (device, answer) = sensor(&rig);
     let owner = rig.fake().owner_of(SENSOR);
-    drop((device, mqtt, plugin));
-    rig.kill(Part::Broker);
-    rig.start(Part::Broker);
-    let mqtt = venus_mqtt_integration::eventually("the broker is back", DEADLINE, || {
-        Client::connect(rig.broker_address(), &venus_mqtt_integration::mqtt::Options::default()).ok()
-    });
-    mqtt.subscribe("#");
+    drop((device, mqtt));
+    let mqtt = change_broker(&mut rig, auto());
     rig.await_online(&mqtt);
     let (_device, again) = sensor(&rig);
     assert_eq!((again, rig.fake().owner_of(SENSOR)), (answer, owner));

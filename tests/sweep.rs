@@ -1,0 +1,305 @@
+//! The sweep against brokers that replay retained messages each in their own way: whatever they leave out, repeat or send late, in the end nothing
+//! is retained that nobody stands for.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use venus_mqtt::bridge::name::PortalId;
+use venus_mqtt::bridge::options::{AlwaysOn, Enabled, Options};
+use venus_mqtt::bridge::value::Value;
+use venus_mqtt::bridge::{Bridge, Change, LinkCommand, Method, Publish, Reply, Setup, Time};
+
+const PORTAL: &str = "c0619ab1c2d3";
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Replay {
+    All,
+    /// Before the SUBACK.
+    Early,
+    Twice,
+    /// Behind the marker: after so many live messages.
+    Behind(usize),
+    /// No more than so many for a subscription, in the order of the topics or against it.
+    Most(usize),
+    MostOfTheLast(usize),
+    /// Only for filters without wildcards.
+    Exact,
+}
+
+struct World {
+    bridge: Bridge,
+    elapsed: Duration,
+    replay: Replay,
+    /// Topics with this in it are not taken.
+    refused: &'static str,
+    /// What each service has on the bus.
+    services: BTreeMap<String, Vec<String>>,
+    retained: BTreeMap<String, String>,
+    filters: Vec<String>,
+    /// Retained messages that are still to come.
+    waiting: VecDeque<String>,
+    subscribes: usize,
+    lines: Vec<String>,
+}
+
+/// Retained by a former run, that no service stands for.
+fn stale() -> Vec<String> {
+    let paths = paths();
+    let gone = ["battery/9", "zigzag/0", "aaa/1"].into_iter().flat_map(|service| paths.iter().map(move |path| format!("{service}{path}")));
+    let removed = (0..300).map(|n| format!("settings/0/Settings/Group{}/Removed{n}", n % 20));
+    gone.chain(removed).chain(["odd".into(), "of/two".into()]).collect()
+}
+
+fn paths() -> Vec<String> {
+    let mut paths: Vec<String> =
+        ["/DeviceInstance", "/ProductName", "/Mgmt/Connection", "/Dc/0/Voltage", "/Dc/0/Current"].map(String::from).into();
+    paths.extend((0..30).map(|day| format!("/History/Daily/{day}/Yield")));
+    paths
+}
+
+impl World {
+    fn new(replay: Replay, always_on: bool) -> Self {
+        let options =
+            Options { enabled: Enabled::Yes, always_on: if always_on { AlwaysOn::Everything } else { AlwaysOn::No }, ..Options::default() };
+        let portal = PortalId::parse(PORTAL).unwrap();
+        let setup = Setup { portal, prefix: String::new(), options, beside: false, nonce: 1, verbosity: log::Level::Info };
+        let mut services = BTreeMap::new();
+        for n in 0..12 {
+            let kind = ["battery", "solarcharger", "tank", "grid"][n % 4];
+            services.insert(format!("com.victronenergy.{kind}.n{n}"), paths());
+        }
+        let settings = (0..600).map(|n| format!("/Settings/Group{}/Name{}", n % 20, n / 20)).collect();
+        services.insert("com.victronenergy.settings".into(), settings);
+        let mut world = Self {
+            bridge: Bridge::new(setup),
+            elapsed: Duration::from_secs(1),
+            replay,
+            refused: "nothing",
+            services,
+            retained: stale().into_iter().map(|rest| (format!("N/{PORTAL}/{rest}"), "{\"value\":0}".into())).collect(),
+            filters: Vec::new(),
+            waiting: VecDeque::new(),
+            subscribes: 0,
+            lines: Vec::new(),
+        };
+        world.bridge.bus_up(world.now());
+        world
+    }
+
+    fn now(&self) -> Time {
+        Time::since_start(self.elapsed)
+    }
+
+    /// A connection, until nothing happens any more.
+    fn connect(&mut self) {
+        self.bridge.link_up(self.now());
+        let end = self.elapsed + Duration::from_secs(600);
+        loop {
+            self.pump();
+            if self.wait_ended() {
+                continue;
+            }
+            match self.bridge.poll_timeout().map(|due| due.after(Time::default())) {
+                Some(due) if due <= end => self.elapsed = self.elapsed.max(due),
+                _ => return,
+            }
+            self.bridge.handle_timeout(self.now());
+        }
+    }
+
+    fn disconnect(&mut self) {
+        self.bridge.link_down();
+        self.filters.clear();
+        self.waiting.clear();
+    }
+
+    /// What is late comes when nothing else does.
+    fn wait_ended(&mut self) -> bool {
+        let waiting = std::mem::take(&mut self.waiting);
+        waiting.iter().for_each(|topic| self.send_retained(topic));
+        !waiting.is_empty()
+    }
+
+    fn send_retained(&mut self, topic: &str) {
+        if let Some(payload) = self.retained.get(topic).cloned() {
+            self.bridge.message(self.now(), topic, payload.as_bytes(), true);
+        }
+    }
+
+    fn pump(&mut self) {
+        loop {
+            let mut quiet = true;
+            while let Some(call) = self.bridge.poll_call(self.now()) {
+                quiet = false;
+                let reply = match call.method {
+                    Method::ListNames => Reply::Names(self.services.keys().cloned().collect()),
+                    Method::GetNameOwner(name) => Reply::Text(format!(":{name}")),
+                    Method::GetItems => {
+                        let name = call.destination.trim_start_matches(':');
+                        let number = name.rsplit('n').next().and_then(|number| number.parse().ok()).unwrap_or(0);
+                        let value = |path: &str| Change::of(Value::Int(if path == "/DeviceInstance" { number } else { 1 }));
+                        Reply::Items(self.services[name].iter().map(|path| (path.clone(), value(path))).collect())
+                    }
+                    method => panic!("{method:?}"),
+                };
+                self.bridge.reply(self.now(), call.id, reply);
+            }
+            while let Some(command) = self.bridge.poll_link() {
+                quiet = false;
+                self.obey(command);
+            }
+            while let Some(publish) = self.bridge.poll_publish(self.now(), 1000) {
+                quiet = false;
+                self.take(publish);
+            }
+            while let Some(note) = self.bridge.poll_note() {
+                self.lines.push(format!("{} {}", note.level, note.text));
+            }
+            if quiet {
+                return;
+            }
+        }
+    }
+
+    fn obey(&mut self, command: LinkCommand) {
+        let now = self.now();
+        match command {
+            LinkCommand::Unsubscribe(filters) => self.filters.retain(|filter| !filters.contains(filter)),
+            LinkCommand::Subscribe(filters) => {
+                self.subscribes += 1;
+                let fits =
+                    |filter: &str, topic: &str| matches(filter, topic) && (self.replay != Replay::Exact || !filter.contains(['+', '#']));
+                let mut topics: Vec<String> =
+                    self.retained.keys().filter(|topic| filters.iter().any(|filter| fits(filter, topic))).cloned().collect();
+                match self.replay {
+                    Replay::Most(most) => topics.truncate(most),
+                    Replay::MostOfTheLast(most) => drop(topics.drain(..topics.len().saturating_sub(most))),
+                    Replay::Twice => topics.extend(topics.clone()),
+                    Replay::All | Replay::Early | Replay::Behind(_) | Replay::Exact => {}
+                }
+                if self.replay == Replay::Early {
+                    topics.iter().for_each(|topic| self.send_retained(topic));
+                }
+                filters.iter().for_each(|filter| self.bridge.subscribed(now, filter, true));
+                match self.replay {
+                    Replay::Early => {}
+                    Replay::Behind(_) => self.waiting.extend(topics),
+                    _ => topics.iter().for_each(|topic| self.send_retained(topic)),
+                }
+                self.filters.extend(filters);
+            }
+        }
+    }
+
+    fn take(&mut self, Publish { topic, payload, retain }: Publish) {
+        let text = String::from_utf8(payload.clone()).unwrap();
+        if retain && text.is_empty() {
+            self.retained.remove(&topic);
+        } else if retain && !topic.contains(self.refused) {
+            self.retained.insert(topic.clone(), text);
+        }
+        if self.filters.iter().any(|filter| matches(filter, &topic)) {
+            self.bridge.message(self.now(), &topic, &payload, false);
+        }
+        // a replay in pieces, between what is published meanwhile
+        if let Replay::Behind(pieces) = self.replay {
+            for topic in self.waiting.drain(..pieces.min(self.waiting.len())).collect::<Vec<_>>() {
+                self.send_retained(&topic);
+            }
+        }
+    }
+
+    /// What is retained and should not be.
+    fn left(&self) -> Vec<String> {
+        stale().into_iter().map(|rest| format!("N/{PORTAL}/{rest}")).filter(|topic| self.retained.contains_key(topic)).collect()
+    }
+
+    fn lines_with(&self, text: &str) -> usize {
+        self.lines.iter().filter(|line| line.contains(text)).count()
+    }
+}
+
+fn matches(filter: &str, topic: &str) -> bool {
+    let (mut filter, mut topic) = (filter.split('/'), topic.split('/'));
+    loop {
+        match (filter.next(), topic.next()) {
+            (Some("#"), _) | (None, None) => return true,
+            (Some("+"), Some(_)) => {}
+            (Some(wanted), Some(level)) if wanted == level => {}
+            _ => return false,
+        }
+    }
+}
+
+/// Everything is awake, so that it fills a queue that is too small, or nothing is.
+#[test]
+fn nothing_stale_is_left_however_it_is_replayed() {
+    let cut = [800, 300, 60].into_iter().flat_map(|most| [Replay::Most(most), Replay::MostOfTheLast(most)]);
+    let others = [Replay::All, Replay::Early, Replay::Twice, Replay::Behind(0), Replay::Behind(1), Replay::Behind(3)];
+    for replay in others.into_iter().chain(cut) {
+        for always_on in [true, false] {
+            let mut world = World::new(replay, always_on);
+            world.connect();
+            let left = world.left();
+            assert!(left.is_empty(), "{replay:?}, always_on {always_on}: {} are left, like {:?}", left.len(), &left[..left.len().min(5)]);
+            let awake: usize = if always_on { world.services.values().map(Vec::len).sum() } else { 0 };
+            assert_eq!(world.retained.keys().filter(|topic| topic.starts_with("N/")).count(), awake + 2, "{replay:?}");
+            assert_eq!(world.lines_with("WARN"), 0, "{replay:?}: {:?}", world.lines);
+            assert!(world.subscribes < 2000, "{replay:?}: {} subscriptions", world.subscribes);
+            // a second connection, with everything as it was
+            world.disconnect();
+            world.connect();
+            assert!(world.left().is_empty(), "{replay:?}");
+        }
+    }
+}
+
+/// A number of values that are cleared, each counted once.
+#[test]
+fn what_comes_twice_is_counted_once() {
+    let mut world = World::new(Replay::Twice, false);
+    world.connect();
+    assert_eq!(world.lines_with(&format!("{} retained values that nobody stands for are cleared", stale().len())), 1, "{:?}", world.lines);
+}
+
+/// RabbitMQ: said once, however often the connection is made, and not tried again and again.
+#[test]
+fn a_broker_without_wildcard_replay_is_named_once() {
+    for always_on in [true, false] {
+        let mut world = World::new(Replay::Exact, always_on);
+        for _ in 0..3 {
+            world.connect();
+            world.disconnect();
+        }
+        assert_eq!(world.lines_with("does not replay retained messages to subscriptions with wildcards"), 1, "{:?}", world.lines);
+        assert_eq!(world.lines_with("WARN"), 1, "{:?}", world.lines);
+        // requests, and one part
+        assert_eq!(world.subscribes, 3 * 2);
+        assert_eq!(world.left().len(), stale().len());
+    }
+}
+
+/// A value that the broker does not take never comes back: that is not a replay which was cut.
+#[test]
+fn what_the_broker_refuses_is_not_waited_for() {
+    let mut world = World::new(Replay::All, true);
+    world.refused = "/ProductName";
+    world.connect();
+    assert!(world.left().is_empty());
+    assert_eq!(world.lines_with("WARN"), 0, "{:?}", world.lines);
+    assert!(world.subscribes < 200, "{}", world.subscribes);
+}
+
+/// A limit below which no broker is usable: the sweep ends, and says what may be left.
+#[test]
+fn a_hopeless_limit_is_named_once() {
+    let mut world = World::new(Replay::Most(1), true);
+    for _ in 0..2 {
+        world.connect();
+        world.disconnect();
+    }
+    assert_eq!(world.lines_with("WARN"), 1, "{:?}", world.lines);
+    assert_eq!(world.lines_with("max_queued_messages"), 1, "{:?}", world.lines);
+}
