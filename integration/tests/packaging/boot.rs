@@ -1,11 +1,7 @@
 //! /data/rc.local in every state that people have: never made worse, and what `install` and `status` say of the next boot is what the
 //! next boot does.
 
-use std::{
-    fs,
-    os::unix::fs::{MetadataExt, PermissionsExt},
-    path::Path,
-};
+use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 use venus_mqtt_integration::Gx;
 
@@ -33,12 +29,13 @@ fn state(name: &'static str, made_by: impl Into<String>, install: &'static str, 
     State { name, made_by: made_by.into(), install, said, mends: install == NO }
 }
 
-/// An executable rc.local with this content, as printf takes it. Whatever else it does, it says that it ran.
+/// An executable rc.local with this content, as printf takes it.
 fn file(content: &str) -> String {
     format!("printf '{}' > /data/rc.local; chmod 755 /data/rc.local", content.replace('%', "%%"))
 }
 
 const STARTED: &str = "it is started at each boot by /data/rc.local";
+/// A line of the owner's own, which counts how often it runs.
 const RAN: &str = "echo >> /run/mine";
 
 fn states() -> Vec<State> {
@@ -201,15 +198,15 @@ fn rest(content: &[u8]) -> Vec<u8> {
 }
 
 fn answer(gx: &Gx, command: &str) -> (String, String) {
-    let text = gx.sh(&format!("{command}; echo \"=$?\"")).text;
+    let text = gx.sh(&format!("({command}) 2>&1; echo \"=$?\"")).text;
     let (text, code) = text.trim_end().rsplit_once('=').map(|(text, code)| (text.to_owned(), code.to_owned())).expect("a code");
     (code, text)
 }
 
-/// The next boot, and whether it started the service.
-fn starts(gx: &mut Gx) -> bool {
+/// The next boot: whether it started the service, and how often the owner's own line ran.
+fn next_boot(gx: &mut Gx) -> (bool, usize) {
     gx.reboot();
-    gx.sh("test -x /service/venus-mqtt/run").success
+    (gx.sh("test -x /service/venus-mqtt/run").success, gx.sh("cat /run/mine").text.lines().filter(|line| line.is_empty()).count())
 }
 
 fn try_all(mut gx: Gx, shell: &str) {
@@ -227,6 +224,11 @@ fn try_all(mut gx: Gx, shell: &str) {
         gx.run("rm -rf /data/rc.local* /data/mine /data/open /data/backup /data/conf/settings.xml /run/mine /data/venus-mqtt");
         gx.run(&made_by);
         let before = seen(&path);
+        let (_, ran) = next_boot(&mut gx);
+        // a boot renames the file, or forgets /run
+        if name.starts_with("modifications off") || name.contains("out of /data") {
+            gx.run(&format!("rm -f /data/rc.local /data/rc.local.disabled; {made_by}"));
+        }
         let (code, text) = answer(&gx, "sh /data/download/venus-mqtt-setup install");
         assert!(code == install && text.contains(said), "{what}: install: {code} {text}");
         assert_eq!(text.contains(STARTED), code == YES, "{what}: {text}");
@@ -238,15 +240,16 @@ fn try_all(mut gx: Gx, shell: &str) {
         let installed = seen(&path);
         let (code, text) = answer(&gx, &format!("{SETUP} status"));
         assert!(code == install && text.contains(said), "{what}: status: {code} {text}");
-        // nothing of it is left to the first boot
+        // what lies in /run is not there after a boot
         if code != UNKNOWN && !name.contains("out of /data") {
-            assert_eq!(starts(&mut gx), code == YES, "{what}: {text}\n{}", gx.console());
+            let ran = if name.starts_with("modifications off") { 0 } else { ran };
+            assert_eq!(next_boot(&mut gx), (code == YES, ran), "{what}: {text}\n{}", gx.console());
         }
         if mends {
             let way = text.lines().find_map(|line| line.split_once("to change that")?.1.split_once(": ")).expect("a way out").1;
             let (code, text) = answer(&gx, way);
             assert!(code == YES && text.contains(STARTED), "{what}: {way}: {code} {text}");
-            assert!(starts(&mut gx), "{what}: {way}\n{}", gx.console());
+            assert!(next_boot(&mut gx).0, "{what}: {way}\n{}", gx.console());
             gx.run(&format!("{SETUP} remove"));
             continue;
         }
@@ -259,8 +262,93 @@ fn try_all(mut gx: Gx, shell: &str) {
         } else if !name.contains("modifications") {
             assert_eq!(installed, after, "{what}: {text}");
         }
-        assert!(!gx.sh("ls /data/rc.local.[A-Za-z0-9]*").text.contains("rc.local.tmp"), "{what}");
+        assert!(!gx.sh("ls -d /data/rc.local.?????? /data/mine/rc.??????").success, "{what}: left behind");
         assert!(!gx.data().join("venus-mqtt-setup").exists(), "{what}");
+    }
+}
+
+/// What has come before our line since it was put there.
+fn changed() -> Vec<(&'static str, String, &'static str)> {
+    let with = |lines: &str| file(&format!("#!/bin/sh\n{lines}{HOOK}\n{RAN}\n"));
+    vec![
+        ("comments", with("\n# exit 0\n\t# exec sleep 1\n"), YES),
+        ("exit", with("true\nexit\n"), NO),
+        ("exit with a code", with("if true; then\n    :\nfi\nexit 1 # enough\n"), NO),
+        ("exit within if", with("if false; then\nexit 0\nfi\n"), UNKNOWN),
+        ("exit within a function", with("quit() {\nexit 0\n}\n"), UNKNOWN),
+        ("exit within a subshell", with("(\nexit 0\n)\n"), UNKNOWN),
+        ("exit within a text", with("echo \"\nexit 0\n\"\n"), UNKNOWN),
+        ("exit within a here-document", with("cat <<END\nexit 0\nEND\n"), UNKNOWN),
+        ("exit that belongs to the line before", with("true ||\nexit 0\n"), UNKNOWN),
+        ("exit that continues the line before", with("true || \\\\\nexit 0\n"), UNKNOWN),
+        ("exit with CR", with("exit\r\n"), UNKNOWN),
+        ("exit in an indented line", with("  exit 0\n"), UNKNOWN),
+        ("exec", with("exec true\n"), UNKNOWN),
+        ("exec of a redirection", with("exec 2>&1\n"), UNKNOWN),
+        ("a here-document that is open", with("cat <<END\n"), UNKNOWN),
+        ("set -e", with("set -e\nfalse\n"), UNKNOWN),
+        ("our line within if", file(&format!("#!/bin/sh\nif false; then\n{HOOK}\nfi\n")), UNKNOWN),
+    ]
+}
+
+#[test]
+#[ignore = "needs root: integration/test"]
+fn what_comes_before_our_line_is_told_and_left_behind() {
+    for mut gx in [Gx::new(), Gx::with_bash()] {
+        unpack(&gx);
+        let path = gx.data().join("rc.local");
+        gx.boot();
+        gx.run("sh /data/download/venus-mqtt-setup install");
+        for (name, made_by, expected) in changed() {
+            eprintln!("{name}");
+            gx.run(&made_by);
+            let (_, before) = seen(&path).expect("written");
+            let (code, text) = answer(&gx, &format!("{SETUP} status"));
+            assert_eq!(code, expected, "{name}: {text}");
+            let (started, ran) = next_boot(&mut gx);
+            assert!(code == UNKNOWN || started == (code == YES), "{name}: {text}");
+            let (code, text) = answer(&gx, &format!("{SETUP} install"));
+            assert!(code == YES, "{name}: {text}");
+            assert_eq!(next_boot(&mut gx), (true, ran), "{name}");
+            let (_, after) = seen(&path).expect("written");
+            assert_eq!(rest(&after), rest(&before), "{name}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root: integration/test"]
+fn where_data_is_read_only() {
+    let mut gx = Gx::new();
+    unpack(&gx);
+    gx.boot();
+    let read_only = "mount -o remount,bind,ro /data";
+    gx.run(read_only);
+    let (code, text) = answer(&gx, "sh /data/download/venus-mqtt-setup install");
+    assert!(code != YES && text.contains("/data/venus-mqtt cannot be made"), "{code} {text}");
+    assert!(!gx.data().join("rc.local").exists());
+    gx.reboot();
+    gx.run("sh /data/download/venus-mqtt-setup install");
+    gx.reboot();
+    gx.run(read_only);
+    let (code, text) = answer(&gx, &format!("{SETUP} status"));
+    assert!(code == YES && text.contains(STARTED), "{code} {text}");
+    let (code, text) = answer(&gx, &format!("{SETUP} remove"));
+    assert!(code != YES && text.contains("nothing is removed"), "{code} {text}");
+    assert!(next_boot(&mut gx).0);
+}
+
+#[test]
+#[ignore = "needs root: integration/test"]
+fn a_copy_that_is_not_whole_is_told() {
+    let mut gx = Gx::new();
+    unpack(&gx);
+    gx.boot();
+    for file in ["venus-mqtt", "venus-mqtt-setup", "service/run", "service/log/run"] {
+        gx.run("sh /data/download/venus-mqtt-setup install");
+        gx.run(&format!("rm /data/venus-mqtt-setup/{file}"));
+        let (code, text) = answer(&gx, "sh /data/download/venus-mqtt-setup status");
+        assert!(code == NO && text.contains("not whole"), "{file}: {code} {text}");
     }
 }
 

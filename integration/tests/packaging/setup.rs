@@ -122,6 +122,13 @@ fn removing_the_package_removes_what_brings_it_back() {
     gx.run("echo old > /data/venus-mqtt-setup/venus-mqtt.toml");
     assert!(gx.dpkg(&format!("--install {}", package.display())).success);
     assert_eq!(gx.run("cat /data/venus-mqtt-setup/venus-mqtt.toml"), crate::read("packaging/venus-mqtt.toml"));
+    // what is in the way of the copy is said, and is nothing to the package
+    gx.run("chmod 644 /data/rc.local");
+    let said = gx.dpkg(&format!("--install {}", package.display()));
+    let expected = "it is NOT started after a firmware update, which takes the package away: /data/rc.local is not executable";
+    assert!(said.success && said.text.contains(expected), "{}", said.text);
+    let status = gx.run(&format!("{SETUP} status"));
+    assert!(status.contains("the package is installed, and is started at each boot") && status.contains(expected), "{status}");
     assert!(gx.dpkg("--remove venus-mqtt").success);
     assert_eq!(gx.run("ls -A /service; ls -A /data"), "neighbour\nconf\nlog\nvenus\nvenus-mqtt\n");
     gx.reboot();
