@@ -231,6 +231,7 @@ fn try_all(mut gx: Gx, shell: &str) {
         }
         let (code, text) = answer(&gx, "sh /data/download/venus-mqtt-setup install");
         assert!(code == install && text.contains(said), "{what}: install: {code} {text}");
+        assert!(text.lines().all(|line| line.starts_with("venus-mqtt-setup: ")), "{what}: {text}");
         assert_eq!(text.contains(STARTED), code == YES, "{what}: {text}");
         if let (Some((was, old)), Some((is, new))) = (&before, &seen(&path)) {
             assert_eq!(was, is, "{what}");
