@@ -431,6 +431,21 @@ fn run(source: &Source) -> u8 {
     logger::install(log::LevelFilter::Info);
     privileges::drop_unneeded();
     tls::install_provider();
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().max_blocking_threads(memory::THREADS).thread_stack_size(memory::THREAD_STACK);
+    let runtime = match runtime.build() {
+        Ok(runtime) => runtime,
+        Err(error) => return gone(format_args!("the runtime does not start: {error}")),
+    };
+    // before anything that takes time
+    let signals = {
+        let _inside = runtime.enter();
+        Signals::install()
+    };
+    let signals = match signals {
+        Ok(signals) => signals,
+        Err(error) => return gone(format_args!("signals cannot be received: {error}")),
+    };
     let config = match load_and_warn(source) {
         Ok(config) => config,
         Err(error) => {
@@ -438,24 +453,14 @@ fn run(source: &Source) -> u8 {
             return CONFIG;
         }
     };
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    runtime.enable_all().max_blocking_threads(memory::THREADS).thread_stack_size(memory::THREAD_STACK);
-    let runtime = match runtime.build() {
-        Ok(runtime) => runtime,
-        Err(error) => return gone(format_args!("the runtime does not start: {error}")),
-    };
     // as a task of its own, which is woken without a turn of the driver in between, unlike the future that is blocked on
-    let code = runtime.block_on(async { tokio::spawn(serve(source.clone(), config)).await.unwrap_or(GONE) });
+    let code = runtime.block_on(async { tokio::spawn(serve(source.clone(), config, signals)).await.unwrap_or(GONE) });
     // a name that is being looked up would hold the end up
     runtime.shutdown_background();
     code
 }
 
-async fn serve(source: Source, mut config: Config) -> u8 {
-    let mut signals = match Signals::install() {
-        Ok(signals) => signals,
-        Err(error) => return gone(format_args!("signals cannot be received: {error}")),
-    };
+async fn serve(source: Source, mut config: Config, mut signals: Signals) -> u8 {
     let mut unwritten = Unwritten::default();
     loop {
         logger::set_level(config.log_level);

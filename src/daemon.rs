@@ -81,25 +81,22 @@ pub async fn serve<E: std::fmt::Display>(
 ) -> Ended {
     // from here on the loop is watched: each step of what follows has a deadline of its own
     let supervisor = Supervisor::new();
+    // until it serves, a reload or a summary stays pending
     let ready = tokio::select! {
         biased;
-        () = stop_wanted(signals) => return Ended::Stopped,
+        _ = signals.stop() => Err(Ended::Stopped),
         ready = set_up(config, unwritten, supervisor) => ready,
     };
-    match ready {
+    let ended = match ready {
         Ok(mut daemon) => {
             let ended = daemon.run(signals, reload).await;
-            let patience = if matches!(ended, Ended::Reload(_)) { HAND_OVER } else { REMEMBER };
-            *unwritten = daemon.remember(patience).await;
+            *unwritten = daemon.remember(signals, matches!(ended, Ended::Reload(_))).await;
             ended
         }
         Err(ended) => ended,
-    }
-}
-
-/// While nothing is served yet, there is nothing else to obey.
-async fn stop_wanted(signals: &mut Signals) {
-    while signals.next().await != Signal::Stop {}
+    };
+    // whatever else it would have been
+    if signals.stop_wanted() { Ended::Stopped } else { ended }
 }
 
 async fn set_up(config: &Config, unwritten: &mut Unwritten, supervisor: Supervisor) -> Result<Daemon, Ended> {
@@ -242,14 +239,13 @@ impl Daemon {
         self.supervisor.ready();
         loop {
             self.carry_out();
-            let ended = match self.turn(signals).await {
+            let ended = match self.turn(signals.next()).await {
                 Ok(None) => continue,
                 Ok(Some(Signal::Summary)) => {
                     self.log_summary();
                     continue;
                 }
                 Ok(Some(Signal::Stop)) => {
-                    log::info!("told to stop");
                     self.supervisor.stopping();
                     Ended::Stopped
                 }
@@ -294,7 +290,7 @@ impl Daemon {
     }
 
     /// Waits until something happens, and gives it to the core with everything else that has happened by then.
-    async fn turn(&mut self, signals: &mut Signals) -> zbus::Result<Option<Signal>> {
+    async fn turn(&mut self, signal: impl Future<Output = Signal>) -> zbus::Result<Option<Signal>> {
         let (watcher, services, link, timer) = (&mut self.watcher, &mut self.services, &mut self.link, &mut self.timer);
         let (control, http) = (&mut self.control, &mut self.http);
         let due = [self.bridge.poll_timeout(), self.devices.poll_timeout(), self.measures.poll_timeout()].into_iter().flatten().min();
@@ -303,7 +299,7 @@ impl Daemon {
         let unfinished = self.unfinished;
         let wake = tokio::select! {
             biased;
-            signal = signals.next() => Wake::Signal(signal),
+            signal = signal => Wake::Signal(signal),
             message = poll_fn(|context| watcher.poll_next(context)) => Wake::Bus(message),
             event = services.next() => Wake::Service(event),
             event = link.next() => Wake::Link(event),
@@ -601,11 +597,14 @@ impl Daemon {
                 return;
             }
             let until = if answering { last_answer } else { deadline };
-            let turn = tokio::time::timeout_at(until.into(), self.turn(signals)).await;
+            let stopping = signals.stop_wanted();
+            let turn = tokio::time::timeout_at(until.into(), self.turn(signals.stop())).await;
             match turn {
                 Err(_) if answering => {}
-                // a second wish to stop is a wish for haste
-                Ok(Ok(Some(Signal::Stop)) | Err(_)) => return,
+                // during a reload, the first one: the same has to be done
+                Ok(Ok(Some(_))) if !stopping => self.supervisor.stopping(),
+                // the second one ends it at once
+                Ok(Ok(Some(_)) | Err(_)) => return,
                 Err(_) => return log::warn!("the broker takes nothing: leaving without a good-bye"),
                 Ok(Ok(_)) if said && self.bridge.mode() == Mode::Down => linked = false,
                 Ok(Ok(_)) => {}
@@ -630,9 +629,18 @@ impl Daemon {
     }
 
     /// What waits on disk, and the last word of the registry with when each device was last heard. Gives what the disk did not take.
-    async fn remember(mut self, patience: Duration) -> Unwritten {
+    /// `reloading`: another configuration goes on with the queues, unless a stop comes.
+    async fn remember(mut self, signals: &mut Signals, reloading: bool) -> Unwritten {
         let now = self.now();
-        let unwritten = self.http.finish(patience).await;
+        let over = async {
+            if reloading && !signals.stop_wanted() {
+                let _ = tokio::time::timeout(HAND_OVER, signals.stop()).await;
+            }
+            if signals.stop_wanted() || !reloading {
+                let _ = tokio::time::timeout(REMEMBER, signals.stop()).await;
+            }
+        };
+        let unwritten = self.http.finish(over).await;
         if let Some(mut store) = self.store.take() {
             store.save(self.devices.last_registry(now, unix()));
             let _ = tokio::time::timeout(REMEMBER, store.finish()).await;

@@ -1,11 +1,13 @@
 //! The signals that mean something to the daemon, as a source a runtime can wait for.
 //!
-//! Promises: a signal is delivered once for every time it is seen, also a second SIGTERM while the first is being obeyed
-//! (several that come before anyone looks are one, as everywhere in Unix); none is lost when [`Signals::next`] is dropped
-//! half way; Stop goes before the others. SIGPIPE is ignored by Rust's runtime already. Called by the daemon.
+//! Promises: a stop wins over everything else, whenever it comes: [`Signals::stop_wanted`] stays true from the first SIGTERM or SIGINT
+//! on, and nothing but further stops is delivered after it. A reload or a summary is delivered once, by [`Signals::next`]: while only
+//! [`Signals::stop`] is waited for, both stay pending. Several signals of one kind that come before anyone looks are one, as everywhere
+//! in Unix. Nothing is lost when a wait is dropped half way. SIGPIPE is ignored by Rust's runtime already. Called by the daemon.
 
 use std::future::poll_fn;
 use std::io;
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -25,9 +27,54 @@ pub enum Signal {
     Summary,
 }
 
-/// Which number means what; in the order of delivery.
+/// Which number means what.
 const MEANINGS: [(i32, Signal); 4] =
     [(SIGTERM, Signal::Stop), (SIGINT, Signal::Stop), (SIGHUP, Signal::Reload), (SIGUSR1, Signal::Summary)];
+
+/// What has come and has not been delivered yet.
+#[derive(Default, Debug)]
+struct Pending {
+    stop: bool,
+    reload: bool,
+    summary: bool,
+    /// A stop has been delivered.
+    stopping: bool,
+}
+
+impl Pending {
+    fn add(&mut self, signal: Signal) {
+        match signal {
+            Signal::Stop => self.stop = true,
+            Signal::Reload => self.reload = true,
+            Signal::Summary => self.summary = true,
+        }
+    }
+
+    /// A stop that has come since the last one.
+    fn take_stop(&mut self) -> Option<Signal> {
+        let came = mem::take(&mut self.stop);
+        if came && !mem::replace(&mut self.stopping, true) {
+            log::info!("told to stop");
+        }
+        came.then_some(Signal::Stop)
+    }
+
+    /// What is most urgent; after a stop nothing but another one.
+    fn take(&mut self) -> Option<Signal> {
+        let stop = self.take_stop();
+        if stop.is_some() || self.stopping {
+            return stop;
+        }
+        if mem::take(&mut self.reload) {
+            return Some(Signal::Reload);
+        }
+        mem::take(&mut self.summary).then_some(Signal::Summary)
+    }
+
+    fn is_stop_wanted(&self) -> bool {
+        self.stop || self.stopping
+    }
+}
 
 /// The signals, from the moment it was installed.
 pub struct Signals {
@@ -35,6 +82,7 @@ pub struct Signals {
     /// Each signal writes a byte to the other end, after its flag was set.
     wake: UnixStream,
     registered: Vec<SigId>,
+    pending: Pending,
 }
 
 impl Signals {
@@ -42,7 +90,8 @@ impl Signals {
     pub fn install() -> io::Result<Self> {
         let (wake, ring) = std::os::unix::net::UnixStream::pair()?;
         wake.set_nonblocking(true)?;
-        let mut signals = Self { flags: Vec::new(), wake: UnixStream::from_std(wake)?, registered: Vec::new() };
+        let wake = UnixStream::from_std(wake)?;
+        let mut signals = Self { flags: Vec::new(), wake, registered: Vec::new(), pending: Pending::default() };
         for (number, meaning) in MEANINGS {
             let flag = Arc::new(AtomicBool::new(false));
             // the flag first: whoever is woken finds it set
@@ -55,8 +104,24 @@ impl Signals {
 
     /// The next signal. Cancel-safe.
     pub async fn next(&mut self) -> Signal {
+        self.wait(Pending::take).await
+    }
+
+    /// The next SIGTERM or SIGINT; all others stay pending. Cancel-safe.
+    pub async fn stop(&mut self) -> Signal {
+        self.wait(Pending::take_stop).await
+    }
+
+    /// Whether a stop has come, delivered or not.
+    pub fn stop_wanted(&mut self) -> bool {
+        self.collect();
+        self.pending.is_stop_wanted()
+    }
+
+    async fn wait(&mut self, take: impl Fn(&mut Pending) -> Option<Signal>) -> Signal {
         loop {
-            if let Some(signal) = self.take() {
+            self.collect();
+            if let Some(signal) = take(&mut self.pending) {
                 return signal;
             }
             // an error here would be a broken socket pair of our own; the flags are looked at all the same
@@ -65,15 +130,13 @@ impl Signals {
         }
     }
 
-    fn take(&mut self) -> Option<Signal> {
-        let (_, first) = self.flags.iter().find(|(flag, _)| flag.swap(false, Ordering::SeqCst))?;
-        if *first == Signal::Stop {
-            // SIGTERM and SIGINT at once are one wish
-            for (flag, _) in self.flags.iter().filter(|(_, signal)| signal == first) {
-                flag.store(false, Ordering::SeqCst);
+    /// Takes what has come from the handlers.
+    fn collect(&mut self) {
+        for (flag, signal) in &self.flags {
+            if flag.swap(false, Ordering::SeqCst) {
+                self.pending.add(*signal);
             }
         }
-        Some(*first)
     }
 
     fn drain(&self) {
@@ -109,19 +172,23 @@ mod tests {
         runtime.block_on(test);
     }
 
+    /// For what has to happen.
+    const LONG: Duration = Duration::from_secs(30);
+
     async fn next(signals: &mut Signals) -> Signal {
-        timeout(Duration::from_secs(5), signals.next()).await.unwrap()
+        timeout(LONG, signals.next()).await.unwrap()
     }
 
     #[test]
     fn each_means_what_it_means() {
-        run(async {
-            let mut signals = Signals::install().unwrap();
-            for (number, meaning) in MEANINGS {
+        for (number, meaning) in MEANINGS {
+            run(async {
+                let mut signals = Signals::install().unwrap();
                 raise(number).unwrap();
                 assert_eq!(next(&mut signals).await, meaning);
-            }
-        });
+                assert_eq!(signals.stop_wanted(), meaning == Signal::Stop);
+            });
+        }
     }
 
     #[test]
@@ -131,21 +198,39 @@ mod tests {
             for _ in 0..3 {
                 raise(SIGTERM).unwrap();
                 assert_eq!(next(&mut signals).await, Signal::Stop);
+                raise(SIGINT).unwrap();
+                assert_eq!(timeout(LONG, signals.stop()).await, Ok(Signal::Stop));
             }
         });
     }
 
     #[test]
-    fn stop_goes_first_and_no_other_is_lost() {
+    fn waiting_for_a_stop_leaves_the_others_pending() {
         run(async {
             let mut signals = Signals::install().unwrap();
-            for number in [SIGUSR1, SIGHUP, SIGINT, SIGTERM] {
+            for number in [SIGUSR1, SIGHUP] {
                 raise(number).unwrap();
             }
-            assert_eq!(next(&mut signals).await, Signal::Stop);
+            assert!(timeout(Duration::from_millis(50), signals.stop()).await.is_err());
+            assert!(!signals.stop_wanted());
             assert_eq!(next(&mut signals).await, Signal::Reload);
             assert_eq!(next(&mut signals).await, Signal::Summary);
             assert!(timeout(Duration::from_millis(50), signals.next()).await.is_err());
+        });
+    }
+
+    #[test]
+    fn a_stop_that_nobody_waited_for_is_wanted() {
+        run(async {
+            let mut signals = Signals::install().unwrap();
+            assert!(!signals.stop_wanted());
+            raise(SIGINT).unwrap();
+            assert!(signals.stop_wanted() && signals.stop_wanted());
+            // SIGTERM and SIGINT at once are one stop
+            raise(SIGTERM).unwrap();
+            assert_eq!(next(&mut signals).await, Signal::Stop);
+            assert!(timeout(Duration::from_millis(50), signals.stop()).await.is_err());
+            assert!(signals.stop_wanted());
         });
     }
 
@@ -155,6 +240,7 @@ mod tests {
             let mut signals = Signals::install().unwrap();
             for _ in 0..20 {
                 assert!(timeout(Duration::ZERO, signals.next()).await.is_err());
+                assert!(timeout(Duration::ZERO, signals.stop()).await.is_err());
             }
             let (got, ()) = tokio::join!(next(&mut signals), async {
                 tokio::task::yield_now().await;
@@ -162,5 +248,50 @@ mod tests {
             });
             assert_eq!(got, Signal::Reload);
         });
+    }
+
+    /// What can happen to [`Pending`].
+    #[derive(Clone, Copy, PartialEq, Debug)]
+    enum Event {
+        Came(Signal),
+        Next,
+        Stop,
+    }
+
+    /// Every order of six events, and then all that is left.
+    #[test]
+    fn whatever_the_order() {
+        let events = [Event::Came(Signal::Stop), Event::Came(Signal::Reload), Event::Came(Signal::Summary), Event::Next, Event::Stop];
+        for number in 0..events.len().pow(6) {
+            let order = (0..6).map(|digit| events[number / events.len().pow(digit) % events.len()]);
+            let order: Vec<_> = order.chain([Event::Next; 4]).collect();
+            let mut pending = Pending::default();
+            let delivered = order.iter().map(|event| match event {
+                Event::Came(signal) => {
+                    pending.add(*signal);
+                    None
+                }
+                Event::Next => pending.take(),
+                Event::Stop => pending.take_stop(),
+            });
+            let delivered: Vec<_> = delivered.collect();
+            let stop = order.iter().position(|event| *event == Event::Came(Signal::Stop));
+            assert_eq!(pending.is_stop_wanted(), stop.is_some(), "{order:?}");
+            let before = stop.unwrap_or(order.len());
+            if let Some(stop) = stop {
+                let mut after = (stop..order.len()).filter(|&at| matches!(order[at], Event::Next | Event::Stop)).map(|at| delivered[at]);
+                assert_eq!(after.next(), Some(Some(Signal::Stop)), "{order:?}");
+                assert!(after.flatten().all(|signal| signal == Signal::Stop), "{order:?}");
+            }
+            for signal in [Signal::Stop, Signal::Reload, Signal::Summary] {
+                let came: Vec<_> = (0..order.len()).filter(|&at| order[at] == Event::Came(signal)).collect();
+                let went: Vec<_> = (0..order.len()).filter(|&at| delivered[at] == Some(signal)).collect();
+                // each delivery is of one that came, each that came is delivered with the last before a delivery
+                assert!(went.iter().enumerate().all(|(n, at)| came.get(n).is_some_and(|came| came < at)), "{order:?}: {went:?}");
+                if let (Some(came), true) = (came.last(), signal == Signal::Stop || before == order.len()) {
+                    assert!(went.last().is_some_and(|went| went > came), "{order:?}: {went:?}");
+                }
+            }
+        }
     }
 }

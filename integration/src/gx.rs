@@ -1,7 +1,7 @@
 //! A GX device without one: a root file system of BusyBox and daemontools, and what happens to it between two boots.
 //!
 //! What it promises: the root is read-only and /data is not, /etc and /service are volatile, svscan runs what is in /service, and
-//! /data/rc.local is run at the end of a boot, all as on a device. It is a machine in name spaces of its own: when it is powered off,
+//! /data/rc.local is run at the end of a boot if it is executable and modifications are not switched off, all as on a device. It is a machine in name spaces of its own: when it is powered off,
 //! or dropped, every process in it has ended. What it is not: a kernel, and the rest of Venus OS.
 //!
 //! It needs root, util-linux, busybox-static and daemontools, and dpkg in place of opkg, whose packages have the same form.
@@ -61,10 +61,14 @@ mount -o remount,bind,ro .
 exec chroot . /bin/sh -c '
     cp -r /opt/victronenergy/service/. /service/
     svscan /service &
-    [ ! -x /data/rc.local ] || /data/rc.local
+    if grep -q "<AllModificationsEnabled[^>]*>0<" /data/conf/settings.xml 2>/dev/null; then mv /data/rc.local /data/rc.local.disabled; fi
+    /etc/init.d/custom-rc-late.sh start
     : > /run/booted
     wait'
 "#;
+
+/// What init runs last.
+const CUSTOM_RC: &str = "#!/bin/sh\nif [ \"$1\" = start ] && [ -x /data/rc.local ]; then\n    /data/rc.local\nfi\nexit 0\n";
 
 /// A device. It is off until it is booted.
 pub struct Gx {
@@ -72,6 +76,8 @@ pub struct Gx {
     /// The folder of a rig, which the device sees as /rig.
     rig: Option<PathBuf>,
     volatile_etc: bool,
+    /// /bin/sh is bash, as in most images; else BusyBox.
+    bash: bool,
     machine: Option<Child>,
 }
 
@@ -86,7 +92,7 @@ impl Gx {
     /// A new device, as it comes from the factory.
     pub fn new() -> Self {
         let gx = tempfile::Builder::new().prefix("venus-gx-").tempdir().map_err(anyhow::Error::from).and_then(|dir| {
-            let gx = Self { dir, rig: None, volatile_etc: true, machine: None };
+            let gx = Self { dir, rig: None, volatile_etc: true, bash: false, machine: None };
             fs::create_dir_all(gx.data().join("conf"))?;
             fs::create_dir_all(gx.data().join("log"))?;
             gx.flash()?;
@@ -109,13 +115,21 @@ impl Gx {
         self
     }
 
+    /// One whose shell is bash.
+    pub fn with_bash() -> Self {
+        let mut gx = Self::new();
+        gx.bash = true;
+        gx.replace_root();
+        gx
+    }
+
     /// The root file system, as a firmware has it.
     fn flash(&self) -> Result<()> {
         let root = self.root();
         for dir in [
             "bin",
             "usr/bin",
-            "etc",
+            "etc/init.d",
             "dev",
             "proc",
             "run",
@@ -145,6 +159,15 @@ impl Gx {
         let applets = Command::new("/bin/busybox").arg("--list").output()?;
         for applet in String::from_utf8(applets.stdout)?.lines().filter(|applet| !NOT_IN_BUSYBOX.contains(applet) && *applet != "busybox") {
             symlink("busybox", root.join("bin").join(applet))?;
+        }
+        symlink("/bin/busybox", root.join("usr/bin/env"))?;
+        fs::write(root.join("etc/init.d/custom-rc-late.sh"), CUSTOM_RC)?;
+        fs::set_permissions(root.join("etc/init.d/custom-rc-late.sh"), fs::Permissions::from_mode(0o755))?;
+        if self.bash {
+            fs::copy("/bin/bash", root.join("bin/bash"))?;
+            self.add_libraries(Path::new("/bin/bash"))?;
+            fs::remove_file(root.join("bin/sh"))?;
+            symlink("bash", root.join("bin/sh"))?;
         }
         for program in DAEMONTOOLS {
             let from = Path::new("/usr/bin").join(program);

@@ -13,13 +13,14 @@ mod tests;
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::{sleep, timeout_at};
+use tokio::time::sleep;
 
 use crate::config::HttpTarget;
 use crate::measure::{Command, Entry, Event};
@@ -97,18 +98,25 @@ impl Http {
         if self.workers.is_empty() { None } else { self.events.try_recv().ok() }
     }
 
-    /// Does what is still to be done on disk, as far as that goes in the time there is, and gives what the disk does not take. A post
-    /// that is under way is not waited for.
-    pub async fn finish(self, patience: Duration) -> Unwritten {
-        let deadline = Instant::now() + patience;
+    /// Does what is still to be done on disk, as far as that goes until the time is `over`, and gives what the disk does not take. A
+    /// post that is under way is not waited for.
+    pub async fn finish(self, over: impl Future<Output = ()>) -> Unwritten {
+        let (mut over, mut is_over) = (pin!(over), false);
         let mut unwritten = Unwritten::default();
         // told to end all at once: one disk that hangs takes no time from the others
         let ending: Vec<_> = self.workers.into_iter().map(|worker| (worker.queue, worker.task, worker.in_memory)).collect();
         for (queue, task, in_memory) in ending {
-            match timeout_at(deadline.into(), task).await {
-                Ok(bodies) => drop(unwritten.0.insert(queue, bodies.unwrap_or_default())),
+            let time = async {
+                if !is_over {
+                    over.as_mut().await;
+                    is_over = true;
+                }
+            };
+            tokio::select! {
+                biased;
+                bodies = task => drop(unwritten.0.insert(queue, bodies.unwrap_or_default())),
                 // it keeps them to its end
-                Err(_) => say_lost(&queue, in_memory.load(Ordering::Relaxed)),
+                () = time => say_lost(&queue, in_memory.load(Ordering::Relaxed)),
             }
         }
         unwritten

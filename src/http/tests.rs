@@ -38,7 +38,7 @@ async fn life_without_a_disk(scratch: &Scratch, measured: &[(&str, u64)]) -> Unw
     for (n, (name, count)) in measured.iter().enumerate() {
         (1..=*count).for_each(|seq| http.command(n, Command::Append { seq, body: format!("{name}-{seq}").into() }));
     }
-    http.finish(LONG).await
+    http.finish(sleep(LONG)).await
 }
 
 /// The bodies in a queue.
@@ -57,7 +57,7 @@ async fn what_the_disk_did_not_take_goes_to_the_same_queue_of_the_next_life() {
     let (http, waiting) = start(&["c", "a"], &state_dir, unwritten).await;
     assert_eq!(waiting, [0, 4]);
     assert_eq!(said(), ["WARN: http b: measurements that were kept in memory only are lost: 2"]);
-    drop(http.finish(LONG).await);
+    drop(http.finish(sleep(LONG)).await);
     assert_eq!(said(), [""; 0]);
     assert_eq!(bodies(&dir(&state_dir, "a")), ["old", "a-1", "a-2", "a-3"]);
 }
@@ -71,7 +71,7 @@ async fn what_no_disk_takes_to_the_end_is_lost_and_that_is_said() {
     http.command(0, Command::Append { seq: 4, body: b"a-4".into() });
     http.command(0, Command::Forget { through: 1 });
     said();
-    drop(http.finish(LONG).await);
+    drop(http.finish(sleep(LONG)).await);
     assert_eq!(said(), ["WARN: http a: measurements that were kept in memory only are lost: 3"]);
 }
 
@@ -84,7 +84,7 @@ async fn the_end_brings_to_disk_what_it_takes_by_then() {
     assert_eq!(http.next().await, (0, Event::Stored(1)));
     std::fs::remove_file(&file).unwrap();
     said();
-    drop(http.finish(LONG).await);
+    drop(http.finish(sleep(LONG)).await);
     assert_eq!(said(), [""; 0]);
     assert_eq!(bodies(&dir(&file, "a")), ["a-1"]);
 }
@@ -98,6 +98,6 @@ async fn a_worker_that_does_not_end_is_not_waited_for_and_what_it_has_is_said() 
     let _other = Spool::open(&dir(&state_dir, "a"), "http a");
     let http = Http::start(&targets(&["a"]), &state_dir, unwritten).unwrap();
     said();
-    drop(http.finish(Duration::ZERO).await);
+    drop(http.finish(std::future::ready(())).await);
     assert_eq!(said(), ["WARN: http a: measurements that were kept in memory only are lost: 3"]);
 }

@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod boot;
 mod cross;
 mod debian;
 mod device;

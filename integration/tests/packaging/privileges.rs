@@ -260,6 +260,18 @@ fn a_line_that_leads_into_the_state_folder_does_not_stay() {
         gx.run(&format!("chmod 755 /data/rc.local; {SETUP} prepare"));
         assert_eq!(gx.run("cat /data/rc.local"), left);
     }
+    // switched off by the system, which switches it on again
+    gx.run("mv /data/rc.local /data/rc.local.disabled");
+    gx.write("rc.local.disabled", &format!("#!/bin/sh\necho mine\n{old}\n"));
+    gx.run(&format!("{SETUP} prepare"));
+    assert_eq!(gx.run("cat /data/rc.local.disabled"), format!("#!/bin/sh\n{HOOK}\necho mine\n"));
+    assert!(!gx.data().join("rc.local").exists());
+    for file in ["rc.local.disabled", "rc.local"] {
+        reset(&gx, true);
+        gx.write(file, &format!("#!/bin/sh\n{old} && echo mine\n"));
+        assert!(gx.run(&format!("{SETUP} prepare")).contains(&format!("/data/{file} runs something in it")));
+        gx.run(&format!("rm /data/{file}"));
+    }
     // one of the user's own is theirs to take out
     reset(&gx, true);
     let own = "#!/bin/sh\n/data/venus-mqtt/venus-mqtt check\n";

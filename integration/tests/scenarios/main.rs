@@ -48,6 +48,7 @@ mod outages;
 mod process;
 mod requests;
 mod retained;
+mod signals;
 mod supervised;
 mod texts;
 mod values;

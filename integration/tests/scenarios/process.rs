@@ -344,8 +344,10 @@ fn no_secret_is_in_the_log() {
     mqtt.write("settings/0/Settings/Services/AccessPointPassword", r#"{"value":"newsecret"}"#);
     rig.fake().await_call("com.victronenergy.settings", "SetValue /Settings/Services/AccessPointPassword s \"newsecret\"");
     rig.signal(Part::Bridge, Signal::SIGUSR1);
+    rig.await_log(Part::Bridge, "since the start: ");
     rig.signal(Part::Bridge, Signal::SIGHUP);
-    rig.stop(Part::Bridge);
+    rig.await_log(Part::Bridge, "told to start again");
+    assert_eq!(rig.stop(Part::Bridge), Ended::Code(0));
     let log = rig.log(Part::Bridge);
     for secret in ["hunter2", "topsecret", "newsecret"] {
         assert!(!log.contains(secret), "{secret} is in the log of {passwords}: {log}");
