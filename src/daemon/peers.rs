@@ -2,8 +2,9 @@
 
 use crate::bridge::name::PortalId;
 use crate::bridge::topic::Topics;
-use crate::config::{BusAddress, Config};
-use crate::mqtt::link::Broker;
+use crate::config::{self, BusAddress, Config};
+use crate::mqtt::link::{Broker, BrokerTls};
+use crate::tls::words::OwnCertificate;
 use crate::tls;
 
 /// The address of the bus, as zbus writes it.
@@ -23,7 +24,12 @@ pub(super) fn bus_address(address: &BusAddress) -> Result<String, String> {
 /// The broker, and who we are there.
 pub(super) fn broker(config: &Config, portal: &PortalId) -> Result<Broker, String> {
     let mqtt = &config.mqtt;
-    let tls = mqtt.tls.as_ref().map(tls::client_config).transpose().map_err(|error| error.to_string())?;
+    let secured = |options: &config::Tls| -> Result<BrokerTls, String> {
+        let config = tls::client_config(options).map_err(|error| error.to_string())?;
+        let own = if options.client.is_some() { OwnCertificate::Shown } else { OwnCertificate::NotConfigured };
+        Ok(BrokerTls { config, ca_file: options.ca_file.clone(), own })
+    };
+    let tls = mqtt.tls.as_ref().map(secured).transpose()?;
     let password = mqtt.password.as_ref().map(|secret| secret.reveal().to_owned());
     Ok(Broker {
         host: mqtt.host.clone(),

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
@@ -17,7 +18,6 @@ use rumqttc::{
     AsyncClient, ClientError, ConnectReturnCode, ConnectionError, Event, EventLoop, LastWill, MqttOptions, NetworkOptions, Outgoing,
     Packet, QoS, StateError, SubscribeFilter, SubscribeReasonCode,
 };
-use rustls_pki_types::ServerName;
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -28,7 +28,9 @@ use super::outage::{Outage, STEADY};
 use super::pipe::Pipe;
 use super::refused::Refused;
 use crate::bridge::{LinkCommand, Publish};
-use crate::text::escape;
+use crate::text::{escape, escape_to};
+use crate::tls::server_name;
+use crate::tls::words::{OwnCertificate, Server, tls_error};
 
 /// Subscriptions and the like on their way. A turn of the loop can want two for each message it takes.
 const REQUESTS: usize = 256;
@@ -51,6 +53,8 @@ const UNMOVED_MIN: Duration = Duration::from_secs(10);
 const PROBE: Duration = Duration::from_secs(2);
 const BACK_OFF_FIRST: Duration = Duration::from_secs(1);
 const BACK_OFF_LAST: Duration = Duration::from_secs(30);
+/// Most characters of a line in the log: the reason of a failure has the path of a file in it, and what to do.
+const LINE_MAX: usize = 600;
 /// A connection that held this long was a good one: the back-off starts over.
 const GOOD: Duration = Duration::from_secs(10);
 
@@ -63,9 +67,18 @@ pub struct Broker {
     /// The password is never printed.
     pub login: Option<(String, Option<String>)>,
     pub keep_alive: Duration,
-    pub tls: Option<Arc<rustls::ClientConfig>>,
+    pub tls: Option<BrokerTls>,
     /// Topic and payload that the broker publishes, retained, when we are gone without a word.
     pub will: Option<(String, &'static str)>,
+}
+
+/// How to speak TLS with the broker.
+#[derive(Clone)]
+pub struct BrokerTls {
+    pub config: Arc<rustls::ClientConfig>,
+    /// For what is said of errors.
+    pub ca_file: Option<PathBuf>,
+    pub own: OwnCertificate,
 }
 
 /// What the connection has to tell.
@@ -281,7 +294,7 @@ async fn keep_connected(broker: Broker, to_loop: Sender<FromTask>) {
             return;
         }
         let (level, text) = outage.failed(Instant::now(), &name, explain(&ended.error, &broker), ended.was_up);
-        log::log!(level, "{}", escape(&text));
+        log::log!(level, "{}", escape_to(&text, LINE_MAX));
         if ended.was_up && began.elapsed() >= GOOD {
             pause = BACK_OFF_FIRST;
         }
@@ -387,7 +400,7 @@ async fn listens(broker: &Broker) -> bool {
 
 fn log_steady(outage: &mut Outage, broker: &str) {
     if let Some((level, text)) = outage.steady(broker) {
-        log::log!(level, "{}", escape(&text));
+        log::log!(level, "{}", escape_to(&text, LINE_MAX));
     }
 }
 
@@ -457,8 +470,21 @@ async fn open(broker: &Broker) -> io::Result<Pipe> {
     let stream = dial(&broker.host, broker.port).await?;
     setsockopt(&stream, sockopt::TcpUserTimeout, &unmoved(broker.keep_alive))?;
     let Some(tls) = &broker.tls else { return Ok(Pipe::new(stream, PACKET_MAX, broker.keep_alive)) };
-    let name = ServerName::try_from(broker.host.clone()).map_err(io::Error::other)?;
-    Ok(Pipe::new(TlsConnector::from(tls.clone()).connect(name, stream).await?, PACKET_MAX, broker.keep_alive))
+    let connecting = TlsConnector::from(tls.config.clone()).connect(server_name(&broker.host)?, stream).await;
+    let stream = connecting.map_err(|error| io::Error::other(broker.server(tls).explain_handshake(&error)))?;
+    Ok(Pipe::new(stream, PACKET_MAX, broker.keep_alive))
+}
+
+impl Broker {
+    fn server<'a>(&'a self, tls: &'a BrokerTls) -> Server<'a> {
+        Server {
+            role: "broker",
+            host: &self.host,
+            ca_file: tls.ca_file.as_deref(),
+            own: tls.own,
+            port_hint: "its port for TLS (8883 at most brokers)",
+        }
+    }
 }
 
 /// Milliseconds for which the kernel lets nothing that was sent be acknowledged, before it ends the connection: one and a half times the
@@ -495,13 +521,21 @@ fn explain(error: &ConnectionError, broker: &Broker) -> String {
         }
         ConnectionError::NetworkTimeout => format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
         ConnectionError::FlushTimeout => format!("it takes nothing since {} s", CONNECT_TIMEOUT.as_secs()),
-        ConnectionError::Io(error) => error.to_string(),
+        ConnectionError::Io(error) | ConnectionError::MqttState(StateError::Io(error)) => explain_io(error, broker),
         ConnectionError::RequestsDone => "closed".into(),
-        ConnectionError::MqttState(StateError::Io(error)) => error.to_string(),
         ConnectionError::MqttState(StateError::ConnectionAborted) => {
             "it closed the connection (another client with the same client ID, or a limit of the broker: its log says why)".into()
         }
         error => error.to_string(),
+    }
+}
+
+fn explain_io(error: &io::Error, broker: &Broker) -> String {
+    match (&broker.tls, tls_error(error)) {
+        (Some(tls), Some(error)) => broker.server(tls).explain(error),
+        // the library gives it a text about TLS, with a link to its documentation
+        _ if error.kind() == io::ErrorKind::UnexpectedEof => "it closed the connection".into(),
+        _ => error.to_string(),
     }
 }
 
