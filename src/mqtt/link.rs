@@ -5,6 +5,7 @@
 //! still holds. This is the only file that knows the MQTT library.
 
 use std::collections::VecDeque;
+use std::error::Error;
 use std::future::poll_fn;
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
@@ -25,7 +26,7 @@ use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsConnector;
 
 use super::outage::{Outage, STEADY};
-use super::pipe::Pipe;
+use super::pipe::{Pipe, is_closing};
 use super::refused::Refused;
 use crate::bridge::{LinkCommand, Publish};
 use crate::text::{escape, escape_to};
@@ -293,7 +294,7 @@ async fn keep_connected(broker: Broker, to_loop: Sender<FromTask>) {
         if to_loop.send(FromTask::Down).await.is_err() || ended.polite {
             return;
         }
-        let (level, text) = outage.failed(Instant::now(), &name, explain(&ended.error, &broker), ended.was_up);
+        let (level, text) = outage.failed(Instant::now(), &name, explain(&ended.error, &broker, ended.was_up), ended.was_up);
         log::log!(level, "{}", escape_to(&text, LINE_MAX));
         if ended.was_up && began.elapsed() >= GOOD {
             pause = BACK_OFF_FIRST;
@@ -509,8 +510,15 @@ async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
     Err(last)
 }
 
-/// What went wrong, and what to do about it where that is known.
-fn explain(error: &ConnectionError, broker: &Broker) -> String {
+/// What went wrong, and what to do about it where that is known. `was_up`: the broker had accepted the connection.
+fn explain(error: &ConnectionError, broker: &Broker, was_up: bool) -> String {
+    if let Some(error) = io_error(error) {
+        return match (&broker.tls, tls_error(error)) {
+            (Some(tls), Some(error)) => broker.server(tls).explain(error),
+            _ if is_closing(error) => closed(broker, was_up),
+            _ => error.to_string(),
+        };
+    }
     match error {
         ConnectionError::ConnectionRefused(ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized) => {
             let who = broker.login.as_ref().map_or("nobody (no user is configured)", |(user, _)| user.as_str());
@@ -519,24 +527,44 @@ fn explain(error: &ConnectionError, broker: &Broker) -> String {
         ConnectionError::ConnectionRefused(ConnectReturnCode::BadClientId) => {
             format!("it refuses the client ID {}: set another client_id", broker.client_id)
         }
+        ConnectionError::ConnectionRefused(ConnectReturnCode::RefusedProtocolVersion) => "it does not speak MQTT 3.1.1".into(),
+        ConnectionError::ConnectionRefused(ConnectReturnCode::ServiceUnavailable) => {
+            "it refuses the connection for now (return code 3, server unavailable)".into()
+        }
         ConnectionError::NetworkTimeout => format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
         ConnectionError::FlushTimeout => format!("it takes nothing since {} s", CONNECT_TIMEOUT.as_secs()),
-        ConnectionError::Io(error) | ConnectionError::MqttState(StateError::Io(error)) => explain_io(error, broker),
         ConnectionError::RequestsDone => "closed".into(),
-        ConnectionError::MqttState(StateError::ConnectionAborted) => {
-            "it closed the connection (another client with the same client ID, or a limit of the broker: its log says why)".into()
+        ConnectionError::MqttState(StateError::ConnectionAborted) => closed(broker, was_up),
+        ConnectionError::NotConnAck(_) | ConnectionError::MqttState(StateError::Deserialization(_)) => {
+            let hint = if was_up { "" } else { port_hint(broker) };
+            format!("what answers does not speak MQTT{hint}")
         }
         error => error.to_string(),
     }
 }
 
-fn explain_io(error: &io::Error, broker: &Broker) -> String {
-    match (&broker.tls, tls_error(error)) {
-        (Some(tls), Some(error)) => broker.server(tls).explain(error),
-        // the library gives it a text about TLS, with a link to its documentation
-        _ if error.kind() == io::ErrorKind::UnexpectedEof => "it closed the connection".into(),
-        _ => error.to_string(),
+/// The library passes on errors of the stream in several wrappings.
+fn io_error(error: &ConnectionError) -> Option<&io::Error> {
+    let mut source: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        source = error.source();
     }
+    None
+}
+
+fn closed(broker: &Broker, was_up: bool) -> String {
+    if was_up {
+        "it closed the connection (another client with the same client ID, or a limit of the broker: its log says why)".into()
+    } else {
+        format!("it closed the connection before it accepted it{}", port_hint(broker))
+    }
+}
+
+fn port_hint(broker: &Broker) -> &'static str {
+    if broker.tls.is_some() { ": its log says why" } else { ": is it a port for TLS? then set `tls` or `ca_file`" }
 }
 
 /// Between 80 and 120 % of `span`, so that many devices do not come back at once.

@@ -510,7 +510,7 @@ impl AsyncWrite for Pipe {
 }
 
 /// Whether the error says that the other side has closed the connection, whatever is lost with it.
-fn is_closing(error: &io::Error) -> bool {
+pub(super) fn is_closing(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }

@@ -76,32 +76,83 @@ fn tls_with_a_client_certificate() {
     never_online(&mut without);
 }
 
-/// The bridge tries, says why it fails, and stays.
-fn never_online(rig: &mut Rig) {
+/// What a GX shows on port 8883: a certificate that is its own CA and has no alternative name (`openssl req -x509`).
+const GX: &str = include_str!("../../../tests/tls/gx.pem");
+const GX_KEY: &str = include_str!("../../../tests/tls/gx.key");
+
+/// Pinned by `ca_file`, it is accepted by whatever name; another one is not, and the log says so.
+#[test]
+fn tls_with_the_certificate_of_a_gx() {
+    let (_, setup) = tls("localhost");
+    let setup = setup.file("gx.pem", GX).mqtt("ca_file = \"{dir}/gx.pem\"");
+    let mut rig = Rig::new(setup.clone().file("server.pem", GX).file("server.key", GX_KEY));
+    rig.fake().add(BATTERY, battery());
+    rig.start_bridge();
+    serves(&rig, &rig.listener());
+    drop(rig);
+    let mut rig = Rig::new(setup);
+    rig.start(Part::Bridge);
+    let line = never_online(&mut rig);
+    assert!(line.contains("the broker's certificate is not the one in ") && line.contains("gx.pem"), "{line}");
+}
+
+/// The bridge tries, says why it fails, and stays. Gives the line.
+fn never_online(rig: &mut Rig) -> String {
     let mqtt = rig.listener();
-    eventually("the bridge says that it cannot connect", DEADLINE, || {
-        let log = rig.log(Part::Bridge);
-        log.lines().any(|line| line.starts_with("warn:") || line.starts_with("error:")).then_some(())
-    });
+    let line = rig.await_log(Part::Bridge, "warn: no connection to the broker ");
     assert!(rig.runs(Part::Bridge));
     assert!(mqtt.on(&rig.status_topic()).is_empty());
+    let of_the_library = ["Error", "Other(", "Context", "docs.rs"];
+    assert!(!of_the_library.iter().any(|name| line.contains(name)), "{line}");
+    line
 }
 
 #[test]
 fn tls_refuses_whom_it_cannot_trust() {
     // a CA that has not signed it; a name it is not for; no CA at all, so only the system's
-    for (name, host, line) in [
-        ("localhost", "localhost", "ca_file = \"{dir}/other.pem\""),
-        ("broker.example", "localhost", "ca_file = \"{dir}/ca.pem\""),
-        ("broker.example", "127.0.0.1", "ca_file = \"{dir}/ca.pem\""),
-        ("localhost", "localhost", "tls = true"),
+    for (name, host, line, why) in [
+        ("localhost", "localhost", "ca_file = \"{dir}/other.pem\"", "the broker's certificate is not the one in "),
+        ("broker.example", "localhost", "ca_file = \"{dir}/ca.pem\"", "is not for localhost, but for broker.example"),
+        ("broker.example", "127.0.0.1", "ca_file = \"{dir}/ca.pem\"", "is not for 127.0.0.1, but for broker.example"),
+        ("localhost", "localhost", "tls = true", "its issuer is unknown"),
     ] {
         let (_, setup) = tls(name);
         let mut rig = Rig::new(setup.host(host).mqtt(line));
         rig.start(Part::Bridge);
-        never_online(&mut rig);
+        let said = never_online(&mut rig);
+        assert!(said.contains(why), "{said}");
         let log = rig.log(Part::Broker);
         assert!(!log.contains(" as venus-mqtt-"), "it connected all the same with {line} to {host}");
+    }
+}
+
+/// TLS that does not come about for another reason than trust: the log says which.
+#[test]
+fn tls_that_fails_is_explained() {
+    let (certs, setup) = tls("localhost");
+    let setup = setup.host("localhost");
+    let trusting = setup.clone().mqtt("ca_file = \"{dir}/ca.pem\"");
+    let wants_client = trusting.clone().listener("require_certificate true");
+    let foreign = Certs::make("localhost").expect("certificates");
+    let foreign = wants_client
+        .clone()
+        .file("client.pem", foreign.client)
+        .file("client.key", foreign.client_key)
+        .mqtt("cert_file = \"{dir}/client.pem\"")
+        .mqtt("key_file = \"{dir}/client.key\"");
+    let expired = trusting.clone().file("server.pem", certs.expired.cert);
+    let plain = Setup::default().file("ca.pem", certs.ca).host("localhost").mqtt("ca_file = \"{dir}/ca.pem\"");
+    for (setup, why) in [
+        (wants_client, "the broker wants a client certificate: name one with `cert_file` and `key_file`"),
+        (foreign, "the broker refuses the client certificate in `cert_file`"),
+        (expired, "the certificate expired on 2021-01-01, or the clock is wrong"),
+        (plain, "is it its port for TLS (8883 at most brokers)?"),
+        (setup, "is it a port for TLS? then set `tls` or `ca_file`"),
+    ] {
+        let mut rig = Rig::new(setup);
+        rig.start(Part::Bridge);
+        let said = never_online(&mut rig);
+        assert!(said.contains(why), "{why:?} is not in {said}");
     }
 }
 

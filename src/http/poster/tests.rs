@@ -489,6 +489,24 @@ fn through_a_proxy() {
     assert!(!post.contains("Proxy-Authorization"), "{post}");
 }
 
+/// To a backend of https, a proxy of https passes on TLS within TLS.
+#[test]
+fn a_proxy_of_https_sees_no_request() {
+    let proxy = Server::with(Some(server_config("server.pem", "server.key")), |peer| {
+        peer.request()?;
+        peer.send("HTTP/1.1 200 OK\r\n\r\n")?;
+        let mut first = [0];
+        peer.stream.read_exact(&mut first).ok()?;
+        peer.requests.send((String::new(), first.to_vec())).ok()
+    });
+    let backend = HttpTarget { ca_file: Some(fixture("ca.pem")), ..target("https://backend.invalid/s3cret-path") };
+    let between = super::tests::proxy(&proxy.url().replace("http:", "https:"));
+    failure(Poster::through(&backend, between).unwrap().post(b"{}"));
+    assert!(proxy.request().0.starts_with("CONNECT backend.invalid:443 "));
+    // the first byte of a TLS handshake
+    assert_eq!(proxy.request().1, [0x16]);
+}
+
 #[test]
 fn proxies_that_refuse() {
     let backend = target("http://backend.invalid/s3cret-path");
