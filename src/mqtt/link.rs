@@ -25,9 +25,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsConnector;
 
-use super::outage::{Outage, STEADY};
+use super::outage::{Outage, Reason, STEADY};
 use super::pipe::{Pipe, is_closing};
 use super::refused::Refused;
+use super::takeover::{self, Closing, Takeover};
 use crate::bridge::{LinkCommand, Publish};
 use crate::text::{escape, escape_to};
 use crate::tls::server_name;
@@ -287,16 +288,25 @@ async fn wait_for_room(pipe: Option<&Pipe>) {
 async fn keep_connected(broker: Broker, to_loop: Sender<FromTask>) {
     let name = format!("{}:{}", broker.host, broker.port);
     let mut pause = BACK_OFF_FIRST;
-    let (mut outage, mut refused) = (Outage::default(), Refused::default());
+    let mut past = Past::default();
     loop {
         let began = Instant::now();
-        let Err(ended) = run(&broker, &to_loop, &mut outage, &mut refused).await else { return };
+        let Err(ended) = run(&broker, &to_loop, &mut past).await else { return };
         if to_loop.send(FromTask::Down).await.is_err() || ended.polite {
             return;
         }
-        let (level, text) = outage.failed(Instant::now(), &name, explain(&ended.error, &broker, ended.was_up), ended.was_up);
+        let held = began.elapsed();
+        past.takeover.ended(ended.closing, held);
+        let is_taken_over = past.takeover.is_suspected();
+        let reason = if is_taken_over {
+            Reason::Takeover(taken_over(&broker))
+        } else {
+            Reason::Other(explain(&ended.error, &broker, ended.was_up))
+        };
+        let (level, text) = past.outage.failed(Instant::now(), &name, reason, ended.was_up);
         log::log!(level, "{}", escape_to(&text, LINE_MAX));
-        if ended.was_up && began.elapsed() >= GOOD {
+        // two that throw each other out must not begin anew each time
+        if ended.was_up && held >= if is_taken_over { takeover::HELD } else { GOOD } {
             pause = BACK_OFF_FIRST;
         }
         // the attempt itself counts: a broker that hangs has taken its time already
@@ -306,16 +316,25 @@ async fn keep_connected(broker: Broker, to_loop: Sender<FromTask>) {
     }
 }
 
+/// What is known from the connections before.
+#[derive(Default)]
+struct Past {
+    outage: Outage,
+    refused: Refused,
+    takeover: Takeover,
+}
+
 struct Ended {
     was_up: bool,
+    closing: Closing,
     /// It was the loop that ended it.
     polite: bool,
     error: ConnectionError,
 }
 
 /// Serves one connection until it breaks; `Ok` when the loop is gone.
-async fn run(broker: &Broker, to_loop: &Sender<FromTask>, outage: &mut Outage, refused: &mut Refused) -> Result<(), Ended> {
-    let name = format!("{}:{}", broker.host, broker.port);
+async fn run(broker: &Broker, to_loop: &Sender<FromTask>, past: &mut Past) -> Result<(), Ended> {
+    let (name, began) = (format!("{}:{}", broker.host, broker.port), Instant::now());
     let pipe = Arc::new(OnceLock::new());
     let (requests, mut events) = connection(broker, &pipe);
     let mut client = Some(requests.clone());
@@ -328,19 +347,20 @@ async fn run(broker: &Broker, to_loop: &Sender<FromTask>, outage: &mut Outage, r
             Ok(event) => event,
             Err(error) => {
                 let was_up = client.is_none();
+                let mut closing = Closing::Other;
                 if let Some(pipe) = pipe.get().filter(|_| was_up) {
                     // a broker that has exited did not close the connection over a packet
                     let is_there = !pipe.tries_suspects() || listens(broker).await;
-                    *refused = pipe.finish(is_there);
+                    (past.refused, closing) = pipe.finish(is_there, past.takeover.is_suspected() && began.elapsed() < takeover::HELD);
                 }
                 if steady_at.is_some_and(|at| at <= Instant::now()) {
-                    log_steady(outage, &name);
+                    log_steady(&mut past.outage, &name);
                 }
-                return Err(Ended { was_up, polite: pipe.get().is_some_and(Pipe::is_leaving), error });
+                return Err(Ended { was_up, closing, polite: pipe.get().is_some_and(Pipe::is_leaving), error });
             }
         };
         if steady_at.is_some_and(|at| at <= Instant::now()) {
-            log_steady(outage, &name);
+            log_steady(&mut past.outage, &name);
             steady_at = None;
         }
         let told = match event {
@@ -354,12 +374,12 @@ async fn run(broker: &Broker, to_loop: &Sender<FromTask>, outage: &mut Outage, r
             },
             Event::Incoming(Packet::ConnAck(_)) => match (client.take(), pipe.get()) {
                 (Some(client), Some(pipe)) => {
-                    let (level, text) = outage.connected(&name, &broker.client_id);
+                    let (level, text) = past.outage.connected(&name, &broker.client_id);
                     log::log!(level, "{}", escape(&text));
                     steady_at = Some(Instant::now() + STEADY);
                     // the library's PINGREQs would wait for an answer no longer than one interval, whatever moves meanwhile
                     events.mqtt_options.set_keep_alive(0);
-                    pipe.begin(std::mem::take(refused));
+                    pipe.begin(std::mem::take(&mut past.refused), past.takeover.is_wary());
                     FromTask::Up(client, pipe.clone())
                 }
                 _ => continue,
@@ -561,6 +581,13 @@ fn closed(broker: &Broker, was_up: bool) -> String {
     } else {
         format!("it closed the connection before it accepted it{}", port_hint(broker))
     }
+}
+
+fn taken_over(broker: &Broker) -> String {
+    format!(
+        "it closes each connection soon after it accepted it: most likely another client uses the client ID {}, as a second venus-mqtt with this portal ID does; give one of them another `client_id` (the broker's log says more)",
+        broker.client_id
+    )
 }
 
 fn port_hint(broker: &Broker) -> &'static str {

@@ -370,28 +370,93 @@ fn refuse(mut stream: TcpStream) -> Option<()> {
     }
 }
 
-/// Two with the same client ID throw each other out: neither may do so in a busy loop.
-#[test]
-fn a_client_id_taken_over_is_no_busy_loop() {
-    let mut rig = Rig::new(Setup::default());
-    rig.fake().add(BATTERY, battery());
-    rig.start_bridge();
-    let connects = || rig.log(Part::Broker).matches(" as venus-mqtt-").count();
-    let until = Instant::now() + Duration::from_secs(2);
-    let options = Options { client_id: format!("venus-mqtt-{PORTAL}"), ..Options::default() };
-    let mut other = Client::connect(rig.broker_address(), &options).expect("the broker takes it");
-    while Instant::now() < until {
-        if other.is_closed() {
-            other = Client::connect(rig.broker_address(), &options).expect("the broker takes it");
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    assert!(connects() < 12, "{} connects in two seconds", connects());
-    drop(other);
-    let mqtt = rig.listener();
-    eventually("it serves again", DEADLINE, || {
+fn serves_again(mqtt: &Client) {
+    eventually("it serves again", Duration::from_secs(90), || {
         mqtt.keepalive("");
         mqtt.barrier();
         mqtt.since().iter().any(|message| message.topic.ends_with("full_publish_completed")).then_some(())
     });
+}
+
+/// With the client ID of the bridge; connects when it is wanted.
+fn rival(rig: &Rig) -> Client {
+    let options = Options { client_id: format!("venus-mqtt-{PORTAL}"), ..Options::default() };
+    Client::connect(rig.broker_address(), &options).expect("the broker takes it")
+}
+
+/// Two with the same client ID throw each other out: neither may do so in a busy loop, and the log names the reason, once.
+#[test]
+fn a_client_id_used_twice_is_named() {
+    let mut rig = Rig::new(Setup::default());
+    rig.fake().add(BATTERY, battery());
+    rig.start_bridge();
+    let mqtt = rig.listener();
+    let connects = || rig.log(Part::Broker).matches(" as venus-mqtt-").count();
+    let began = Instant::now();
+    let mut other = rival(&rig);
+    let line = eventually("the reason", Duration::from_secs(60), || {
+        // whoever is awake has the daemon publish as soon as it can
+        mqtt.keepalive("");
+        if other.is_closed() {
+            other = rival(&rig);
+        }
+        let log = rig.log(Part::Bridge);
+        log.lines().find(|line| line.contains("another client uses the client ID")).map(str::to_owned)
+    });
+    assert!(line.starts_with("warn: the connection to the broker ") && line.contains("give one of them another `client_id`"), "{line}");
+    let most = 12 + 2 * began.elapsed().as_secs() as usize;
+    assert!(connects() < most, "{} connects in {:?}", connects(), began.elapsed());
+    drop(other);
+    serves_again(&mqtt);
+    let log = rig.log(Part::Bridge);
+    assert!(!log.contains("left out"), "{log}");
+    assert_eq!(log.lines().filter(|line| line.starts_with("warn: ") && line.contains("another client uses the client ID")).count(), 1);
+}
+
+/// A message that the broker refuses is found although somebody else ends the connection, too; nothing else is left out.
+#[test]
+fn a_refused_message_is_found_beside_a_takeover() {
+    let mut rig = Rig::new(Setup::default().broker("max_packet_size 2000"));
+    rig.fake().add(BATTERY, battery());
+    let mut all = tank();
+    all.insert("/Large".into(), item("x".repeat(5000)).0);
+    rig.fake().add(TANK, all);
+    rig.start_bridge();
+    let mqtt = rig.listener();
+    mqtt.keepalive("");
+    for _ in 0..2 {
+        let other = rival(&rig);
+        eventually("the bridge is back", Duration::from_secs(60), || other.is_closed().then_some(()));
+    }
+    let line = eventually("the message", Duration::from_secs(90), || {
+        mqtt.keepalive("");
+        rig.log(Part::Bridge).lines().find(|line| line.contains("is left out")).map(str::to_owned)
+    });
+    assert!(line.contains("tank/3/Large"), "{line}");
+    serves_again(&mqtt);
+    assert_eq!(rig.log(Part::Bridge).matches("left out").count(), 1);
+}
+
+/// One that waits a second before it connects again, as `mosquitto_sub` and most libraries do.
+#[test]
+fn a_client_id_that_a_common_client_uses_is_named() {
+    let mut rig = Rig::new(Setup::default());
+    rig.fake().add(BATTERY, battery());
+    rig.awake();
+    let port = rig.broker_address().port().to_string();
+    let mut rival = std::process::Command::new("mosquitto_sub")
+        .args(["-p", &port, "-i", &format!("venus-mqtt-{PORTAL}"), "-t", "nothing"])
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("mosquitto_sub comes with mosquitto's clients");
+    let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        eventually("the reason", Duration::from_secs(60), || {
+            let log = rig.log(Part::Bridge);
+            log.contains("another client uses the client ID").then_some(())
+        });
+    }));
+    let _ = rival.kill();
+    let _ = rival.wait();
+    assert!(found.is_ok() && !rig.log(Part::Bridge).contains("left out"), "{}", rig.log(Part::Bridge));
+    serves_again(&rig.listener());
 }

@@ -229,6 +229,25 @@ fn every_status_is_an_answer() {
     }
 }
 
+/// Also where they come one by one.
+#[test]
+fn interim_answers_are_passed_over() {
+    let server = Server::start(|peer| {
+        loop {
+            peer.request()?;
+            for interim in ["100 Continue", "102 Processing", "102 Processing", "103 Early Hints\r\nLink: </a>; rel=preload"] {
+                peer.send(&format!("HTTP/1.1 {interim}\r\n\r\n"))?;
+                thread::sleep(Duration::from_millis(20));
+            }
+            peer.send(CREATED)?;
+        }
+    });
+    let mut poster = Poster::through(&target(server.url()), Ok(None)).unwrap();
+    for _ in 0..2 {
+        assert_eq!(answer(poster.post(b"{}")).status, 201);
+    }
+}
+
 #[test]
 fn redirects_are_told_and_not_followed() {
     for status in [301, 302, 303, 307, 308] {
