@@ -298,11 +298,8 @@ async fn keep_connected(broker: Broker, to_loop: Sender<FromTask>) {
         let held = began.elapsed();
         past.takeover.ended(ended.closing, held);
         let is_taken_over = past.takeover.is_suspected();
-        let reason = if is_taken_over {
-            Reason::Takeover(taken_over(&broker))
-        } else {
-            Reason::Other(explain(&ended.error, &broker, ended.was_up))
-        };
+        let reason =
+            if is_taken_over { Reason::Takeover(taken_over(&broker)) } else { Reason::Other(explain(&ended.error, &broker, ended.was_up)) };
         let (level, text) = past.outage.failed(Instant::now(), &name, reason, ended.was_up);
         log::log!(level, "{}", escape_to(&text, LINE_MAX));
         // two that throw each other out must not begin anew each time

@@ -148,7 +148,10 @@ mod tests {
         let mut outage = Outage::default();
         let now = Instant::now();
         assert_eq!(outage.connected("b:1", "me"), (Level::Info, "connected to the broker b:1 as me".into()));
-        assert_eq!(outage.failed(now, "b:1", Reason::Other("closed".into()), true), (Level::Warn, "the connection to the broker b:1: closed".into()));
+        assert_eq!(
+            outage.failed(now, "b:1", Reason::Other("closed".into()), true),
+            (Level::Warn, "the connection to the broker b:1: closed".into())
+        );
         assert_eq!(outage.failed(now, "b:1", Reason::Other("refused".into()), false).0, Level::Debug);
         assert_eq!(outage.connected("b:1", "me").0, Level::Info);
         assert_eq!(outage.steady("b:1"), None);

@@ -87,7 +87,8 @@ impl Refused {
     /// The broker has closed the connection, and has not confirmed these packets, oldest first. `is_doubted`: it may
     /// have done so for another reason. Returns whether it is known now which one it refuses.
     pub(super) fn closed(&mut self, now: Instant, unconfirmed: &[(Subject, usize)], is_doubted: bool) -> bool {
-        let known = if let [(subject, size)] = unconfirmed { self.suspects.get_mut(subject).map(|known| (subject, size, known)) } else { None };
+        let known =
+            if let [(subject, size)] = unconfirmed { self.suspects.get_mut(subject).map(|known| (subject, size, known)) } else { None };
         let Some((subject, size, (tries, _))) = known else {
             self.suspect(unconfirmed);
             return false;

@@ -76,7 +76,11 @@ impl ResolvesServerCert for Shows {
     }
 }
 
-fn showing(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>, version: &'static SupportedProtocolVersion) -> Arc<ServerConfig> {
+fn showing(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    version: &'static SupportedProtocolVersion,
+) -> Arc<ServerConfig> {
     let key = provider().key_provider.load_private_key(key).unwrap();
     let builder = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[version]).unwrap();
     Arc::new(builder.with_no_client_auth().with_cert_resolver(Arc::new(Shows(Arc::new(CertifiedKey::new(chain, key))))))
@@ -105,7 +109,9 @@ fn assert_is_prose(text: &str) {
     let camel = text.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| {
         let word = word.as_bytes();
         word.windows(3).any(|three| three[0].is_ascii_uppercase() && three[1].is_ascii_lowercase() && three[2].is_ascii_uppercase())
-            || word.first().is_some_and(u8::is_ascii_uppercase) && word.iter().skip(2).any(u8::is_ascii_uppercase) && word.iter().any(u8::is_ascii_lowercase)
+            || word.first().is_some_and(u8::is_ascii_uppercase)
+                && word.iter().skip(2).any(u8::is_ascii_uppercase)
+                && word.iter().any(u8::is_ascii_lowercase)
     });
     assert!(!is_debug && !camel && !text.contains("::") && !text.contains('{'), "{text}");
 }
@@ -116,7 +122,8 @@ fn a_pinned_certificate_is_accepted_as_it_is() {
     let dir = Scratch::new();
     let expired = made(|params| params.not_after = rcgen::date_time_ymd(2021, 1, 1));
     let expired_pem = dir.file("expired.pem", &expired.0);
-    let all = dir.file("all.pem", [fixture("ca.pem"), fixture("v1.pem"), fixture("gx.pem")].map(|file| std::fs::read(file).unwrap()).concat());
+    let all =
+        dir.file("all.pem", [fixture("ca.pem"), fixture("v1.pem"), fixture("gx.pem")].map(|file| std::fs::read(file).unwrap()).concat());
     for version in VERSIONS {
         for name in ["192.168.1.20", "fe80::1%eth0", "venus.local"] {
             for pin in [fixture("gx.pem"), all.clone()] {
@@ -208,7 +215,10 @@ fn certificates_that_are_refused_are_explained() {
     let as_it_is = |_: &mut rcgen::CertificateParams| {};
     let year = rcgen::date_time_ymd;
     let cases = [
-        (signed(as_it_is, |params| params.not_after = year(2021, 1, 1)), "the certificate expired on 2021-01-01, or the clock is wrong: here it is 20"),
+        (
+            signed(as_it_is, |params| params.not_after = year(2021, 1, 1)),
+            "the certificate expired on 2021-01-01, or the clock is wrong: here it is 20",
+        ),
         (
             signed(as_it_is, |params| params.not_before = year(2120, 1, 1)),
             "the certificate is not valid before 2120-01-01, or the clock is wrong: here it is 20",
@@ -218,7 +228,10 @@ fn certificates_that_are_refused_are_explained() {
             "the certificate has expired, or the clock is wrong",
         ),
         (
-            signed(as_it_is, |params| params.subject_alt_names = vec![rcgen::SanType::DnsName("a.test".try_into().unwrap()), rcgen::SanType::IpAddress([1, 2, 3, 4].into())]),
+            signed(as_it_is, |params| {
+                params.subject_alt_names =
+                    vec![rcgen::SanType::DnsName("a.test".try_into().unwrap()), rcgen::SanType::IpAddress([1, 2, 3, 4].into())]
+            }),
             "the certificate is not for broker.test, but for a.test, 1.2.3.4; to accept this very certificate under any name, put it into `ca_file`",
         ),
         (
@@ -293,7 +306,8 @@ fn certificates_that_are_refused_are_explained() {
 
 /// What the client makes of these bytes in answer to its hello.
 fn answered(bytes: &[u8]) -> rustls::Error {
-    let mut client = ClientConnection::new(client_config(&with_ca(fixture("ca.pem"))).unwrap(), server_name("broker.test").unwrap()).unwrap();
+    let mut client =
+        ClientConnection::new(client_config(&with_ca(fixture("ca.pem"))).unwrap(), server_name("broker.test").unwrap()).unwrap();
     client.write_tls(&mut Vec::new()).unwrap();
     client.read_tls(&mut &*bytes).unwrap();
     client.process_new_packets().unwrap_err()
@@ -336,7 +350,10 @@ fn every_alert_is_explained() {
 #[test]
 fn a_client_certificate_that_is_refused() {
     let without = handshake(&with_ca(fixture("ca.pem")), "broker.test", true).unwrap_err();
-    assert_eq!(said(&without, None, OwnCertificate::NotConfigured), "the broker wants a client certificate: name one with `cert_file` and `key_file`");
+    assert_eq!(
+        said(&without, None, OwnCertificate::NotConfigured),
+        "the broker wants a client certificate: name one with `cert_file` and `key_file`"
+    );
     let dir = Scratch::new();
     let (certificate, key) = made(|_| {});
     let foreign = with_client(dir.file("foreign.pem", certificate), dir.file("foreign.key", key));
@@ -451,8 +468,7 @@ fn refused() {
     let cut = dir.file("cut", ca.get(..200).unwrap());
     let not_base64 = dir.file("not64", ca.replace("MII", "M!I"));
     let key = dir.file("key", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
-    let old =
-        "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END EC PRIVATE KEY-----\n";
+    let old = "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END EC PRIVATE KEY-----\n";
     let old = dir.file("old", old);
     let none = dir.path().join("none");
     let pem = fixture("client.pem");

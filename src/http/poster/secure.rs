@@ -8,9 +8,7 @@ use std::{error, fmt};
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use ureq::Error;
 use ureq::unversioned::transport::time::{Duration, Instant};
-use ureq::unversioned::transport::{
-    Buffers, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, Transport, TransportAdapter,
-};
+use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, Transport, TransportAdapter};
 
 use crate::tls::server_name;
 
@@ -50,9 +48,7 @@ impl<In: Transport> Connector<In> for Secure {
 /// What is left of the time there was when the connection began.
 fn remaining(details: &ConnectionDetails<'_>) -> NextTimeout {
     let mut timeout = details.timeout;
-    if let (Duration::Exact(limit), Instant::Exact(now), Instant::Exact(began)) =
-        (timeout.after, (details.current_time)(), details.now)
-    {
+    if let (Duration::Exact(limit), Instant::Exact(now), Instant::Exact(began)) = (timeout.after, (details.current_time)(), details.now) {
         timeout.after = Duration::Exact(limit.saturating_sub(now.saturating_duration_since(began)));
     }
     timeout

@@ -446,7 +446,10 @@ fn tls() {
     let text = failure(post(&foreign));
     assert!(text.starts_with("the certificate is not trusted: the backend's certificate is not the one in "), "{text}");
     let other = HttpTarget { url: good.url.replace("127.0.0.1", "localhost"), ..good.clone() };
-    assert_eq!(failure(post(&other)), "the certificate is not for localhost, but for broker.test, 127.0.0.1; to accept this very certificate under any name, put it into `ca_file`");
+    assert_eq!(
+        failure(post(&other)),
+        "the certificate is not for localhost, but for broker.test, 127.0.0.1; to accept this very certificate under any name, put it into `ca_file`"
+    );
     let plain = target(server.url());
     let text = failure(post(&plain));
     assert!(text.starts_with("the answer is not HTTP"), "{text}");
