@@ -168,7 +168,7 @@ impl Pipe {
         (shared, alone, left_out)
     }
 
-    /// Appends a message; false when its topic is too long for a packet. One that the broker refuses is left out.
+    /// Appends a message; false when its topic is too long for a packet. One that the broker refuses is left out, and its topic cleared.
     pub fn publish(&self, publish: &Publish) -> bool {
         self.lock().publish(publish)
     }
@@ -268,7 +268,9 @@ impl Inner {
             let subject = Subject::Topic(publish.topic.clone());
             if self.refused.leaves_out(&subject, size) {
                 self.out.truncate(before);
-                return true;
+                // an older value must not stay retained in its place
+                let clears = publish.retain && !publish.payload.is_empty();
+                return !clears || self.publish(&Publish { topic: publish.topic.clone(), payload: Vec::new(), retain: true });
             }
             if self.refused.is_suspect(&subject) {
                 let packet = self.out.split_off(before);
@@ -748,7 +750,8 @@ mod tests {
         };
         assert!(connections <= 6, "{connections}");
         let topics = taken.iter().filter(|subject| matches!(subject, Subject::Topic(_))).count();
-        assert_eq!((topics, taken.len() - topics), (99, 3), "all but the two refused: {taken:?}");
+        // of the message that is refused the topic is cleared
+        assert_eq!((topics, taken.len() - topics), (100, 3), "all but the two refused: {taken:?}");
     }
 
     /// After a connection that was closed for an unknown reason, nothing is sent at first, so nothing is blamed when that one is closed too.
