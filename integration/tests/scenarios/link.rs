@@ -437,6 +437,49 @@ fn a_refused_message_is_found_beside_a_takeover() {
     assert_eq!(rig.log(Part::Bridge).matches("left out").count(), 1);
 }
 
+/// Accepts the client, answers its PINGREQs until it subscribes, and closes the connection after half a second.
+fn throws_out(mut stream: TcpStream) -> Option<()> {
+    let until = Instant::now() + Duration::from_millis(500);
+    let mut has_subscribed = false;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return None;
+        }
+        stream.set_read_timeout(Some(left)).ok()?;
+        let (kind, _) = read_packet(&mut stream).ok()?;
+        let answer = match kind >> 4 {
+            1 => packet(0x20, &[0, 0]),
+            12 if !has_subscribed => packet(0xd0, &[]),
+            8 => {
+                has_subscribed = true;
+                continue;
+            }
+            _ => continue,
+        };
+        stream.write_all(&answer).ok()?;
+    }
+}
+
+/// Whenever the other one comes while a subscription is not confirmed: that is not to blame.
+#[test]
+fn a_takeover_is_not_put_down_to_a_subscription() {
+    let mut rig = Rig::new(Setup::default());
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok).take(100) {
+            std::thread::spawn(move || throws_out(stream));
+        }
+    });
+    reroute(&rig, port);
+    rig.start(Part::Bridge);
+    rig.await_log(Part::Bridge, "most likely another client uses the client ID");
+    // the next one has ended as well
+    rig.await_log(Part::Bridge, "debug: the connection to the broker ");
+    assert!(!rig.log(Part::Bridge).contains("left out"), "{}", rig.log(Part::Bridge));
+}
+
 /// One that waits a second before it connects again, as `mosquitto_sub` and most libraries do.
 #[test]
 fn a_client_id_that_a_common_client_uses_is_named() {
