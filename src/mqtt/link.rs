@@ -346,8 +346,9 @@ async fn run(broker: &Broker, to_loop: &Sender<FromTask>, past: &mut Past) -> Re
                 let was_up = client.is_none();
                 let mut closing = Closing::Other;
                 if let Some(pipe) = pipe.get().filter(|_| was_up) {
-                    // a broker that has exited did not close the connection over a packet
-                    let is_there = !pipe.tries_suspects() || listens(broker).await;
+                    // a broker that has exited closed the connection neither over a packet nor for another client
+                    let asks = pipe.tries_suspects() || past.takeover.has_begun();
+                    let is_there = !asks || listens(broker).await;
                     (past.refused, closing) = pipe.finish(is_there, past.takeover.is_suspected() && began.elapsed() < takeover::HELD);
                 }
                 if steady_at.is_some_and(|at| at <= Instant::now()) {

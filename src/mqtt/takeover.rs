@@ -43,6 +43,11 @@ impl Takeover {
         }
     }
 
+    /// Whether the end of the next connection may belong to a series.
+    pub(super) fn has_begun(&self) -> bool {
+        self.score > 0
+    }
+
     pub(super) fn is_suspected(&self) -> bool {
         self.score >= SUSPECTED
     }

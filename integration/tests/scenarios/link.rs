@@ -227,6 +227,8 @@ fn a_broker_that_restarts_is_served_again() {
         serves(&rig, &mqtt);
     }
     assert_eq!(rig.open_files(Part::Bridge), files, "a connection was left open");
+    let log = rig.log(Part::Bridge);
+    assert!(!log.contains("another client uses the client ID"), "{log}");
 }
 
 both! {
