@@ -100,12 +100,10 @@ pub async fn serve<E: std::fmt::Display>(
 }
 
 async fn set_up(config: &Config, unwritten: &mut Unwritten, supervisor: Supervisor) -> Result<Daemon, Ended> {
-    let address = bus_address(&config.dbus).map_err(Ended::Unusable)?;
-    let watcher = Watcher::connect(&address).await.map_err(|error| {
-        let (address, error) = (escape(&address).to_string(), error.to_string());
-        Ended::Unready(format!("no connection to the bus {address}: {}", escape(&error)))
-    })?;
-    log::info!("connected to the bus {}", escape(&address));
+    let addresses = bus_address(&config.dbus).map_err(Ended::Unusable)?;
+    let connected = Watcher::connect(&addresses).await;
+    let (watcher, address) = connected.map_err(|why| Ended::Unready(format!("no connection to the bus {why}")))?;
+    log::info!("connected to the bus {}", escape(&address.to_string()));
     let sources = portal::Sources::new(config.portal_id.clone());
     // who knows it may not be there yet
     let found = sources.find(async || watcher.system_serial().await).await.map_err(|error| Ended::Unready(error.to_string()))?;

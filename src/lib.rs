@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! main -> cli -> daemon -> { bus, mqtt, http, portal, signals, store, control, supervisor, watchdog, catalogue_files, watch } -> device, measure -> bridge -> text
-//!           \-> config, tls, log
+//!           \-> config, tls, dbus_address, log
 //! ```
 //!
 //! | room | what it promises |
@@ -17,6 +17,7 @@
 //! | [`measure`] | PURE: measurements for HTTP backends: when one is taken, what waits, when it is posted, what an answer means |
 //! | [`bus`] | the watcher's connection: every signal and reply in the bus's own order, calls that are never waited for; a connection for each service of a device |
 //! | [`mqtt`] | the connection to the broker, with credit |
+//! | [`dbus_address`] | addresses of a bus: a list that is tried in order, or what is wrong with it |
 //! | [`tls`] | what secures connections: certificates and keys that work, or which file does not |
 //! | [`http`] | measurements on their way: for each target a queue on disk and a client, neither of which the loop waits for |
 //! | [`portal`] | who this device is |
@@ -53,6 +54,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod dbus_address;
 pub mod device;
 mod files;
 pub mod http;

@@ -1,23 +1,29 @@
 //! TLS material: certificate and key files to what rustls works with.
 //!
-//! Promises: ring is the only cryptography; the peer's certificate and host name are always checked, there is no switch
-//! against it. Refuses, naming the file and why: files that hold nothing usable, broken certificates, keys that are
+//! Promises: ring is the only cryptography; the peer's certificate is always checked, there is no switch against it: it is one of those in
+//! `ca_file`, or signed by one that is trusted and made for the host's name. Refuses, naming the file and why: files that hold nothing usable, broken certificates, keys that are
 //! encrypted or belong to another certificate. Called by `cli` (so that a mistake is known before anything starts), by
 //! the link to the broker and by the clients of HTTP backends.
 
-use std::fmt;
+mod verify;
+pub mod words;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::{fmt, io};
 
 use rustls::client::ClientConfig;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{InconsistentKeys, RootCertStore};
+
+use verify::{Verifier, public_key};
+use words::{reason, words};
 
 use crate::config::{ClientCertificate, Tls};
 use crate::files::{self, read_bounded, why};
-use crate::text::escape_bytes;
+use crate::text::{escape, escape_bytes};
 
 /// Largest certificate or key file taken, in bytes: the bundle of all public authorities has a quarter of it.
 const FILE_MAX: u64 = 1 << 20;
@@ -30,10 +36,14 @@ pub fn install_provider() {
 
 /// What the link speaks TLS with.
 pub fn client_config(tls: &Tls) -> Result<Arc<ClientConfig>, TlsError> {
-    let config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(TlsError::Rustls)?
-        .with_root_certificates(anchors(trusted(tls.ca_file.as_deref())?));
+    let config = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().map_err(TlsError::Rustls)?;
+    let config = match &tls.ca_file {
+        Some(file) => {
+            let verifier = Verifier::new(trusted_by_file(file)?);
+            config.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
+        }
+        None => config.with_root_certificates(anchors(trusted_by_system()?)),
+    };
     let config = match &tls.client {
         None => config.with_no_client_auth(),
         Some(client) => {
@@ -45,12 +55,12 @@ pub fn client_config(tls: &Tls) -> Result<Arc<ClientConfig>, TlsError> {
     Ok(Arc::new(config))
 }
 
-/// The certificates that are trusted, each of which works: those in `ca_file`, else the system's.
-pub fn trusted(ca_file: Option<&Path>) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    match ca_file {
-        Some(file) => trusted_by_file(file),
-        None => trusted_by_system(),
-    }
+/// The name that the certificate of `host` is to have. An IPv6 address may have brackets, and a zone, which no certificate has.
+pub fn server_name(host: &str) -> io::Result<ServerName<'static>> {
+    let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    let bare = if bare.contains(':') { bare.split('%').next().unwrap_or(bare) } else { bare };
+    let none = |_| io::Error::other(format!("{} cannot be the name in a certificate: write a DNS name or an IP address", escape(host)));
+    ServerName::try_from(bare.to_owned()).map_err(none)
 }
 
 /// The cryptography there is.
@@ -108,18 +118,18 @@ impl fmt::Display for TlsError {
             Self::NoRoots { why } => {
                 write!(f, "the system has no trusted certificates ({why}); install ca-certificates, or name a CA with `ca_file`")
             }
-            Self::Rustls(error) => write!(f, "TLS cannot be set up: {error}"),
+            Self::Rustls(error) => write!(f, "TLS cannot be set up: {}", words(error)),
         }
     }
 }
 
 fn trusted_by_file(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let certificates = certificates(file)?;
-    for (i, certificate) in certificates.iter().enumerate() {
-        let broken = |error: rustls::Error| TlsError::BrokenCertificate { file: file.into(), number: i + 1, why: error.to_string() };
-        RootCertStore::empty().add(certificate.clone()).map_err(broken)?;
+    // one that cannot sign others may still be the server's own
+    match certificates.iter().position(|certificate| public_key(certificate).is_none()) {
+        Some(index) => Err(TlsError::BrokenCertificate { file: file.into(), number: index + 1, why: "it is no X.509 certificate".into() }),
+        None => Ok(certificates),
     }
-    Ok(certificates)
 }
 
 /// One broken certificate among the system's is not ours to refuse; none that works is.
@@ -180,13 +190,13 @@ fn unfit(client: &ClientCertificate, error: rustls::Error) -> TlsError {
             TlsError::WrongKey { cert_file: client.cert_file.clone(), key_file: client.key_file.clone() }
         }
         rustls::Error::InvalidCertificate(error) => {
-            TlsError::BrokenCertificate { file: client.cert_file.clone(), number: 1, why: error.to_string() }
+            TlsError::BrokenCertificate { file: client.cert_file.clone(), number: 1, why: reason(&error) }
         }
         error => TlsError::UnfitKey {
             file: client.key_file.clone(),
             why: match error {
                 rustls::Error::General(why) => why,
-                error => error.to_string(),
+                error => words(&error),
             },
         },
     }
@@ -207,164 +217,4 @@ fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io;
-
-    use rustls::pki_types::ServerName;
-    use rustls::server::WebPkiClientVerifier;
-    use rustls::{ClientConnection, ServerConfig, ServerConnection};
-
-    use super::*;
-    use crate::scratch::Scratch;
-
-    fn fixture(name: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls").join(name)
-    }
-
-    fn with_ca(ca: PathBuf) -> Tls {
-        Tls { ca_file: Some(ca), client: None }
-    }
-
-    fn with_client(cert: PathBuf, key: PathBuf) -> Tls {
-        Tls { ca_file: Some(fixture("ca.pem")), client: Some(ClientCertificate { cert_file: cert, key_file: key }) }
-    }
-
-    /// The broker of these tests; with `client_ca` it wants a certificate.
-    fn broker(client_ca: bool) -> Arc<ServerConfig> {
-        let provider = Arc::new(ring::default_provider());
-        let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().unwrap();
-        let builder = if client_ca {
-            let roots = Arc::new(anchors(trusted(Some(&fixture("ca.pem"))).unwrap()));
-            builder.with_client_cert_verifier(WebPkiClientVerifier::builder_with_provider(roots, provider).build().unwrap())
-        } else {
-            builder.with_no_client_auth()
-        };
-        let chain = certificates(&fixture("server.pem")).unwrap();
-        Arc::new(builder.with_single_cert(chain, private_key(&fixture("server.key")).unwrap()).unwrap())
-    }
-
-    /// A whole handshake in memory.
-    fn handshake(tls: &Tls, name: &'static str, client_ca: bool) -> Result<(), rustls::Error> {
-        let mut client = ClientConnection::new(client_config(tls).unwrap(), ServerName::try_from(name).unwrap()).unwrap();
-        let mut server = ServerConnection::new(broker(client_ca)).unwrap();
-        let mut wire = Vec::new();
-        while client.is_handshaking() || server.is_handshaking() {
-            wire.clear();
-            while client.wants_write() {
-                client.write_tls(&mut wire).unwrap();
-            }
-            let mut rest = wire.as_slice();
-            while !rest.is_empty() {
-                server.read_tls(&mut rest).unwrap();
-                server.process_new_packets()?;
-            }
-            wire.clear();
-            while server.wants_write() {
-                server.write_tls(&mut wire).unwrap();
-            }
-            let mut rest: &mut dyn io::Read = &mut wire.as_slice();
-            while client.read_tls(&mut rest).unwrap() > 0 {
-                client.process_new_packets()?;
-            }
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn the_host_name_is_checked() {
-        let tls = with_ca(fixture("ca.pem"));
-        assert_eq!(handshake(&tls, "broker.test", false), Ok(()));
-        assert_eq!(handshake(&tls, "127.0.0.1", false), Ok(()));
-        for name in ["other.test", "127.0.0.2", "localhost"] {
-            let error = handshake(&tls, name, false).unwrap_err();
-            assert!(error.to_string().contains("not valid for name"), "{name}: {error}");
-        }
-    }
-
-    #[test]
-    fn the_authority_is_checked() {
-        let error = handshake(&with_ca(fixture("client.pem")), "broker.test", false).unwrap_err();
-        assert!(error.to_string().contains("UnknownIssuer"), "{error}");
-    }
-
-    #[test]
-    fn several_authorities_in_one_file() {
-        let dir = Scratch::new();
-        let both = [fixture("client.pem"), fixture("ca.pem")].map(|file| std::fs::read(file).unwrap()).concat();
-        assert_eq!(handshake(&with_ca(dir.file("both.pem", both)), "broker.test", false), Ok(()));
-    }
-
-    #[test]
-    fn client_certificates_with_every_form_of_key() {
-        let pairs = [
-            ("client.pem", "client.key"),
-            ("client.pem", "client-sec1.key"),
-            ("client-rsa.pem", "client-rsa.key"),
-            ("client-rsa.pem", "client-rsa-pkcs1.key"),
-        ];
-        for (cert, key) in pairs {
-            let tls = with_client(fixture(cert), fixture(key));
-            assert_eq!(handshake(&tls, "broker.test", true), Ok(()), "{key}");
-        }
-        let without = with_ca(fixture("ca.pem"));
-        assert!(handshake(&without, "broker.test", true).is_err());
-    }
-
-    #[test]
-    fn refused() {
-        let dir = Scratch::new();
-        let ca = std::fs::read_to_string(fixture("ca.pem")).unwrap();
-        let empty = dir.file("empty", "");
-        let der = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-        let garbage = dir.file("garbage", format!("{ca}{der}"));
-        let cut = dir.file("cut", ca.get(..200).unwrap());
-        let not_base64 = dir.file("not64", ca.replace("MII", "M!I"));
-        let key = dir.file("key", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
-        let old =
-            "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END EC PRIVATE KEY-----\n";
-        let old = dir.file("old", old);
-        let none = dir.path().join("none");
-        let pem = fixture("client.pem");
-        let encrypted = fixture("client-encrypted.key");
-        let table = [
-            (with_ca(none.clone()), "none: cannot read it: no such file"),
-            (with_ca(dir.path().join("")), ": cannot read it: it is a directory"),
-            (with_ca(empty.clone()), "empty: there is no certificate in it; a PEM file has `-----BEGIN CERTIFICATE-----`"),
-            (with_ca(fixture("client.key")), "tls/client.key: there is no certificate in it; a PEM file has `-----BEGIN CERTIFICATE-----`"),
-            (with_ca(garbage), "garbage: certificate 2 in it is broken: invalid peer certificate: BadEncoding"),
-            (with_ca(cut), "cut: not a whole PEM file: `-----END CERTIFICATE-----` is missing"),
-            (with_ca(not_base64), "not64: not a whole PEM file: a line between BEGIN and END is not base64"),
-            (with_client(none.clone(), key.clone()), "none: cannot read it: no such file"),
-            (with_client(pem.clone(), none), "none: cannot read it: no such file"),
-            (with_client(pem.clone(), empty), "empty: there is no private key in it; a PEM file has `-----BEGIN PRIVATE KEY-----`"),
-            (
-                with_client(pem.clone(), pem.clone()),
-                "tls/client.pem: there is no private key in it; a PEM file has `-----BEGIN PRIVATE KEY-----`",
-            ),
-            (
-                with_client(pem.clone(), key),
-                "key: the key cannot be used (failed to parse private key as RSA, ECDSA, or EdDSA); RSA, ECDSA and Ed25519 can",
-            ),
-            (
-                with_client(pem.clone(), fixture("other.key")),
-                "tls/other.key: the key does not belong to the certificate in tls/client.pem; name the key it was made with",
-            ),
-            (
-                with_client(pem.clone(), encrypted),
-                "tls/client-encrypted.key: the key is encrypted, and nobody is there to type its password; `openssl pkey -in tls/client-encrypted.key -out NEW` writes one without",
-            ),
-            (
-                with_client(pem, old),
-                "old: the key is encrypted, and nobody is there to type its password; `openssl pkey -in old -out NEW` writes one without",
-            ),
-        ];
-        let folders = [format!("{}/", dir.path().display()), format!("{}/tests/", env!("CARGO_MANIFEST_DIR"))];
-        for (tls, expected) in table {
-            let mut error = client_config(&tls).unwrap_err().to_string();
-            for folder in &folders {
-                error = error.replace(folder, "");
-            }
-            assert_eq!(error, expected);
-        }
-    }
-}
+mod tests;

@@ -39,6 +39,9 @@ pub struct Setup {
     pub bus_port: Option<u16>,
     /// the broker is `fake-broker` with these arguments, not Mosquitto
     fake_broker: Vec<String>,
+    /// further addresses on which the bus listens, and those that the bridge is told; `{dir}` is the rig's folder
+    bus_listens: Vec<String>,
+    bus_addresses: Option<String>,
 }
 
 impl Default for Setup {
@@ -64,6 +67,8 @@ impl Default for Setup {
             account: None,
             bus_port: None,
             fake_broker: Vec::new(),
+            bus_listens: Vec::new(),
+            bus_addresses: None,
         }
     }
 }
@@ -149,6 +154,18 @@ impl Setup {
         self
     }
 
+    /// The bus listens here as well; `{dir}` is the rig's folder.
+    pub fn bus_listens(mut self, address: &str) -> Self {
+        self.bus_listens.push(address.into());
+        self
+    }
+
+    /// The bridge is told to connect to these addresses; `{dir}` is the rig's folder.
+    pub fn bus_addresses(mut self, addresses: &str) -> Self {
+        self.bus_addresses = Some(addresses.into());
+        self
+    }
+
     /// The bus knows this account, a line of /etc/passwd; only root can have that.
     pub fn account(mut self, line: &str) -> Self {
         self.account = Some(line.into());
@@ -226,7 +243,7 @@ impl Setup {
 
     /// Writes the bus' configuration, the broker's files, and what the scenario added.
     pub fn write_files(&self, dir: &Path) -> std::io::Result<()> {
-        std::fs::write(dir.join("bus.conf"), bus_conf(dir, self.connections, self.bus_port))?;
+        std::fs::write(dir.join("bus.conf"), bus_conf(dir, self.connections, self.bus_port, &self.bus_listens))?;
         for (name, content) in &self.files {
             std::fs::write(dir.join(name), content)?;
         }
@@ -259,7 +276,10 @@ impl Setup {
         for line in &self.top {
             let _ = writeln!(text, "{line}");
         }
-        let address = self.bus_port.map_or_else(|| bus_address(dir), tcp_address);
+        let address = match &self.bus_addresses {
+            Some(addresses) => addresses.replace("{dir}", &dir.display().to_string()),
+            None => self.bus_port.map_or_else(|| bus_address(dir), tcp_address),
+        };
         let _ = writeln!(text, "[dbus]\naddress = \"{address}\"");
         let _ = writeln!(text, "[mqtt]\nhost = \"{host}\"\nport = {port}");
         for line in &self.mqtt {
@@ -304,14 +324,16 @@ fn tcp_address(port: u16) -> String {
 
 /// A bus for everyone, as a session bus is, without services of its own to start. What is not said here is what a system bus has:
 /// 128 calls of a connection that wait for their reply, 64 connections that are being made.
-fn bus_conf(dir: &Path, connections: u32, port: Option<u16>) -> String {
+fn bus_conf(dir: &Path, connections: u32, port: Option<u16>, more: &[String]) -> String {
+    let more: String =
+        more.iter().map(|address| format!("<listen>{}</listen>", address.replace("{dir}", &dir.display().to_string()))).collect();
     let tcp = port
         .map_or_else(String::new, |port| format!("<listen>{}</listen>\n  <auth>ANONYMOUS</auth>\n  <allow_anonymous/>", tcp_address(port)));
     format!(
         r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN" "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig>
   <type>session</type>
-  <listen>{}</listen>
+  <listen>{}</listen>{more}
   <auth>EXTERNAL</auth>
   {tcp}
   <policy context="default">

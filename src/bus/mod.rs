@@ -25,7 +25,9 @@ use zbus::{Connection, Message, MessageStream};
 use crate::bridge::name::{BUS, to_item_path};
 use crate::bridge::value::Value;
 use crate::bridge::{Bridge, BusCall, Method, Reply, Time};
+use crate::dbus_address::{Address, Addresses, Transport};
 use crate::device::Devices;
+use crate::files::why;
 use crate::text::escape;
 
 const BUS_PATH: &str = "/org/freedesktop/DBus";
@@ -63,20 +65,35 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Connects to `address` and listens.
-    pub async fn connect(address: &str) -> zbus::Result<Self> {
-        let connecting = async {
-            let turn = Arc::new(socket::Turn::new());
-            let connection = socket::connect(address, turn.clone()).await?.max_queued(QUEUE).method_timeout(CONNECT).build().await?;
-            let stream = MessageStream::from(&connection);
-            for rule in RULES {
-                connection.call_method(Some(BUS), BUS_PATH, Some(BUS), "AddMatch", &rule).await?;
+    /// Connects to the first of `addresses` that lets us in, and listens. Gives it, too. Fails with what is wrong with each.
+    pub async fn connect(addresses: &Addresses) -> Result<(Self, Address), String> {
+        let mut failures = Vec::new();
+        for address in addresses.iter() {
+            let connected = match tokio::time::timeout(CONNECT, Self::connect_to(address)).await {
+                Ok(connected) => connected,
+                Err(_) => Err(format!("no answer from the bus within {} s", CONNECT.as_secs())),
+            };
+            match connected {
+                Ok(watcher) => return Ok((watcher, address.clone())),
+                Err(why) => failures.push(format!("{}: {why}", escape(&address.to_string()))),
             }
-            Ok(Self { stream, calls: spawn_sender(connection), told: VecDeque::new(), turn })
-        };
-        tokio::time::timeout(CONNECT, connecting)
-            .await
-            .unwrap_or_else(|_| Err(zbus::Error::Failure(format!("no answer from the bus within {} s", CONNECT.as_secs()))))
+        }
+        Err(failures.join("; "))
+    }
+
+    async fn connect_to(address: &Address) -> Result<Self, String> {
+        if let Transport::Unusable(why) = address.transport {
+            return Err(why.into());
+        }
+        let turn = Arc::new(socket::Turn::new());
+        let connecting = async { socket::connect(address, turn.clone()).await?.max_queued(QUEUE).method_timeout(CONNECT).build().await };
+        let connection = connecting.await.map_err(|error| explain(&error))?;
+        socket::check_guid(address, connection.server_guid().as_str())?;
+        let stream = MessageStream::from(&connection);
+        for rule in RULES {
+            connection.call_method(Some(BUS), BUS_PATH, Some(BUS), "AddMatch", &rule).await.map_err(|error| explain(&error))?;
+        }
+        Ok(Self { stream, calls: spawn_sender(connection), told: VecDeque::new(), turn })
     }
 
     /// `/Serial` of `com.victronenergy.system`, which is the portal ID.
@@ -212,6 +229,14 @@ impl Watcher {
         {
             drop(self.calls.try_send(message));
         }
+    }
+}
+
+/// Why there is no connection.
+fn explain(error: &zbus::Error) -> String {
+    match error {
+        zbus::Error::InputOutput(error) | zbus::Error::Connection(error, _) => why(error),
+        error => escape(&error.to_string()).to_string(),
     }
 }
 

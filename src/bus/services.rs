@@ -20,9 +20,10 @@ use zbus::Message;
 use zbus::connection::socket::ReadHalf;
 use zbus::message::{Flags, Type};
 
-use super::socket::{Bounded, Reader, dial};
+use super::socket::{Bounded, Reader, check_guid, dial};
 use super::{BUS, BUS_PATH, ITEM, wire};
 use crate::bridge::limits::WRITE_PAYLOAD;
+use crate::dbus_address::Address;
 use crate::device::service::{Answer, Call, ItemAnswer};
 use crate::device::{BusCommand, BusEvent, Key};
 use crate::files::read_bounded;
@@ -57,7 +58,7 @@ pub enum ServiceEvent {
 
 /// The connections of all services.
 pub struct Services {
-    address: String,
+    address: Address,
     to_loop: Sender<(Key, FromTask)>,
     events: Receiver<(Key, FromTask)>,
     open: HashMap<Key, Connection>,
@@ -93,10 +94,10 @@ enum FromTask {
 
 impl Services {
     /// Connections will be made to this address.
-    pub fn new(address: &str) -> Self {
+    pub fn new(address: &Address) -> Self {
         let (to_loop, events) = channel(INCOMING);
         Self {
-            address: address.into(),
+            address: address.clone(),
             to_loop,
             events,
             open: HashMap::new(),
@@ -348,22 +349,21 @@ pub fn read_call<T>(message: &Message, own_name: &str, take: impl FnOnce(&Call<'
 }
 
 /// Connects, says who we are, and takes the name.
-async fn open(address: &str, name: &str) -> Result<(Bounded, Arc<UnixStream>, String), String> {
+async fn open(address: &Address, name: &str) -> Result<(Bounded, Arc<UnixStream>, String), String> {
     let lost = |error: io::Error| match error.kind() {
         io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
             "the bus closes the connection: it may have as many as its limits allow (max_connections_per_user)".to_owned()
         }
         _ => format!("no connection to the bus: {}", escape(&error.to_string())),
     };
-    let dialled = dial(address).await.map_err(|error| format!("no connection to the bus: {}", escape(&error.to_string())))?;
-    let socket = Arc::new(dialled.ok_or("registered services need a bus with a unix socket (`address` in [dbus])")?);
+    let no_connection = |error: io::Error| format!("no connection to the bus: {}", escape(&error.to_string()));
+    let socket = Arc::new(dial(address).await.map_err(no_connection)?);
     let mut reader = Bounded::new(Reader::new(socket.clone(), BUFFER).map_err(lost)?, MESSAGE_MAX, None);
     let uid: String = nix::unistd::geteuid().to_string().bytes().map(|digit| format!("{digit:02x}")).collect();
     (&*socket).write_all(format!("\0AUTH EXTERNAL {uid}\r\n").as_bytes()).map_err(lost)?;
     let answer = read_line(&mut reader).await.map_err(lost)?;
-    if !answer.starts_with("OK ") {
-        return Err(format!("the bus does not let us in: {}", escape(&answer)));
-    }
+    let guid = answer.strip_prefix("OK ").ok_or_else(|| format!("the bus does not let us in: {}", escape(&answer)))?;
+    check_guid(address, guid.trim_ascii())?;
     let build = || -> zbus::Result<Vec<u8>> {
         let mut out = b"BEGIN\r\n".to_vec();
         out.extend_from_slice(call_bus("Hello", HELLO).build(&())?.data().bytes());

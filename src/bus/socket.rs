@@ -8,6 +8,7 @@
 //! The header of a message says how large it is. What is larger than is taken is not read into memory: an error stands for an answer,
 //! a call has no argument, a signal is left out.
 
+use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -19,12 +20,12 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use zbus::Message;
-use zbus::address::Transport;
-use zbus::address::transport::UnixSocket;
+use zbus::address::transport::{Tcp, TcpTransportFamily};
 use zbus::connection::Builder;
 use zbus::connection::socket::{ReadHalf, Socket, Split, WriteHalf};
 use zbus::message::Type;
 
+use crate::dbus_address::{Address, Family, Transport};
 use crate::text::escape;
 use crate::watch::{watch, watch_room};
 
@@ -43,9 +44,18 @@ const HEADER_MAX: usize = 64 * 1024;
 const LOG_EVERY: Duration = Duration::from_secs(60);
 
 /// Begins a connection to `address`. The next large message is read when the one before has been given back to `turn`.
-pub async fn connect(address: &str, turn: Arc<Turn>) -> zbus::Result<Builder<'static>> {
-    let Some(stream) = dial(address).await? else { return Ok(Builder::address(address.parse::<zbus::Address>()?)) };
-    let stream = Arc::new(stream);
+pub async fn connect(address: &Address, turn: Arc<Turn>) -> zbus::Result<Builder<'static>> {
+    let stream = match &address.transport {
+        Transport::Tcp { host, port, family, nonce_file } => {
+            let family = family.map(|family| match family {
+                Family::V4 => TcpTransportFamily::Ipv4,
+                Family::V6 => TcpTransportFamily::Ipv6,
+            });
+            let tcp = Tcp::new(host, *port).set_family(family).set_nonce_file(nonce_file.clone());
+            return Ok(Builder::address(zbus::Address::new(zbus::address::Transport::Tcp(tcp))));
+        }
+        _ => Arc::new(dial(address).await?),
+    };
     let reader = Bounded::new(Reader::new(stream.clone(), BUFFER)?, MESSAGE_MAX, Some(turn));
     Ok(Builder::socket(BusStream { reader, writer: Writer { socket: stream } }))
 }
@@ -73,20 +83,29 @@ impl Turn {
     }
 }
 
-/// The socket at `address`; `None` if it is not one of this machine's.
-pub async fn dial(address: &str) -> zbus::Result<Option<UnixStream>> {
-    let parsed: zbus::Address = address.parse()?;
-    let Transport::Unix(unix) = parsed.transport() else { return Ok(None) };
-    let stream = match unix.path() {
-        UnixSocket::File(path) => tokio::net::UnixStream::connect(path).await?,
-        UnixSocket::Abstract(name) => {
-            let mut path = std::ffi::OsString::from("\0");
+/// The socket at `address`, which must be one of this machine's.
+pub async fn dial(address: &Address) -> io::Result<UnixStream> {
+    let path = match &address.transport {
+        Transport::Path(path) => path.clone(),
+        Transport::Abstract(name) => {
+            let mut path = OsString::from("\0");
             path.push(name);
-            tokio::net::UnixStream::connect(path).await?
+            path.into()
         }
-        _ => return Ok(None),
+        Transport::Tcp { .. } => return Err(io::Error::other("registered services need a bus with a unix socket (`address` in [dbus])")),
+        Transport::Unusable(why) => return Err(io::Error::other(*why)),
     };
-    Ok(Some(stream.into_std()?))
+    tokio::net::UnixStream::connect(path).await?.into_std()
+}
+
+/// Whether a server with this GUID is the one that is meant (D-Bus specification, "Server Addresses").
+pub fn check_guid(address: &Address, guid: &str) -> Result<(), String> {
+    match &address.guid {
+        Some(wanted) if !wanted.eq_ignore_ascii_case(guid) => {
+            Err(format!("it is another bus: its GUID is {}, not that of the address", escape(guid)))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[derive(Debug)]

@@ -21,6 +21,7 @@ use log::LevelFilter;
 
 use crate::bridge::name::PortalId;
 use crate::bridge::options::Options;
+use crate::dbus_address::Addresses;
 use crate::device::options::Options as DeviceOptions;
 use crate::files::{read_configuration, why};
 use crate::measure::options::Options as HttpOptions;
@@ -58,17 +59,17 @@ pub enum BusAddress {
     Auto,
     System,
     Session,
-    Address(String),
+    Address(Addresses),
 }
 
 impl fmt::Display for BusAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::System => "system",
-            Self::Session => "session",
-            Self::Address(address) => address,
-        })
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::System => f.write_str("system"),
+            Self::Session => f.write_str("session"),
+            Self::Address(addresses) => addresses.fmt(f),
+        }
     }
 }
 

@@ -1,7 +1,6 @@
 //! One value at a time: text to what it must be, the same for the file and the flags. The errors read after the key's name.
 
 use std::ops::RangeInclusive;
-use std::str::FromStr;
 use std::time::Duration;
 
 use log::LevelFilter;
@@ -14,6 +13,7 @@ use crate::bridge::topic::{PREFIX_LEVELS, check_text, check_topic};
 use crate::text::escape;
 
 use super::BusAddress;
+use crate::dbus_address::Addresses;
 
 /// Longest client ID, user name, host name, prefix and the like, in bytes: brokers and topics take more, nobody writes more by hand.
 const TEXT_MAX: usize = 255;
@@ -49,11 +49,11 @@ pub fn bus_address(text: &str) -> Result<BusAddress, String> {
         "auto" => Ok(BusAddress::Auto),
         "system" => Ok(BusAddress::System),
         "session" => Ok(BusAddress::Session),
-        _ if zbus::Address::from_str(text).is_ok() => Ok(BusAddress::Address(text.into())),
-        _ => Err(format!(
-            "must be \"auto\", \"system\", \"session\" or one D-Bus address such as \"unix:path=/run/dbus/system_bus_socket\", not \"{}\"",
-            escape(text)
-        )),
+        _ => Addresses::parse(text).map(BusAddress::Address).map_err(|why| {
+            format!(
+                "must be \"auto\", \"system\", \"session\" or a D-Bus address such as \"unix:path=/run/dbus/system_bus_socket\" (of several, `;` between them, the first that answers is used); {why}"
+            )
+        }),
     }
 }
 

@@ -147,7 +147,7 @@ fn every_option() {
     assert_eq!(warnings, []);
     assert_eq!(config.portal_id.as_ref().unwrap().as_str(), "c0619ab1c2d3");
     assert_eq!(config.log_level, LevelFilter::Debug);
-    assert_eq!(config.dbus, BusAddress::Address("unix:path=/run/dbus/system_bus_socket".into()));
+    assert_eq!(config.dbus, bus_address("unix:path=/run/dbus/system_bus_socket").unwrap());
     assert_eq!(config.mqtt.host, "broker.example");
     assert_eq!(config.mqtt.port, 8884);
     assert_eq!(config.mqtt.client_id.as_deref(), Some("boat \"1\""));
@@ -262,7 +262,7 @@ fn refused_in_the_file() {
         ("log_level = true", "c.toml:1: `log_level`: must be a level as text, such as \"info\", not true"),
         (
             "[dbus]\naddress = \"unix\"",
-            "c.toml:2: `address`: must be \"auto\", \"system\", \"session\" or one D-Bus address such as \"unix:path=/run/dbus/system_bus_socket\", not \"unix\"",
+            "c.toml:2: `address`: must be \"auto\", \"system\", \"session\" or a D-Bus address such as \"unix:path=/run/dbus/system_bus_socket\" (of several, `;` between them, the first that answers is used); \"unix\": there is no transport, such as `unix:` or `tcp:`",
         ),
         ("[dbus]\naddress = []", "c.toml:2: `address`: must be an address as text, such as \"system\", not a list"),
         // host and port

@@ -23,9 +23,11 @@ use crate::watch::Timer;
 /// A measurement for each target of the configuration, in its order; `None`: there is nothing to measure. Fails where the bus does,
 /// and while the clock is not set.
 pub async fn sample_once(config: &Config) -> Result<Vec<Option<Sample>>, Ended> {
-    let address = bus_address(&config.dbus).map_err(Ended::Unusable)?;
-    let unready = |error: &dyn std::fmt::Display| Ended::Unready(format!("the bus {}: {}", escape(&address), escape(&error.to_string())));
-    let mut watcher = Watcher::connect(&address).await.map_err(|error| unready(&error))?;
+    let addresses = bus_address(&config.dbus).map_err(Ended::Unusable)?;
+    let connected = Watcher::connect(&addresses).await;
+    let (mut watcher, address) = connected.map_err(|why| Ended::Unready(format!("no connection to the bus {why}")))?;
+    let unready =
+        |error: &dyn std::fmt::Display| Ended::Unready(format!("the bus {}: {}", escape(&address.to_string()), escape(&error.to_string())));
     let sources = portal::Sources::new(config.portal_id.clone());
     let portal = sources.find(async || watcher.system_serial().await).await.map_err(|error| Ended::Unready(error.to_string()))?.id;
     let mut bridge = Bridge::new(Setup {
@@ -96,8 +98,8 @@ async fn ask_status(config: &Config) -> Result<Status, Ended> {
     let sources = portal::Sources::new(config.portal_id.clone());
     // the bus is asked where nobody else knows, as the daemon does
     let serial = async || {
-        let address = bus_address(&config.dbus)?;
-        Watcher::connect(&address).await.map_err(|error| error.to_string())?.system_serial().await
+        let (watcher, _) = Watcher::connect(&bus_address(&config.dbus)?).await?;
+        watcher.system_serial().await
     };
     let portal = sources.find(serial).await.map_err(|error| Ended::Unready(error.to_string()))?.id;
     let topics = topics(config, &portal);

@@ -2,28 +2,32 @@
 
 use crate::bridge::name::PortalId;
 use crate::bridge::topic::Topics;
-use crate::config::{BusAddress, Config};
-use crate::mqtt::link::Broker;
+use crate::config::{self, BusAddress, Config};
+use crate::dbus_address::Addresses;
+use crate::mqtt::link::{Broker, BrokerTls};
 use crate::tls;
+use crate::tls::words::OwnCertificate;
 
-/// The address of the bus, as zbus writes it.
-pub(super) fn bus_address(address: &BusAddress) -> Result<String, String> {
+/// The addresses of the bus.
+pub(super) fn bus_address(address: &BusAddress) -> Result<Addresses, String> {
     let session_is_named = std::env::var_os("DBUS_SESSION_BUS_ADDRESS").is_some_and(|address| !address.is_empty());
-    let known = match address {
-        BusAddress::Address(address) => return Ok(address.clone()),
-        BusAddress::Session => zbus::Address::session(),
-        BusAddress::Auto if session_is_named => zbus::Address::session(),
-        BusAddress::Auto | BusAddress::System => zbus::Address::system(),
-    };
-    known
-        .map(|address| address.to_string())
-        .map_err(|error| format!("the address of the {address} bus in the environment is none: {error}"))
+    match address {
+        BusAddress::Address(addresses) => Ok(addresses.clone()),
+        BusAddress::Session => Addresses::session(),
+        BusAddress::Auto if session_is_named => Addresses::session(),
+        BusAddress::Auto | BusAddress::System => Addresses::system(),
+    }
 }
 
 /// The broker, and who we are there.
 pub(super) fn broker(config: &Config, portal: &PortalId) -> Result<Broker, String> {
     let mqtt = &config.mqtt;
-    let tls = mqtt.tls.as_ref().map(tls::client_config).transpose().map_err(|error| error.to_string())?;
+    let secured = |options: &config::Tls| -> Result<BrokerTls, String> {
+        let config = tls::client_config(options).map_err(|error| error.to_string())?;
+        let own = if options.client.is_some() { OwnCertificate::Shown } else { OwnCertificate::NotConfigured };
+        Ok(BrokerTls { config, ca_file: options.ca_file.clone(), own })
+    };
+    let tls = mqtt.tls.as_ref().map(secured).transpose()?;
     let password = mqtt.password.as_ref().map(|secret| secret.reveal().to_owned());
     Ok(Broker {
         host: mqtt.host.clone(),

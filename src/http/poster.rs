@@ -7,30 +7,32 @@
 //! the worker of the target and `venus-mqtt http test` call it where that costs nobody else anything.
 
 mod names;
+mod secure;
 
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use jiff::Timestamp;
 use jiff::fmt::rfc2822;
-use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::{AlertDescription, CertificateError};
+use rustls::ClientConfig;
 use ureq::http::header::{CONTENT_ENCODING, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Response, Uri};
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
-use ureq::unversioned::transport::DefaultConnector;
+use ureq::unversioned::transport::{ConnectProxyConnector, Connector, TcpConnector};
 use ureq::{Agent, Body, Error, Proxy, ProxyProtocol, Timeout};
 
-use crate::config::{HttpTarget, Secret};
+use crate::config::{HttpTarget, Secret, Tls};
 use crate::files::why;
 use crate::measure::{Answer, Outcome};
 use crate::text::{escape, escape_to};
+use crate::tls::words::{OwnCertificate, Server, tls_error};
 use crate::tls::{self, TlsError};
 
 use names::Names;
+use secure::{Handshake, Secure};
 
 /// What we call ourselves.
 const USER_AGENT: &str = concat!("venus-mqtt/", env!("CARGO_PKG_VERSION"));
@@ -67,8 +69,9 @@ pub struct Poster {
     /// What no answer may bring into a log, should the backend repeat it.
     secrets: Vec<Vec<u8>>,
     gzip: bool,
-    /// Those of `ca_file`.
-    own_roots: Option<RootCerts>,
+    ca_file: Option<PathBuf>,
+    /// TLS with what is in `ca_file`.
+    own_tls: Option<Arc<ClientConfig>>,
     timeout: Duration,
     connect_timeout: Duration,
     /// The one in between, or why none can be.
@@ -85,7 +88,7 @@ impl Poster {
 
     fn through(target: &HttpTarget, proxy: Result<Option<Proxy>, &'static str>) -> Result<Self, Why> {
         let uri: Uri = target.url.parse().map_err(|_| Why::Url)?;
-        let trusted = target.ca_file.as_deref().map(|file| tls::trusted(Some(file))).transpose().map_err(Why::Tls)?;
+        let own_tls = target.ca_file.as_ref().map(|file| tls::client_config(&trusting(Some(file)))).transpose().map_err(Why::Tls)?;
         Ok(Self {
             agent: None,
             proxy: proxy.and_then(|proxy| usable(proxy, &uri)),
@@ -93,7 +96,8 @@ impl Poster {
             key: target.api_key.as_ref().map(|key| secret_header(&target.api_key_header, key.reveal())).transpose()?,
             secrets: secrets(target),
             gzip: target.gzip,
-            own_roots: trusted.map(|trusted| roots(&trusted)),
+            ca_file: target.ca_file.clone(),
+            own_tls,
             timeout: target.timeout,
             connect_timeout: target.connect_timeout,
             answered: None,
@@ -155,15 +159,16 @@ impl Poster {
     fn set_up(&self) -> Result<Agent, Outcome> {
         let proxy = self.proxy.clone().map_err(|why| Outcome::Failed(why.into()))?;
         let proxy_is_https = proxy.as_ref().is_some_and(|proxy| proxy.protocol() == ProxyProtocol::Https);
-        let roots = match &self.own_roots {
-            Some(own) => own.clone(),
+        let config = match &self.own_tls {
+            Some(own) => Some(own.clone()),
             None if self.uri.scheme_str() == Some("https") || proxy_is_https => {
-                roots(&tls::trusted(None).map_err(|error| Outcome::Untrusted(escape(&error.to_string()).to_string()))?)
+                let untrusted = |error: TlsError| Outcome::Untrusted(escape(&error.to_string()).to_string());
+                Some(tls::client_config(&trusting(None)).map_err(untrusted)?)
             }
-            None => roots(&[]),
+            None => None,
         };
+        let connector = ().chain(ConnectProxyConnector::default()).chain(TcpConnector::default()).chain(Secure { config });
         let config = Agent::config_builder()
-            .tls_config(TlsConfig::builder().root_certs(roots).unversioned_rustls_crypto_provider(tls::provider()).build())
             .proxy(proxy)
             .user_agent(USER_AGENT)
             .http_status_as_error(false)
@@ -177,7 +182,7 @@ impl Poster {
             .timeout_connect(Some(self.connect_timeout))
             .timeout_global(Some(self.timeout))
             .build();
-        Ok(Agent::with_parts(config, DefaultConnector::default(), Names::default()))
+        Ok(Agent::with_parts(config, connector, Names::default()))
     }
 
     /// One request and the head of its answer; within `limit`, unless the target's own holds.
@@ -241,7 +246,6 @@ impl Poster {
             Error::Timeout(_) => format!("no answer within {}", seconds(self.timeout)),
             Error::HostNotFound => format!("{} has no address", self.host()),
             Error::Io(error) => self.io_failure(error),
-            Error::Rustls(error) => self.tls_failure(error),
             Error::Protocol(error) => {
                 let text = error.to_string();
                 let by = self.proxy().map(|proxy| format!(" that came through the proxy {proxy}")).unwrap_or_default();
@@ -256,8 +260,11 @@ impl Poster {
     }
 
     fn io_failure(&self, error: &io::Error) -> String {
-        if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            return self.tls_failure(error);
+        if let Some(error) = tls_error(error) {
+            return self.server().explain(error);
+        }
+        if let Some(Handshake(error)) = handshake(error) {
+            return self.server().explain_handshake(error);
         }
         let text = why(error);
         if let Some(reason) = text.strip_prefix("failed to lookup address information: ") {
@@ -272,48 +279,13 @@ impl Poster {
         }
     }
 
-    fn tls_failure(&self, error: &rustls::Error) -> String {
-        match error {
-            rustls::Error::InvalidCertificate(error) => self.certificate_failure(error),
-            rustls::Error::InvalidMessage(_) => "what answers does not speak TLS: is it the port of http, not https?".into(),
-            rustls::Error::AlertReceived(AlertDescription::ProtocolVersion) => "the backend speaks only TLS that is older than 1.2".into(),
-            rustls::Error::AlertReceived(AlertDescription::CertificateRequired) => {
-                "the backend wants a client certificate, and an API key is all that there can be".into()
-            }
-            rustls::Error::AlertReceived(AlertDescription::HandshakeFailure) => {
-                "the backend refused TLS: it wants a client certificate, or knows no cipher that we do".into()
-            }
-            rustls::Error::AlertReceived(alert) => format!("the backend refused TLS: {alert:?}"),
-            error => format!("TLS failed: {}", escape(&error.to_string())),
-        }
-    }
-
-    fn certificate_failure(&self, error: &CertificateError) -> String {
-        match error {
-            CertificateError::ExpiredContext { time, not_after } => {
-                format!("the certificate expired on {}, or the clock is wrong: here it is {}", day(*not_after), day(*time))
-            }
-            CertificateError::NotValidYetContext { time, not_before } => {
-                format!("the certificate is not valid before {}, or the clock is wrong: here it is {}", day(*not_before), day(*time))
-            }
-            CertificateError::UnknownIssuer if self.own_roots.is_some() => {
-                "the certificate is not trusted: nobody in `ca_file` has signed it".into()
-            }
-            CertificateError::UnknownIssuer => {
-                "the certificate is not trusted: its issuer is unknown; name the CA's certificate with `ca_file`".into()
-            }
-            CertificateError::NotValidForNameContext { presented, .. } => {
-                let names: Vec<_> = presented.iter().map(|name| bare(name)).collect();
-                let host = self.uri.host().unwrap_or_default();
-                format!("the certificate is not for {host}, but for {}", escape(&names.join(", ")))
-            }
-            // what `openssl req -x509` makes, unless it is told otherwise
-            CertificateError::Other(other) if format!("{other:?}").contains("CaUsedAsEndEntity") => {
-                "the certificate is one of a CA, which a server must not show: make one for the server (basicConstraints CA:FALSE), \
-                 and name as `ca_file` the one it is signed with"
-                    .into()
-            }
-            error => format!("the certificate cannot be used: {}", escape(&error.to_string())),
+    fn server(&self) -> Server<'_> {
+        Server {
+            role: "backend",
+            host: self.uri.host().unwrap_or_default(),
+            ca_file: self.ca_file.as_deref(),
+            own: OwnCertificate::Unsupported,
+            port_hint: "the port of http, not https",
         }
     }
 
@@ -396,8 +368,8 @@ fn usable(proxy: Option<Proxy>, uri: &Uri) -> Result<Option<Proxy>, &'static str
     }
 }
 
-fn roots(trusted: &[CertificateDer<'_>]) -> RootCerts {
-    trusted.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).into()
+fn trusting(ca_file: Option<&PathBuf>) -> Tls {
+    Tls { ca_file: ca_file.cloned(), client: None }
 }
 
 fn secret_header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), Why> {
@@ -425,11 +397,11 @@ fn secrets(target: &HttpTarget) -> Vec<Vec<u8>> {
 
 /// Whether TLS is at fault, and not the connection below it.
 fn is_tls(error: &Error) -> bool {
-    match error {
-        Error::Rustls(_) => true,
-        Error::Io(error) => error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()),
-        _ => false,
-    }
+    matches!(error, Error::Io(error) if tls_error(error).is_some() || handshake(error).is_some())
+}
+
+fn handshake(error: &io::Error) -> Option<&Handshake> {
+    error.get_ref()?.downcast_ref()
 }
 
 /// Whether the backend ended the connection instead of answering.
@@ -457,19 +429,8 @@ fn content_type(text: &str) -> String {
     escape_to(&text.to_ascii_lowercase(), CONTENT_TYPE_MAX).to_string()
 }
 
-/// `DnsName("a.test")` without what stands around the name.
-fn bare(name: &str) -> &str {
-    let name = name.split_once('(').map_or(name, |(_, rest)| rest.trim_end_matches(')'));
-    name.trim_matches('"')
-}
-
 fn seconds(span: Duration) -> String {
     format!("{} s", span.as_secs_f64())
-}
-
-fn day(time: UnixTime) -> String {
-    let time = i64::try_from(time.as_secs()).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
-    time.map_or_else(|| "?".into(), |time| time.strftime("%F").to_string())
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@
 //! still holds. This is the only file that knows the MQTT library.
 
 use std::collections::VecDeque;
+use std::error::Error;
 use std::future::poll_fn;
+use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
@@ -17,18 +19,20 @@ use rumqttc::{
     AsyncClient, ClientError, ConnectReturnCode, ConnectionError, Event, EventLoop, LastWill, MqttOptions, NetworkOptions, Outgoing,
     Packet, QoS, StateError, SubscribeFilter, SubscribeReasonCode,
 };
-use rustls_pki_types::ServerName;
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsConnector;
 
-use super::outage::{Outage, STEADY};
-use super::pipe::Pipe;
+use super::outage::{Outage, Reason, STEADY};
+use super::pipe::{Pipe, is_closing};
 use super::refused::Refused;
+use super::takeover::{self, Closing, Takeover};
 use crate::bridge::{LinkCommand, Publish};
-use crate::text::escape;
+use crate::text::{escape, escape_to};
+use crate::tls::server_name;
+use crate::tls::words::{OwnCertificate, Server, tls_error};
 
 /// Subscriptions and the like on their way. A turn of the loop can want two for each message it takes.
 const REQUESTS: usize = 256;
@@ -51,6 +55,8 @@ const UNMOVED_MIN: Duration = Duration::from_secs(10);
 const PROBE: Duration = Duration::from_secs(2);
 const BACK_OFF_FIRST: Duration = Duration::from_secs(1);
 const BACK_OFF_LAST: Duration = Duration::from_secs(30);
+/// Most characters of a line in the log: the reason of a failure has the path of a file in it, and what to do.
+const LINE_MAX: usize = 600;
 /// A connection that held this long was a good one: the back-off starts over.
 const GOOD: Duration = Duration::from_secs(10);
 
@@ -63,9 +69,18 @@ pub struct Broker {
     /// The password is never printed.
     pub login: Option<(String, Option<String>)>,
     pub keep_alive: Duration,
-    pub tls: Option<Arc<rustls::ClientConfig>>,
+    pub tls: Option<BrokerTls>,
     /// Topic and payload that the broker publishes, retained, when we are gone without a word.
     pub will: Option<(String, &'static str)>,
+}
+
+/// How to speak TLS with the broker.
+#[derive(Clone)]
+pub struct BrokerTls {
+    pub config: Arc<rustls::ClientConfig>,
+    /// For what is said of errors.
+    pub ca_file: Option<PathBuf>,
+    pub own: OwnCertificate,
 }
 
 /// What the connection has to tell.
@@ -273,16 +288,22 @@ async fn wait_for_room(pipe: Option<&Pipe>) {
 async fn keep_connected(broker: Broker, to_loop: Sender<FromTask>) {
     let name = format!("{}:{}", broker.host, broker.port);
     let mut pause = BACK_OFF_FIRST;
-    let (mut outage, mut refused) = (Outage::default(), Refused::default());
+    let mut past = Past::default();
     loop {
         let began = Instant::now();
-        let Err(ended) = run(&broker, &to_loop, &mut outage, &mut refused).await else { return };
+        let Err(ended) = run(&broker, &to_loop, &mut past).await else { return };
         if to_loop.send(FromTask::Down).await.is_err() || ended.polite {
             return;
         }
-        let (level, text) = outage.failed(Instant::now(), &name, explain(&ended.error, &broker), ended.was_up);
-        log::log!(level, "{}", escape(&text));
-        if ended.was_up && began.elapsed() >= GOOD {
+        let held = began.elapsed();
+        past.takeover.ended(ended.closing, held);
+        let is_taken_over = past.takeover.is_suspected();
+        let reason =
+            if is_taken_over { Reason::Takeover(taken_over(&broker)) } else { Reason::Other(explain(&ended.error, &broker, ended.was_up)) };
+        let (level, text) = past.outage.failed(Instant::now(), &name, reason, ended.was_up);
+        log::log!(level, "{}", escape_to(&text, LINE_MAX));
+        // two that throw each other out must not begin anew each time
+        if ended.was_up && held >= if is_taken_over { takeover::HELD } else { GOOD } {
             pause = BACK_OFF_FIRST;
         }
         // the attempt itself counts: a broker that hangs has taken its time already
@@ -292,16 +313,25 @@ async fn keep_connected(broker: Broker, to_loop: Sender<FromTask>) {
     }
 }
 
+/// What is known from the connections before.
+#[derive(Default)]
+struct Past {
+    outage: Outage,
+    refused: Refused,
+    takeover: Takeover,
+}
+
 struct Ended {
     was_up: bool,
+    closing: Closing,
     /// It was the loop that ended it.
     polite: bool,
     error: ConnectionError,
 }
 
 /// Serves one connection until it breaks; `Ok` when the loop is gone.
-async fn run(broker: &Broker, to_loop: &Sender<FromTask>, outage: &mut Outage, refused: &mut Refused) -> Result<(), Ended> {
-    let name = format!("{}:{}", broker.host, broker.port);
+async fn run(broker: &Broker, to_loop: &Sender<FromTask>, past: &mut Past) -> Result<(), Ended> {
+    let (name, began) = (format!("{}:{}", broker.host, broker.port), Instant::now());
     let pipe = Arc::new(OnceLock::new());
     let (requests, mut events) = connection(broker, &pipe);
     let mut client = Some(requests.clone());
@@ -314,19 +344,21 @@ async fn run(broker: &Broker, to_loop: &Sender<FromTask>, outage: &mut Outage, r
             Ok(event) => event,
             Err(error) => {
                 let was_up = client.is_none();
+                let mut closing = Closing::Other;
                 if let Some(pipe) = pipe.get().filter(|_| was_up) {
-                    // a broker that has exited did not close the connection over a packet
-                    let is_there = !pipe.tries_suspects() || listens(broker).await;
-                    *refused = pipe.finish(is_there);
+                    // a broker that has exited closed the connection neither over a packet nor for another client
+                    let asks = pipe.tries_suspects() || past.takeover.has_begun();
+                    let is_there = !asks || listens(broker).await;
+                    (past.refused, closing) = pipe.finish(is_there, past.takeover.is_suspected() && began.elapsed() < takeover::HELD);
                 }
                 if steady_at.is_some_and(|at| at <= Instant::now()) {
-                    log_steady(outage, &name);
+                    log_steady(&mut past.outage, &name);
                 }
-                return Err(Ended { was_up, polite: pipe.get().is_some_and(Pipe::is_leaving), error });
+                return Err(Ended { was_up, closing, polite: pipe.get().is_some_and(Pipe::is_leaving), error });
             }
         };
         if steady_at.is_some_and(|at| at <= Instant::now()) {
-            log_steady(outage, &name);
+            log_steady(&mut past.outage, &name);
             steady_at = None;
         }
         let told = match event {
@@ -340,12 +372,12 @@ async fn run(broker: &Broker, to_loop: &Sender<FromTask>, outage: &mut Outage, r
             },
             Event::Incoming(Packet::ConnAck(_)) => match (client.take(), pipe.get()) {
                 (Some(client), Some(pipe)) => {
-                    let (level, text) = outage.connected(&name, &broker.client_id);
+                    let (level, text) = past.outage.connected(&name, &broker.client_id);
                     log::log!(level, "{}", escape(&text));
                     steady_at = Some(Instant::now() + STEADY);
                     // the library's PINGREQs would wait for an answer no longer than one interval, whatever moves meanwhile
                     events.mqtt_options.set_keep_alive(0);
-                    pipe.begin(std::mem::take(refused));
+                    pipe.begin(std::mem::take(&mut past.refused), past.takeover.is_wary());
                     FromTask::Up(client, pipe.clone())
                 }
                 _ => continue,
@@ -387,7 +419,7 @@ async fn listens(broker: &Broker) -> bool {
 
 fn log_steady(outage: &mut Outage, broker: &str) {
     if let Some((level, text)) = outage.steady(broker) {
-        log::log!(level, "{}", escape(&text));
+        log::log!(level, "{}", escape_to(&text, LINE_MAX));
     }
 }
 
@@ -457,8 +489,21 @@ async fn open(broker: &Broker) -> io::Result<Pipe> {
     let stream = dial(&broker.host, broker.port).await?;
     setsockopt(&stream, sockopt::TcpUserTimeout, &unmoved(broker.keep_alive))?;
     let Some(tls) = &broker.tls else { return Ok(Pipe::new(stream, PACKET_MAX, broker.keep_alive)) };
-    let name = ServerName::try_from(broker.host.clone()).map_err(io::Error::other)?;
-    Ok(Pipe::new(TlsConnector::from(tls.clone()).connect(name, stream).await?, PACKET_MAX, broker.keep_alive))
+    let connecting = TlsConnector::from(tls.config.clone()).connect(server_name(&broker.host)?, stream).await;
+    let stream = connecting.map_err(|error| io::Error::other(broker.server(tls).explain_handshake(&error)))?;
+    Ok(Pipe::new(stream, PACKET_MAX, broker.keep_alive))
+}
+
+impl Broker {
+    fn server<'a>(&'a self, tls: &'a BrokerTls) -> Server<'a> {
+        Server {
+            role: "broker",
+            host: &self.host,
+            ca_file: tls.ca_file.as_deref(),
+            own: tls.own,
+            port_hint: "its port for TLS (8883 at most brokers)",
+        }
+    }
 }
 
 /// Milliseconds for which the kernel lets nothing that was sent be acknowledged, before it ends the connection: one and a half times the
@@ -483,8 +528,15 @@ async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
     Err(last)
 }
 
-/// What went wrong, and what to do about it where that is known.
-fn explain(error: &ConnectionError, broker: &Broker) -> String {
+/// What went wrong, and what to do about it where that is known. `was_up`: the broker had accepted the connection.
+fn explain(error: &ConnectionError, broker: &Broker, was_up: bool) -> String {
+    if let Some(error) = io_error(error) {
+        return match (&broker.tls, tls_error(error)) {
+            (Some(tls), Some(error)) => broker.server(tls).explain(error),
+            _ if is_closing(error) => closed(broker, was_up),
+            _ => error.to_string(),
+        };
+    }
     match error {
         ConnectionError::ConnectionRefused(ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized) => {
             let who = broker.login.as_ref().map_or("nobody (no user is configured)", |(user, _)| user.as_str());
@@ -493,16 +545,51 @@ fn explain(error: &ConnectionError, broker: &Broker) -> String {
         ConnectionError::ConnectionRefused(ConnectReturnCode::BadClientId) => {
             format!("it refuses the client ID {}: set another client_id", broker.client_id)
         }
+        ConnectionError::ConnectionRefused(ConnectReturnCode::RefusedProtocolVersion) => "it does not speak MQTT 3.1.1".into(),
+        ConnectionError::ConnectionRefused(ConnectReturnCode::ServiceUnavailable) => {
+            "it refuses the connection for now (return code 3, server unavailable)".into()
+        }
         ConnectionError::NetworkTimeout => format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
         ConnectionError::FlushTimeout => format!("it takes nothing since {} s", CONNECT_TIMEOUT.as_secs()),
-        ConnectionError::Io(error) => error.to_string(),
         ConnectionError::RequestsDone => "closed".into(),
-        ConnectionError::MqttState(StateError::Io(error)) => error.to_string(),
-        ConnectionError::MqttState(StateError::ConnectionAborted) => {
-            "it closed the connection (another client with the same client ID, or a limit of the broker: its log says why)".into()
+        ConnectionError::MqttState(StateError::ConnectionAborted) => closed(broker, was_up),
+        ConnectionError::NotConnAck(_) | ConnectionError::MqttState(StateError::Deserialization(_)) => {
+            let hint = if was_up { "" } else { port_hint(broker) };
+            format!("what answers does not speak MQTT{hint}")
         }
         error => error.to_string(),
     }
+}
+
+/// The library passes on errors of the stream in several wrappings.
+fn io_error(error: &ConnectionError) -> Option<&io::Error> {
+    let mut source: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        source = error.source();
+    }
+    None
+}
+
+fn closed(broker: &Broker, was_up: bool) -> String {
+    if was_up {
+        "it closed the connection (another client with the same client ID, or a limit of the broker: its log says why)".into()
+    } else {
+        format!("it closed the connection before it accepted it{}", port_hint(broker))
+    }
+}
+
+fn taken_over(broker: &Broker) -> String {
+    format!(
+        "it closes each connection soon after it accepted it: most likely another client uses the client ID {}, as a second venus-mqtt with this portal ID does; give one of them another `client_id` (the broker's log says more)",
+        broker.client_id
+    )
+}
+
+fn port_hint(broker: &Broker) -> &'static str {
+    if broker.tls.is_some() { ": its log says why" } else { ": is it a port for TLS? then set `tls` or `ca_file`" }
 }
 
 /// Between 80 and 120 % of `span`, so that many devices do not come back at once.

@@ -7,6 +7,7 @@ mod outage;
 #[doc(hidden)] // for the fuzz targets
 pub mod pipe;
 mod refused;
+mod takeover;
 
 /// What is kept of the messages to the broker at most, in bytes: a full window and the packet that went beyond it, in a buffer that
 /// doubles when it grows; and one that waits to be sent alone.

@@ -20,12 +20,24 @@ pub(super) struct Outage {
     /// Connections that were made, and did not hold.
     broken: u32,
     last_reason: String,
+    /// It was logged that another client has the same client ID.
+    takeover_logged: bool,
+}
+
+/// Why a connection has ended.
+pub(super) enum Reason {
+    /// Another client has the same client ID, most likely.
+    Takeover(String),
+    Other(String),
 }
 
 impl Outage {
     /// An attempt has failed, or a connection has ended, for a reason. Returns what is to be logged.
     #[must_use]
-    pub(super) fn failed(&mut self, now: Instant, broker: &str, reason: String, was_up: bool) -> (Level, String) {
+    pub(super) fn failed(&mut self, now: Instant, broker: &str, reason: Reason, was_up: bool) -> (Level, String) {
+        let is_news = matches!(reason, Reason::Takeover(_)) && !self.takeover_logged;
+        self.takeover_logged |= is_news;
+        let (Reason::Takeover(reason) | Reason::Other(reason)) = reason;
         let first = self.began.is_none();
         let what = if was_up { "the connection to" } else { "no connection to" };
         let text = format!("{what} the broker {broker}: {reason}");
@@ -35,7 +47,7 @@ impl Outage {
             self.broken = self.broken.saturating_add(1);
         }
         let (_, said) = *self.began.get_or_insert((now, now));
-        if first {
+        if first || is_news {
             return (Level::Warn, text);
         }
         // once: that it is connected has been said, and is not so any more
@@ -85,7 +97,7 @@ mod tests {
         for n in 0..86_400 / every {
             let now = began + Duration::from_secs(n * every);
             let up = was_up.then(|| outage.connected("b:1", "me"));
-            let failed = outage.failed(now, "b:1", reason(n), was_up);
+            let failed = outage.failed(now, "b:1", Reason::Other(reason(n)), was_up);
             lines.extend(up.into_iter().chain([failed]).filter(|(level, _)| *level <= Level::Info).map(|(_, text)| text));
         }
         lines
@@ -100,7 +112,7 @@ mod tests {
         assert_eq!(lines[1], "the broker b:1: 121 failures in 60 min, the last: certificate expired 120 seconds ago");
         assert_eq!(outage.connected("b:1", "me"), (Level::Info, "connected to the broker b:1 as me after 2880 attempts".into()));
         assert_eq!(outage.steady("b:1"), None, "it has been said that it is connected");
-        assert_eq!(outage.failed(Instant::now(), "b:1", "closed".into(), true).0, Level::Warn, "another outage");
+        assert_eq!(outage.failed(Instant::now(), "b:1", Reason::Other("closed".into()), true).0, Level::Warn, "another outage");
     }
 
     #[test]
@@ -114,12 +126,33 @@ mod tests {
     }
 
     #[test]
+    fn a_takeover_is_named_once() {
+        let mut outage = Outage::default();
+        let now = Instant::now();
+        let mut levels = Vec::new();
+        for n in 0..100 {
+            let reason = if n < 4 { Reason::Other("closed".into()) } else { Reason::Takeover("another client".into()) };
+            levels.push(outage.failed(now + Duration::from_secs(n), "b:1", reason, true));
+        }
+        let warnings: Vec<_> = levels.iter().filter(|(level, _)| *level == Level::Warn).map(|(_, text)| text.as_str()).collect();
+        assert_eq!(warnings.len(), 3, "{warnings:?}");
+        assert_eq!(warnings[2], "the connection to the broker b:1: another client");
+        let (level, text) = outage.steady("b:1").unwrap();
+        assert!(level == Level::Info && text.ends_with("holds after 100 failures, the last: another client"), "{text}");
+        let again = outage.failed(now, "b:1", Reason::Takeover("another client".into()), true);
+        assert_eq!(again.0, Level::Warn, "another outage");
+    }
+
+    #[test]
     fn a_restart_of_the_broker_is_two_lines() {
         let mut outage = Outage::default();
         let now = Instant::now();
         assert_eq!(outage.connected("b:1", "me"), (Level::Info, "connected to the broker b:1 as me".into()));
-        assert_eq!(outage.failed(now, "b:1", "closed".into(), true), (Level::Warn, "the connection to the broker b:1: closed".into()));
-        assert_eq!(outage.failed(now, "b:1", "refused".into(), false).0, Level::Debug);
+        assert_eq!(
+            outage.failed(now, "b:1", Reason::Other("closed".into()), true),
+            (Level::Warn, "the connection to the broker b:1: closed".into())
+        );
+        assert_eq!(outage.failed(now, "b:1", Reason::Other("refused".into()), false).0, Level::Debug);
         assert_eq!(outage.connected("b:1", "me").0, Level::Info);
         assert_eq!(outage.steady("b:1"), None);
     }

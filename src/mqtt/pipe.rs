@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use super::flow::Flow;
 use super::incoming::Incoming;
 use super::refused::{Refused, Subject, split_packet, subjects};
+use super::takeover::Closing;
 use crate::bridge::Publish;
 
 /// With so many bytes waiting for the socket, it is tried before more is added.
@@ -35,6 +36,10 @@ const KEEP: usize = 4 * FULL;
 const CAREFUL: u64 = 2 * 1024;
 /// On a connection that held so long, suspects that were not sent again are cleared.
 const SUSPECT_FOR: Duration = Duration::from_secs(60);
+
+/// How long nothing is sent on a connection after one that was closed for a reason unknown: longer than common clients wait before they
+/// connect again. Another client with the same client ID ends it by then, and not by chance just when a suspect is tried.
+const QUIET: Duration = Duration::from_secs(2);
 
 /// A type of packet, and a packet (MQTT 3.1.1, section 2.2.1).
 const SUBSCRIBE: u8 = 8;
@@ -71,6 +76,8 @@ struct Inner {
     /// What is being sent alone, and the count of bytes with which it is confirmed.
     alone: Vec<Subject>,
     alone_until: u64,
+    /// Nothing but PINGREQs is sent before.
+    quiet_until: Option<Instant>,
     /// The broker has closed the connection.
     closed: bool,
     /// Nothing waits within the stream.
@@ -96,6 +103,7 @@ impl Pipe {
             parked: VecDeque::new(),
             alone: Vec::new(),
             alone_until: 0,
+            quiet_until: None,
             closed: false,
             flushed: true,
             task: None,
@@ -105,10 +113,14 @@ impl Pipe {
         Self(Arc::new(Shared { inner: Mutex::new(inner), room: Notify::new(), leaving: AtomicBool::new(false) }))
     }
 
-    /// What the broker refuses, as known from connections before.
-    pub(super) fn begin(&self, mut refused: Refused) {
+    /// What the broker refuses, as known from connections before. If it closed one for a reason unknown, nothing is sent at first; also if
+    /// `is_wary`.
+    pub(super) fn begin(&self, mut refused: Refused, is_wary: bool) {
         let mut inner = self.lock();
         refused.begin(inner.began);
+        if is_wary || refused.has_suspects() {
+            inner.quiet_until = Some(Instant::now() + QUIET);
+        }
         inner.refused = refused;
     }
 
@@ -117,17 +129,25 @@ impl Pipe {
         self.lock().refused.has_suspects()
     }
 
-    /// Called when the connection has ended; `is_there` says whether the broker still accepts connections. Returns what is known now of
-    /// the packets that it refuses.
-    pub(super) fn finish(&self, is_there: bool) -> Refused {
+    /// Called when the connection has ended; `is_there` says whether the broker still accepts connections, `is_doubted` whether it
+    /// may have closed it for another reason than a packet. Returns what is known now of the packets that the broker refuses, and how the connection ended.
+    pub(super) fn finish(&self, is_there: bool, is_doubted: bool) -> (Refused, Closing) {
         let mut inner = self.lock();
         inner.read_rest();
         let mut refused = std::mem::take(&mut inner.refused);
-        // a broker that closes before it has confirmed anything does so for another reason
-        if is_there && inner.closed && inner.flow.is_confirmed() && !self.is_leaving() {
-            refused.closed(Instant::now(), &subjects(inner.out.get(..inner.sent).unwrap_or_default()));
+        if !is_there || !inner.closed || self.is_leaving() {
+            return (refused, Closing::Other);
         }
-        refused
+        let unconfirmed = subjects(inner.out.get(..inner.sent).unwrap_or_default());
+        // a broker that closes before it has confirmed anything does so for another reason
+        let is_confirmed = inner.flow.is_confirmed();
+        let is_known = is_confirmed && refused.closed(Instant::now(), &unconfirmed, is_doubted);
+        let closing = match is_known {
+            true => Closing::Other,
+            false if is_confirmed && unconfirmed.is_empty() => Closing::Confirmed,
+            false => Closing::Unconfirmed,
+        };
+        (refused, closing)
     }
 
     /// Divides the filters of a subscription: those that may share a packet, those that are sent alone, those that are left out.
@@ -148,7 +168,7 @@ impl Pipe {
         (shared, alone, left_out)
     }
 
-    /// Appends a message; false when its topic is too long for a packet. One that the broker refuses is left out.
+    /// Appends a message; false when its topic is too long for a packet. One that the broker refuses is left out, and its topic cleared.
     pub fn publish(&self, publish: &Publish) -> bool {
         self.lock().publish(publish)
     }
@@ -184,7 +204,13 @@ impl Pipe {
     /// Sends what is due; an error when the broker counts as dead. Returns when to call it again. To be called with everything read
     /// that has come.
     pub fn tick(&self) -> io::Result<Instant> {
-        self.lock().tick(Instant::now())
+        let mut inner = self.lock();
+        let due = inner.tick(Instant::now());
+        if inner.starved && inner.has_room() {
+            inner.starved = false;
+            self.0.room.notify_one();
+        }
+        due
     }
 
     /// Whether the last answer was no, and nothing has been said since.
@@ -209,6 +235,7 @@ impl Pipe {
     /// The loop has said good-bye.
     pub fn leave(&self) {
         self.0.leaving.store(true, Ordering::Relaxed);
+        self.lock().end_quiet(Instant::now());
     }
 
     pub fn is_leaving(&self) -> bool {
@@ -228,7 +255,7 @@ impl Inner {
     fn has_room(&self) -> bool {
         let is_alone = !self.parked.is_empty() || self.flow.acked() < self.alone_until;
         let careful = self.refused.has_suspects() && self.flow.given() - self.flow.acked() >= CAREFUL;
-        !is_alone && !careful && self.flow.has_room()
+        self.quiet_until.is_none() && !is_alone && !careful && self.flow.has_room()
     }
 
     fn publish(&mut self, publish: &Publish) -> bool {
@@ -241,7 +268,9 @@ impl Inner {
             let subject = Subject::Topic(publish.topic.clone());
             if self.refused.leaves_out(&subject, size) {
                 self.out.truncate(before);
-                return true;
+                // an older value must not stay retained in its place
+                let clears = publish.retain && !publish.payload.is_empty();
+                return !clears || self.publish(&Publish { topic: publish.topic.clone(), payload: Vec::new(), retain: true });
             }
             if self.refused.is_suspect(&subject) {
                 let packet = self.out.split_off(before);
@@ -280,7 +309,7 @@ impl Inner {
             let is_suspect = kind == SUBSCRIBE
                 && self.refused.has_suspects()
                 && subjects(packet).iter().any(|(subject, _)| self.refused.is_suspect(subject));
-            if is_suspect || !self.parked.is_empty() {
+            if is_suspect || !self.parked.is_empty() || self.quiet_until.is_some() {
                 self.parked.push_back(packet.to_vec());
             } else {
                 self.append_packet(packet);
@@ -302,7 +331,7 @@ impl Inner {
 
     /// Sends what waits to be sent alone, one after the other.
     fn advance(&mut self, now: Instant) {
-        if self.flow.acked() < self.alone_until {
+        if self.quiet_until.is_some() || self.flow.acked() < self.alone_until {
             return;
         }
         for subject in self.alone.drain(..) {
@@ -328,6 +357,11 @@ impl Inner {
                 return;
             }
         }
+    }
+
+    fn end_quiet(&mut self, now: Instant) {
+        self.quiet_until = None;
+        self.advance(now);
     }
 
     /// Counts the answers that have come. Returns whether there is room again for a loop that found none.
@@ -383,7 +417,10 @@ impl Inner {
             }
             self.ping(now);
         }
-        Ok(self.flow.due())
+        if self.quiet_until.is_some_and(|until| until <= now) {
+            self.end_quiet(now);
+        }
+        Ok(self.quiet_until.map_or(self.flow.due(), |until| until.min(self.flow.due())))
     }
 
     /// Reads what has come before the connection ended: it may confirm what was sent.
@@ -510,7 +547,7 @@ impl AsyncWrite for Pipe {
 }
 
 /// Whether the error says that the other side has closed the connection, whatever is lost with it.
-fn is_closing(error: &io::Error) -> bool {
+pub(super) fn is_closing(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }
@@ -662,7 +699,8 @@ mod tests {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let pipe = Pipe::new(near, 1 << 20, KEEP_ALIVE);
         let broker = tokio::spawn(answer(far, accepts));
-        pipe.begin(std::mem::take(refused));
+        pipe.begin(std::mem::take(refused), false);
+        pipe.lock().end_quiet(Instant::now());
         pipe.clone().write_all(&CONNECT).await.unwrap();
         let library = tokio::spawn(read_to_end(pipe.clone()));
         confirm(&pipe, &library).await;
@@ -690,7 +728,7 @@ mod tests {
         }
         confirm(&pipe, &library).await;
         let closed = library.is_finished();
-        *refused = pipe.finish(true);
+        (*refused, _) = pipe.finish(true, false);
         library.abort();
         let _ = library.await;
         drop(pipe);
@@ -712,7 +750,39 @@ mod tests {
         };
         assert!(connections <= 6, "{connections}");
         let topics = taken.iter().filter(|subject| matches!(subject, Subject::Topic(_))).count();
-        assert_eq!((topics, taken.len() - topics), (99, 3), "all but the two refused: {taken:?}");
+        // of the message that is refused the topic is cleared
+        assert_eq!((topics, taken.len() - topics), (100, 3), "all but the two refused: {taken:?}");
+    }
+
+    /// After a connection that was closed for an unknown reason, nothing is sent at first, so nothing is blamed when that one is closed too.
+    #[tokio::test]
+    async fn a_connection_is_quiet_while_a_suspect_is_known() {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let pipe = Pipe::new(near, 1 << 20, KEEP_ALIVE);
+        let mut refused = Refused::default();
+        let suspect = (Subject::Filter("R/x/#".into()), 10);
+        refused.closed(Instant::now(), std::slice::from_ref(&suspect), false);
+        let (close, closed) = tokio::sync::oneshot::channel::<()>();
+        let broker = tokio::spawn(async move {
+            tokio::select! {
+                taken = answer(far, |_, _| true) => taken,
+                _ = closed => Vec::new(),
+            }
+        });
+        pipe.clone().write_all(&CONNECT).await.unwrap();
+        let library = tokio::spawn(read_to_end(pipe.clone()));
+        confirm(&pipe, &library).await;
+        pipe.begin(refused, false);
+        pipe.clone().write_all(&[0x82, 10, 0, 1, 0, 5, b'R', b'/', b'x', b'/', b'#', 0]).await.unwrap();
+        assert!(!pipe.has_room());
+        assert!(pipe.tick().unwrap() <= Instant::now() + QUIET);
+        assert_eq!(subjects(&pipe.lock().out), []);
+        drop(close);
+        assert_eq!(broker.await.unwrap(), []);
+        let _ = library.await;
+        let (refused, closing) = pipe.finish(true, false);
+        assert_eq!(closing, Closing::Confirmed);
+        assert!(refused.is_suspect(&suspect.0) && !refused.leaves_anything_out());
     }
 
     /// What comes out of a pipe with room for messages of 200 bytes, read in pieces of `size`.

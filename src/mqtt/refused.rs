@@ -24,6 +24,9 @@ const LIMIT_LEAST: usize = 1024;
 /// the connection for another reason.
 const TRIES_WILD: u32 = 2;
 
+/// While another client seems to use the same client ID, which ends connections at any moment, every packet needs so many tries.
+const TRIES_DOUBTED: u32 = 3;
+
 /// What a packet is about.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Subject {
@@ -81,14 +84,20 @@ impl Refused {
         self.suspects.clear();
     }
 
-    /// The broker has closed the connection, and has not confirmed these packets, oldest first.
-    pub(super) fn closed(&mut self, now: Instant, unconfirmed: &[(Subject, usize)]) {
-        let [(subject, size)] = unconfirmed else { return self.suspect(unconfirmed) };
-        let Some((tries, _)) = self.suspects.get_mut(subject) else { return self.suspect(unconfirmed) };
+    /// The broker has closed the connection, and has not confirmed these packets, oldest first. `is_doubted`: it may
+    /// have done so for another reason. Returns whether it is known now which one it refuses.
+    pub(super) fn closed(&mut self, now: Instant, unconfirmed: &[(Subject, usize)], is_doubted: bool) -> bool {
+        let known =
+            if let [(subject, size)] = unconfirmed { self.suspects.get_mut(subject).map(|known| (subject, size, known)) } else { None };
+        let Some((subject, size, (tries, _))) = known else {
+            self.suspect(unconfirmed);
+            return false;
+        };
         *tries += 1;
         let is_wild = matches!(subject, Subject::Filter(filter) if filter.contains(['+', '#']));
-        if is_wild && *tries < TRIES_WILD {
-            return;
+        let needed = if is_doubted { TRIES_DOUBTED } else { 1 }.max(if is_wild { TRIES_WILD } else { 1 });
+        if *tries < needed {
+            return false;
         }
         self.suspects.remove(subject);
         let again = "reload the configuration to try it again";
@@ -107,6 +116,7 @@ impl Refused {
         }
         self.leave_out(now, subject.clone(), *size);
         self.learn_limit(now);
+        true
     }
 
     /// A limit of the broker would cost the connection twice for each topic with a message beyond it.
@@ -212,7 +222,7 @@ mod tests {
                 let alone = refused.is_suspect(subject);
                 if is_bad(subject) {
                     let unconfirmed = if alone { &all[index..=index] } else { &all[index..(index + behind).min(all.len())] };
-                    refused.closed(now, unconfirmed);
+                    refused.closed(now, unconfirmed, false);
                     closed = true;
                     break;
                 }
@@ -246,8 +256,8 @@ mod tests {
         let mut refused = Refused::default();
         let subject = topic(1).0;
         for size in [5000, 1500] {
-            refused.closed(now, &[(subject.clone(), size)]);
-            refused.closed(now, &[(subject.clone(), size)]);
+            refused.closed(now, &[(subject.clone(), size)], false);
+            refused.closed(now, &[(subject.clone(), size)], false);
             assert!(refused.leaves_out(&subject, size));
             assert_eq!(refused.leaves_out(&subject, size - 1), size == 1500);
         }
@@ -260,10 +270,10 @@ mod tests {
         let (now, large) = (Instant::now(), |n: usize| (topic(n).0, 5000 + n));
         let mut refused = Refused::default();
         let all: Vec<_> = (0..100).map(large).chain([topic(200)]).collect();
-        refused.closed(now, &all);
+        refused.closed(now, &all, false);
         for n in [1, 0] {
             assert!(!refused.leaves_out(&large(50).0, 5050));
-            refused.closed(now, &[large(n)]);
+            refused.closed(now, &[large(n)], false);
         }
         assert!(refused.leaves_out(&large(50).0, 5050) && !refused.leaves_out(&large(50).0, 4999));
         assert!(!refused.leaves_out(&Subject::Filter("R/#".into()), usize::MAX));
@@ -272,8 +282,8 @@ mod tests {
         assert!(!refused.leaves_out(&large(50).0, 5050));
         // small messages are refused for another reason than their size
         for n in 0..10 {
-            refused.closed(now, &[topic(n)]);
-            refused.closed(now, &[topic(n)]);
+            refused.closed(now, &[topic(n)], false);
+            refused.closed(now, &[topic(n)], false);
         }
         assert!(!refused.leaves_out(&topic(50).0, 100));
     }
@@ -286,21 +296,37 @@ mod tests {
             let subject = Subject::Filter(filter.into());
             for _ in 0..closed {
                 assert!(!refused.leaves_out(&subject, 50));
-                refused.closed(now, &[(subject.clone(), 50)]);
+                refused.closed(now, &[(subject.clone(), 50)], false);
             }
             assert!(refused.leaves_out(&subject, 50), "{filter}");
         }
     }
 
     #[test]
+    fn beside_a_takeover_each_packet_is_tried_more_often() {
+        let now = Instant::now();
+        let mut refused = Refused::default();
+        let packet = [topic(1)];
+        for _ in 0..3 {
+            assert!(!refused.closed(now, &packet, true) && refused.is_suspect(&packet[0].0));
+        }
+        // a suspect that was taken meanwhile begins anew
+        refused.clear(&packet[0].0);
+        for _ in 0..3 {
+            assert!(!refused.closed(now, &packet, true));
+        }
+        assert!(refused.closed(now, &packet, true) && refused.leaves_out(&packet[0].0, 100));
+    }
+
+    #[test]
     fn many_are_bounded() {
         let now = Instant::now();
         let mut refused = Refused::default();
-        refused.closed(now, &(0..10_000).map(topic).collect::<Vec<_>>());
+        refused.closed(now, &(0..10_000).map(topic).collect::<Vec<_>>(), false);
         assert_eq!(refused.suspects.len(), SUSPECTS);
         for n in 0..1000 {
-            refused.closed(now, &[topic(n)]);
-            refused.closed(now, &[topic(n)]);
+            refused.closed(now, &[topic(n)], false);
+            refused.closed(now, &[topic(n)], false);
         }
         assert_eq!(refused.left_out.len(), LEFT_OUT);
     }

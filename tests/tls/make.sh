@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes the certificates of the TLS tests: a CA, a server for "broker.test" and 127.0.0.1, clients with keys in each of the
-# forms OpenSSL writes, and a key that belongs to nobody. They protect nothing, and are good from 2020 to 2120.
+# forms OpenSSL writes, a key that belongs to nobody, what a GX makes for itself, and a certificate of X.509 version 1. They protect nothing, and are good from 2020 to 2120.
 set -eu
 cd "$(dirname "$0")"
 work=$(mktemp -d)
@@ -46,5 +46,9 @@ openssl ec -in client.key -out client-sec1.key
 openssl rsa -in client-rsa.key -traditional -out client-rsa-pkcs1.key
 openssl pkcs8 -topk8 -in client.key -passout pass:secret -out client-encrypted.key
 key other
+openssl req -subj /CN=venus.local -newkey rsa:2048 -nodes -x509 -days 36524 -keyout gx.key -out gx.pem
+key v1
+openssl req -new -key v1.key -subj /CN=v1 -out "$work/v1.csr"
+openssl x509 -req -in "$work/v1.csr" -signkey v1.key -days 36524 -out v1.pem
 rm ca.key
 chmod 644 ./*.key

@@ -76,32 +76,83 @@ fn tls_with_a_client_certificate() {
     never_online(&mut without);
 }
 
-/// The bridge tries, says why it fails, and stays.
-fn never_online(rig: &mut Rig) {
+/// What a GX shows on port 8883: a certificate that is its own CA and has no alternative name (`openssl req -x509`).
+const GX: &str = include_str!("../../../tests/tls/gx.pem");
+const GX_KEY: &str = include_str!("../../../tests/tls/gx.key");
+
+/// Pinned by `ca_file`, it is accepted by whatever name; another one is not, and the log says so.
+#[test]
+fn tls_with_the_certificate_of_a_gx() {
+    let (_, setup) = tls("localhost");
+    let setup = setup.file("gx.pem", GX).mqtt("ca_file = \"{dir}/gx.pem\"");
+    let mut rig = Rig::new(setup.clone().file("server.pem", GX).file("server.key", GX_KEY));
+    rig.fake().add(BATTERY, battery());
+    rig.start_bridge();
+    serves(&rig, &rig.listener());
+    drop(rig);
+    let mut rig = Rig::new(setup);
+    rig.start(Part::Bridge);
+    let line = never_online(&mut rig);
+    assert!(line.contains("the broker's certificate is not the one in ") && line.contains("gx.pem"), "{line}");
+}
+
+/// The bridge tries, says why it fails, and stays. Gives the line.
+fn never_online(rig: &mut Rig) -> String {
     let mqtt = rig.listener();
-    eventually("the bridge says that it cannot connect", DEADLINE, || {
-        let log = rig.log(Part::Bridge);
-        log.lines().any(|line| line.starts_with("warn:") || line.starts_with("error:")).then_some(())
-    });
+    let line = rig.await_log(Part::Bridge, "warn: no connection to the broker ");
     assert!(rig.runs(Part::Bridge));
     assert!(mqtt.on(&rig.status_topic()).is_empty());
+    let of_the_library = ["Error", "Other(", "Context", "docs.rs"];
+    assert!(!of_the_library.iter().any(|name| line.contains(name)), "{line}");
+    line
 }
 
 #[test]
 fn tls_refuses_whom_it_cannot_trust() {
     // a CA that has not signed it; a name it is not for; no CA at all, so only the system's
-    for (name, host, line) in [
-        ("localhost", "localhost", "ca_file = \"{dir}/other.pem\""),
-        ("broker.example", "localhost", "ca_file = \"{dir}/ca.pem\""),
-        ("broker.example", "127.0.0.1", "ca_file = \"{dir}/ca.pem\""),
-        ("localhost", "localhost", "tls = true"),
+    for (name, host, line, why) in [
+        ("localhost", "localhost", "ca_file = \"{dir}/other.pem\"", "the broker's certificate is not the one in "),
+        ("broker.example", "localhost", "ca_file = \"{dir}/ca.pem\"", "is not for localhost, but for broker.example"),
+        ("broker.example", "127.0.0.1", "ca_file = \"{dir}/ca.pem\"", "is not for 127.0.0.1, but for broker.example"),
+        ("localhost", "localhost", "tls = true", "its issuer is unknown"),
     ] {
         let (_, setup) = tls(name);
         let mut rig = Rig::new(setup.host(host).mqtt(line));
         rig.start(Part::Bridge);
-        never_online(&mut rig);
+        let said = never_online(&mut rig);
+        assert!(said.contains(why), "{said}");
         let log = rig.log(Part::Broker);
         assert!(!log.contains(" as venus-mqtt-"), "it connected all the same with {line} to {host}");
+    }
+}
+
+/// TLS that does not come about for another reason than trust: the log says which.
+#[test]
+fn tls_that_fails_is_explained() {
+    let (certs, setup) = tls("localhost");
+    let setup = setup.host("localhost");
+    let trusting = setup.clone().mqtt("ca_file = \"{dir}/ca.pem\"");
+    let wants_client = trusting.clone().listener("require_certificate true");
+    let foreign = Certs::make("localhost").expect("certificates");
+    let foreign = wants_client
+        .clone()
+        .file("client.pem", foreign.client)
+        .file("client.key", foreign.client_key)
+        .mqtt("cert_file = \"{dir}/client.pem\"")
+        .mqtt("key_file = \"{dir}/client.key\"");
+    let expired = trusting.clone().file("server.pem", certs.expired.cert);
+    let plain = Setup::default().file("ca.pem", certs.ca).host("localhost").mqtt("ca_file = \"{dir}/ca.pem\"");
+    for (setup, why) in [
+        (wants_client, "the broker wants a client certificate: name one with `cert_file` and `key_file`"),
+        (foreign, "the broker refuses the client certificate in `cert_file`"),
+        (expired, "the certificate expired on 2021-01-01, or the clock is wrong"),
+        (plain, "is it its port for TLS (8883 at most brokers)?"),
+        (setup, "is it a port for TLS? then set `tls` or `ca_file`"),
+    ] {
+        let mut rig = Rig::new(setup);
+        rig.start(Part::Bridge);
+        let said = never_online(&mut rig);
+        assert!(said.contains(why), "{why:?} is not in {said}");
     }
 }
 
@@ -176,6 +227,8 @@ fn a_broker_that_restarts_is_served_again() {
         serves(&rig, &mqtt);
     }
     assert_eq!(rig.open_files(Part::Bridge), files, "a connection was left open");
+    let log = rig.log(Part::Bridge);
+    assert!(!log.contains("another client uses the client ID"), "{log}");
 }
 
 both! {
@@ -319,28 +372,136 @@ fn refuse(mut stream: TcpStream) -> Option<()> {
     }
 }
 
-/// Two with the same client ID throw each other out: neither may do so in a busy loop.
-#[test]
-fn a_client_id_taken_over_is_no_busy_loop() {
-    let mut rig = Rig::new(Setup::default());
-    rig.fake().add(BATTERY, battery());
-    rig.start_bridge();
-    let connects = || rig.log(Part::Broker).matches(" as venus-mqtt-").count();
-    let until = Instant::now() + Duration::from_secs(2);
-    let options = Options { client_id: format!("venus-mqtt-{PORTAL}"), ..Options::default() };
-    let mut other = Client::connect(rig.broker_address(), &options).expect("the broker takes it");
-    while Instant::now() < until {
-        if other.is_closed() {
-            other = Client::connect(rig.broker_address(), &options).expect("the broker takes it");
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    assert!(connects() < 12, "{} connects in two seconds", connects());
-    drop(other);
-    let mqtt = rig.listener();
-    eventually("it serves again", DEADLINE, || {
+fn serves_again(mqtt: &Client) {
+    eventually("it serves again", Duration::from_secs(90), || {
         mqtt.keepalive("");
         mqtt.barrier();
         mqtt.since().iter().any(|message| message.topic.ends_with("full_publish_completed")).then_some(())
     });
+}
+
+/// With the client ID of the bridge; connects when it is wanted.
+fn rival(rig: &Rig) -> Client {
+    let options = Options { client_id: format!("venus-mqtt-{PORTAL}"), ..Options::default() };
+    Client::connect(rig.broker_address(), &options).expect("the broker takes it")
+}
+
+/// Two with the same client ID throw each other out: neither may do so in a busy loop, and the log names the reason, once.
+#[test]
+fn a_client_id_used_twice_is_named() {
+    let mut rig = Rig::new(Setup::default());
+    rig.fake().add(BATTERY, battery());
+    rig.start_bridge();
+    let mqtt = rig.listener();
+    let connects = || rig.log(Part::Broker).matches(" as venus-mqtt-").count();
+    let began = Instant::now();
+    let mut other = rival(&rig);
+    let line = eventually("the reason", Duration::from_secs(60), || {
+        // whoever is awake has the daemon publish as soon as it can
+        mqtt.keepalive("");
+        if other.is_closed() {
+            other = rival(&rig);
+        }
+        let log = rig.log(Part::Bridge);
+        log.lines().find(|line| line.contains("another client uses the client ID")).map(str::to_owned)
+    });
+    assert!(line.starts_with("warn: the connection to the broker ") && line.contains("give one of them another `client_id`"), "{line}");
+    let most = 12 + 2 * began.elapsed().as_secs() as usize;
+    assert!(connects() < most, "{} connects in {:?}", connects(), began.elapsed());
+    drop(other);
+    serves_again(&mqtt);
+    let log = rig.log(Part::Bridge);
+    assert!(!log.contains("left out"), "{log}");
+    assert_eq!(log.lines().filter(|line| line.starts_with("warn: ") && line.contains("another client uses the client ID")).count(), 1);
+}
+
+/// A message that the broker refuses is found although somebody else ends the connection, too; nothing else is left out.
+#[test]
+fn a_refused_message_is_found_beside_a_takeover() {
+    let mut rig = Rig::new(Setup::default().broker("max_packet_size 2000"));
+    rig.fake().add(BATTERY, battery());
+    let mut all = tank();
+    all.insert("/Large".into(), item("x".repeat(5000)).0);
+    rig.fake().add(TANK, all);
+    rig.start_bridge();
+    let mqtt = rig.listener();
+    mqtt.keepalive("");
+    for _ in 0..2 {
+        let other = rival(&rig);
+        eventually("the bridge is back", Duration::from_secs(60), || other.is_closed().then_some(()));
+    }
+    let line = eventually("the message", Duration::from_secs(90), || {
+        mqtt.keepalive("");
+        rig.log(Part::Bridge).lines().find(|line| line.contains("is left out")).map(str::to_owned)
+    });
+    assert!(line.contains("tank/3/Large"), "{line}");
+    serves_again(&mqtt);
+    assert_eq!(rig.log(Part::Bridge).matches("left out").count(), 1);
+}
+
+/// Accepts the client, answers its PINGREQs until it subscribes, and closes the connection after half a second.
+fn throws_out(mut stream: TcpStream) -> Option<()> {
+    let until = Instant::now() + Duration::from_millis(500);
+    let mut has_subscribed = false;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return None;
+        }
+        stream.set_read_timeout(Some(left)).ok()?;
+        let (kind, _) = read_packet(&mut stream).ok()?;
+        let answer = match kind >> 4 {
+            1 => packet(0x20, &[0, 0]),
+            12 if !has_subscribed => packet(0xd0, &[]),
+            8 => {
+                has_subscribed = true;
+                continue;
+            }
+            _ => continue,
+        };
+        stream.write_all(&answer).ok()?;
+    }
+}
+
+/// Whenever the other one comes while a subscription is not confirmed: that is not to blame.
+#[test]
+fn a_takeover_is_not_put_down_to_a_subscription() {
+    let mut rig = Rig::new(Setup::default());
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok).take(100) {
+            std::thread::spawn(move || throws_out(stream));
+        }
+    });
+    reroute(&rig, port);
+    rig.start(Part::Bridge);
+    rig.await_log(Part::Bridge, "most likely another client uses the client ID");
+    // the next one has ended as well
+    rig.await_log(Part::Bridge, "debug: the connection to the broker ");
+    assert!(!rig.log(Part::Bridge).contains("left out"), "{}", rig.log(Part::Bridge));
+}
+
+/// One that waits a second before it connects again, as `mosquitto_sub` and most libraries do.
+#[test]
+fn a_client_id_that_a_common_client_uses_is_named() {
+    let mut rig = Rig::new(Setup::default());
+    rig.fake().add(BATTERY, battery());
+    rig.awake();
+    let port = rig.broker_address().port().to_string();
+    let mut rival = std::process::Command::new("mosquitto_sub")
+        .args(["-p", &port, "-i", &format!("venus-mqtt-{PORTAL}"), "-t", "nothing"])
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("mosquitto_sub comes with mosquitto's clients");
+    let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        eventually("the reason", Duration::from_secs(60), || {
+            let log = rig.log(Part::Bridge);
+            log.contains("another client uses the client ID").then_some(())
+        });
+    }));
+    let _ = rival.kill();
+    let _ = rival.wait();
+    assert!(found.is_ok() && !rig.log(Part::Bridge).contains("left out"), "{}", rig.log(Part::Bridge));
+    serves_again(&rig.listener());
 }

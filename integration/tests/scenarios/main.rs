@@ -33,6 +33,7 @@ macro_rules! both {
     };
 }
 
+mod bus_addresses;
 mod calls;
 mod demo;
 mod devices;

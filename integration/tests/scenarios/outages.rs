@@ -8,7 +8,7 @@ use std::{
 
 use venus_mqtt_integration::{
     Client, DEADLINE, Items, PORTAL, Part, Rig, Setup, eventually, item,
-    mqtt::{packet, read_packet, suback},
+    mqtt::{Options, packet, read_packet, suback},
     proxy::Proxy,
 };
 
@@ -173,19 +173,23 @@ fn a_broker_that_answers_no_subscribe_is_left() {
     rig.await_log(Part::Bridge, "it does not answer a SUBSCRIBE");
 }
 
-/// A broker that closes the connection over a packet that is too large, as Mosquitto does: that item is left out, the others come.
+/// A broker that closes the connection over a packet that is too large, as Mosquitto does: that item is left out, and no older value of it
+/// stays retained; the others come.
 #[test]
 fn an_item_that_the_broker_does_not_take_costs_only_itself() {
     let mut rig = Rig::new(Setup::default().broker("max_packet_size 2000"));
     rig.fake().add(BATTERY, battery());
     let mut all = tank();
-    all.insert("/Large".into(), item("x".repeat(5000)).0);
+    all.insert("/Large".into(), item("small").0);
     rig.fake().add(TANK, all);
-    rig.start_bridge();
-    let mqtt = rig.listener();
-    mqtt.keepalive("");
+    let mqtt = rig.awake();
+    mqtt.n("tank/3/Large", r#"{"value":"small"}"#);
+    let grow = |text: String| rig.fake().items_changed(TANK, venus_mqtt_integration::items([("/Large", item(text))]));
+    mqtt.mark();
+    grow("x".repeat(5000));
     let line = rig.await_log(Part::Bridge, "is left out");
     assert!(line.starts_with("warn: ") && line.contains(&format!("N/{PORTAL}/tank/3/Large")), "{line}");
+    mqtt.expect(&mqtt.topic('N', "tank/3/Large"), "");
     let connects = |rig: &Rig| rig.log(Part::Broker).matches(" as venus-mqtt-").count();
     let serves = |mqtt: &Client| {
         mqtt.mark();
@@ -198,13 +202,21 @@ fn an_item_that_the_broker_does_not_take_costs_only_itself() {
     serves(&mqtt);
     let before = connects(&rig);
     assert!(before <= 4, "{before} connections");
-    for _ in 0..5 {
+    for n in 0..5 {
+        grow("y".repeat(5000 + n));
+        mqtt.read("tank/3/Large");
         serves(&mqtt);
     }
     assert_eq!(connects(&rig), before, "it lost the connection again");
+    let fresh = Client::connect(rig.broker_address(), &Options::default()).expect("the broker takes it");
+    let retained = fresh.retained(&mqtt.topic('N', "tank/3/#"));
+    assert!(
+        !retained.contains_key(&mqtt.topic('N', "tank/3/Large")) && retained.contains_key(&mqtt.topic('N', "tank/3/Level")),
+        "{retained:?}"
+    );
     // a value that fits is published
-    rig.fake().items_changed(TANK, venus_mqtt_integration::items([("/Large", item("small"))]));
-    mqtt.n("tank/3/Large", r#"{"value":"small"}"#);
+    grow("short".into());
+    mqtt.n("tank/3/Large", r#"{"value":"short"}"#);
 }
 
 /// Answers everything up to the first message after the subscriptions. False if the client goes first.

@@ -210,6 +210,7 @@ fn exit_codes_tell_what_is_wrong() {
         ("ca.toml", "[mqtt]\nca_file = \"/nonexistent/ca.pem\"\n", "/nonexistent/ca.pem"),
         ("syntax.toml", "[mqtt\n", "syntax.toml:1"),
         ("range.toml", "[mqtt]\nport = 0\n", "range.toml:2"),
+        ("bus.toml", "[dbus]\naddress = \"unix:path=/a;unix:/run/bus\"\n", "bus.toml:2: `address`: must be "),
         ("filter.toml", "[bridge]\ndeny = [\"a/#/b\"]\n", "filter.toml:2"),
     ] {
         let path = file(name, content);

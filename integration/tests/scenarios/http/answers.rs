@@ -246,6 +246,8 @@ fn taken_in_other_words() {
         Answer::Raw("HTTP/1.0 201 Created\r\n\r\nuntil the end"),
         Answer::Raw("HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"),
         Answer::Raw("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"),
+        Answer::Raw("HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"),
+        Answer::Raw("HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\nHTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"),
         Answer::Raw("HTTP/1.1 201 Created\r\nContent-Length: 50\r\n\r\nthe rest is missing"),
         Answer::Raw("HTTP/1.1 201 \r\nContent-Length: 0\r\n\r\n"),
     ];
