@@ -7,7 +7,7 @@ use venus_mqtt_integration::{
 };
 
 use super::{instance_setting, running};
-use crate::flashmq::{Plugin, await_companion};
+use crate::flashmq::await_companion;
 
 /// A service of another program, whose instance is not from localsettings.
 const OTHER: &str = "com.victronenergy.heatpump.http_40";
@@ -179,9 +179,8 @@ fn a_hung_service_at_the_start() {
 /// Beside another bridge the topics are its own, and so is the conflict: what is on the bus counts.
 #[test]
 fn beside_another_bridge() {
-    let mut rig = Rig::new(Setup::devices().bridge("enabled = \"auto\""));
+    let mut rig = Rig::new(Setup::devices().bridge("enabled = \"auto\"").flashmq());
     rig.fake().add(OTHER, other(1));
-    let plugin = Plugin::start(&rig, true);
     let mqtt = rig.listener();
     rig.start(Part::Bridge);
     await_companion(&mqtt);
@@ -195,7 +194,6 @@ fn beside_another_bridge() {
     device.proxy(format!(r#"{{"topicPath": "W/{PORTAL}/heatpump/2", "values": {{"CustomName": "mine"}}}}"#));
     rig.fake().await_shown(OURS, "/CustomName", "s \"mine\"");
     assert!(rig.fake().calls_of(late, "SetValue").is_empty());
-    drop(plugin);
 }
 
 /// Somebody has written one number into localsettings' file twice.
