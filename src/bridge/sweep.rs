@@ -219,13 +219,12 @@ impl Bridge {
 
     /// As far as the items that are there tell.
     fn next_part_is_small(&self) -> bool {
-        let Some(depth) = self.sweep.as_ref().and_then(|sweep| sweep.parts.front()?.last()).map(|filter| filter.split('/').count()) else {
-            return true;
-        };
-        let depth_of = |path: &str| 2 + path.matches('/').count();
+        let Some(filter) = self.sweep.as_ref().and_then(|sweep| sweep.parts.front()?.last()) else { return true };
         let services = self.services.ids().into_iter().filter_map(|id: ServiceId| self.services.get(id));
-        let items = services.flat_map(|service| service.items.keys()).filter(|path| depth_of(path) == depth);
-        items.take(limits::SWEEP_SMALL + 1).count() <= limits::SWEEP_SMALL
+        let items = services.flat_map(|service| service.items.keys().map(move |path| (service, path)));
+        let topics =
+            items.map(|(service, path)| [service.name.service_type(), &*service.instance].into_iter().chain(path.split('/').skip(1)));
+        topics.filter(|levels| matches(filter, levels.clone())).take(limits::SWEEP_SMALL + 1).count() <= limits::SWEEP_SMALL
     }
 
     /// The broker's answer to one filter.

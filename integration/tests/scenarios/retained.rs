@@ -318,7 +318,7 @@ fn a_replay_that_is_cut_is_not_taken_for_complete() {
     let text = "x".repeat(1500);
     for n in 0..8 {
         let mut list = items([("/DeviceInstance", item(n))]);
-        list.extend((0..400).map(|m| (format!("/Awake/Group{}/{m}", m % 20), item(text.clone()).0)));
+        list.extend((0..400).map(|m| (format!("/Awake/Group{}/{m}", m % 40), item(text.clone()).0)));
         rig.fake().add(&format!("com.victronenergy.solarcharger.n{n}"), list);
     }
     // a view of everything would be cut as well
@@ -330,7 +330,7 @@ fn a_replay_that_is_cut_is_not_taken_for_complete() {
     let stale: Vec<String> = (0..20).map(|n| format!("zigzag/{n}")).collect();
     let planter = rig.client();
     for service in &stale {
-        (0..150).for_each(|n| planter.publish_retained(&planter.topic('N', &format!("{service}/Awake/Group{}/{n}", n % 20)), &text));
+        (0..150).for_each(|n| planter.publish_retained(&planter.topic('N', &format!("{service}/Awake/Group{}/{n}", n % 40)), &text));
         planter.barrier();
     }
     rig.start_bridge();
