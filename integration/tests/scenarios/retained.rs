@@ -308,7 +308,7 @@ fn a_polite_end_under_fire_leaves_no_values() {
 /// Mosquitto leaves out of a replay what does not fit its queue, without a word: values that are awake fill it, and what is stale is found all
 /// the same. Where answers are left out as well the link counts as slow, and the sweep takes its time between the parts.
 #[test]
-#[ignore = "takes many minutes"]
+#[ignore = "takes two minutes and more"]
 fn a_replay_that_is_cut_is_not_taken_for_complete() {
     let mut rig = Rig::new(Setup::default().top("log_level = \"info\"").bridge("always_on = true").broker("max_queued_messages 40"));
     // slower than the broker writes, which fills the kernel's buffers first
