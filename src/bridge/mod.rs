@@ -306,7 +306,7 @@ impl Bridge {
         loop {
             let publish = if let Some(entry) = self.outbox.pop_express() {
                 match entry {
-                    Express::Special(special) => self.print_special(special, unix),
+                    Express::Special(special) => self.print_special(now, special, unix),
                     Express::Answer(id, index) => self.print_answer(now, id, index),
                 }
             } else {

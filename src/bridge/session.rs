@@ -2,6 +2,7 @@
 //! left retained, and how it all ends.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
 
 use log::Level;
 
@@ -79,7 +80,7 @@ impl Bridge {
         self.is_online = false;
         self.mode = match self.options.enabled {
             Enabled::Yes => Mode::Bridge,
-            Enabled::Auto => Mode::Undecided { until: now + limits::DETECTION },
+            Enabled::Auto => Mode::Undecided { until: now + limits::DETECTION_LATEST },
             Enabled::No => Mode::Off,
         };
         let reads = self.topics.request('R', "#");
@@ -168,6 +169,8 @@ impl Bridge {
                 "it is retained, and would be carried out again at every connect: publish it without the retain flag",
             ),
             _ if retained => {}
+            // our own question to another bridge: whoever answers has it by now
+            _ if payload == self.probe.as_bytes() => self.listen_for(now, limits::DETECTION),
             // not subscribed to yet, and maybe another bridge's
             Incoming::Write(_) if matches!(self.mode, Mode::Undecided { .. }) => {}
             Incoming::Foreign => self.notes.add(Level::Debug, || format!("a message on {} is none of ours", escape(topic))),
@@ -178,10 +181,6 @@ impl Bridge {
     }
 
     fn request(&mut self, now: Time, request: Incoming<'_>, payload: &[u8]) {
-        // our own question to another bridge
-        if payload == self.probe.as_bytes() {
-            return;
-        }
         self.pace.requested(now);
         match request {
             Incoming::KeepAlive => self.keep_alive(now, payload),
@@ -221,6 +220,13 @@ impl Bridge {
             for (topic, payload) in &waiting.messages {
                 self.request(now, self.topics.parse(topic), payload);
             }
+        }
+    }
+
+    /// The probe is on its way: another bridge shows itself within this time. Publishing it can have taken any time.
+    pub(super) fn listen_for(&mut self, now: Time, time: Duration) {
+        if let Mode::Undecided { until } = &mut self.mode {
+            *until = now + time;
         }
     }
 
