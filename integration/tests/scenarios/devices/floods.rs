@@ -7,6 +7,8 @@ use venus_mqtt_integration::{Client, Device, Item, Items, PORTAL, Part, Rig, Set
 use super::{SENSOR, running, sensor};
 use crate::{BATTERY, battery};
 
+const BUS_ITEM: &str = "com.victronenergy.BusItem";
+
 /// What 99 of 100 calls to a registered service take at most, whatever else arrives. A debug build takes some five times as long for
 /// everything.
 const P99: Duration = Duration::from_millis(if cfg!(debug_assertions) { 250 } else { 50 });
@@ -14,7 +16,7 @@ const P99: Duration = Duration::from_millis(if cfg!(debug_assertions) { 250 } el
 type Flood = fn(&Rig, &Device);
 
 /// Each input, far more of it than anyone needs.
-const FLOODS: [(&str, Flood); 8] = [
+const FLOODS: [(&str, Flood); 9] = [
     ("keep-alives of 1,000 filters", |_, device| repeat(200, || device.mqtt.keepalive(filters(1000)))),
     ("keep-alives of 20,000 filters", |_, device| repeat(20, || device.mqtt.keepalive(filters(20_000)))),
     ("keep-alives for everything", |_, device| repeat(2000, || device.mqtt.keepalive(""))),
@@ -29,11 +31,15 @@ const FLOODS: [(&str, Flood); 8] = [
             device.status(r#"{"clientId": "fe001", "connected": 1, "services": {"t1": "thermometer"}}"#);
         });
     }),
-    ("changes", |rig, _| {
-        let paths: Vec<String> = (0..10).map(|n| format!("/Item/{n}")).collect();
-        rig.fake().flood(BATTERY, &paths, 3000, Duration::ZERO);
-    }),
+    ("changes", |rig, _| changes(rig, 3000, Duration::ZERO)),
+    ("5,000 changes a second", |rig, _| changes(rig, 1000, Duration::from_millis(2))),
 ];
+
+/// Signals of ten changes each.
+fn changes(rig: &Rig, signals: u32, pause: Duration) {
+    let paths: Vec<String> = (0..10).map(|n| format!("/Item/{n}")).collect();
+    rig.fake().flood(BATTERY, &paths, signals, pause);
+}
 
 fn repeat(times: usize, send: impl Fn()) {
     (0..times).for_each(|_| send());
@@ -77,10 +83,15 @@ fn scheduled(rig: &Rig) -> (f64, f64) {
 fn slow_answers(rig: &Rig, device: &Device, flood: Flood) -> Duration {
     let before = scheduled(rig);
     flood(rig, device);
-    let mut took: Vec<Duration> = (0..200)
-        .map(|_| {
+    let mut took: Vec<Duration> = (0..200_u32)
+        .map(|n| {
             let asked = Instant::now();
-            rig.fake().value(SENSOR, "/Temperature").expect("it answers");
+            match n % 4 {
+                0 => drop(rig.fake().value(SENSOR, "/Temperature").expect("it answers")),
+                1 => assert_eq!(rig.fake().set_value(SENSOR, "/Temperature", f64::from(n)).expect("it answers"), 0),
+                2 => drop(rig.fake().call::<Items>(SENSOR, "/", BUS_ITEM, "GetItems", &()).expect("it answers")),
+                _ => drop(rig.fake().value(SENSOR, "/").expect("it answers")),
+            }
             asked.elapsed()
         })
         .collect();
