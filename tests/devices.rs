@@ -283,7 +283,7 @@ impl Stage {
             ["up", "quietly"] => self.devices.link_up(now),
             ["online"] => drop(self.devices.set_online(now, true)),
             ["down"] => self.devices.link_down(now),
-            ["mode", "undecided"] => self.devices.set_mode(now, Mode::Undecided { until: now }),
+            ["mode", "undecided"] => self.devices.set_mode(now, Mode::Undecided { until: None }),
             ["mode", "bridge"] => self.devices.set_mode(now, Mode::Bridge),
             ["mode", "companion"] => self.devices.set_mode(now, Mode::Companion),
             ["mode", "off"] => self.devices.set_mode(now, Mode::Off),

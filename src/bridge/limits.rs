@@ -22,11 +22,8 @@ pub const HEARTBEAT: Duration = Duration::from_secs(3);
 /// Republishes in one second; those beyond are joined to the next one.
 pub const REPUBLISHES: usize = 3;
 pub const REPUBLISH_WINDOW: Duration = Duration::from_secs(1);
-/// How long the auto mode listens for another bridge once the broker has delivered the probe: the heartbeat period and some. The same
-/// where the broker does not deliver it to its sender, from when it was published; and in any case, from when the connection was made.
+/// How long the auto mode listens for another bridge once the broker has the probe: the heartbeat period and some.
 pub const DETECTION: Duration = Duration::from_millis(3500);
-pub const DETECTION_UNSEEN: Duration = Duration::from_secs(7);
-pub const DETECTION_LATEST: Duration = Duration::from_secs(30);
 /// A part of the sweep in which the broker falls silent before the marker and everything expected have come.
 pub const SWEEP_QUIET: Duration = Duration::from_secs(2);
 /// The same on a slow link, where the marker waits behind a window of notifications on its way there and of messages on its way back.

@@ -262,7 +262,7 @@ impl Bridge {
     /// When [`Self::handle_timeout`] has something to do next.
     pub fn poll_timeout(&self) -> Option<Time> {
         let detection = match self.mode {
-            Mode::Undecided { until } => Some(until),
+            Mode::Undecided { until } => until,
             _ => None,
         };
         let times = [
@@ -306,7 +306,7 @@ impl Bridge {
         loop {
             let publish = if let Some(entry) = self.outbox.pop_express() {
                 match entry {
-                    Express::Special(special) => self.print_special(now, special, unix),
+                    Express::Special(special) => self.print_special(special, unix),
                     Express::Answer(id, index) => self.print_answer(now, id, index),
                 }
             } else {

@@ -5,7 +5,7 @@ use super::outbox::Special;
 use super::time::Time;
 use super::topic::Incoming;
 use super::value::Value;
-use super::{Bridge, Mode, Publish, limits};
+use super::{Bridge, Mode, Publish};
 
 impl Bridge {
     /// Queues every item that has something to publish, or to take back.
@@ -128,10 +128,10 @@ impl Bridge {
         Some(Publish { topic: self.topics.notification("full_publish_completed"), payload, retain: false })
     }
 
-    pub(super) fn print_special(&mut self, now: Time, special: Special, unix: u64) -> Option<Publish> {
+    pub(super) fn print_special(&mut self, special: Special, unix: u64) -> Option<Publish> {
         let stopping = self.stopping;
         if special == Special::Probe {
-            self.listen_for(now, limits::DETECTION_UNSEEN);
+            self.probe_published();
         }
         self.is_online |= special == Special::Status && !stopping;
         let (topic, payload, retain) = match special {

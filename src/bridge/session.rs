@@ -2,7 +2,6 @@
 //! left retained, and how it all ends.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::time::Duration;
 
 use log::Level;
 
@@ -21,8 +20,8 @@ use crate::text::escape;
 pub enum Mode {
     /// No connection.
     Down,
-    /// Another bridge would show itself by then.
-    Undecided { until: Time },
+    /// Another bridge would show itself by `until`, which is known once the broker has the probe.
+    Undecided { until: Option<Time> },
     /// This one.
     Bridge,
     /// Another one; this one stays out of its way.
@@ -65,6 +64,8 @@ pub struct History {
 /// Requests that came before it was known whom to ask.
 #[derive(Debug, Default)]
 pub struct Waiting {
+    /// The first of the two subscriptions to heartbeats: the second follows the probe.
+    is_heartbeat_acknowledged: bool,
     messages: VecDeque<(String, Vec<u8>)>,
     bytes: usize,
 }
@@ -80,7 +81,7 @@ impl Bridge {
         self.is_online = false;
         self.mode = match self.options.enabled {
             Enabled::Yes => Mode::Bridge,
-            Enabled::Auto => Mode::Undecided { until: now + limits::DETECTION_LATEST },
+            Enabled::Auto => Mode::Undecided { until: None },
             Enabled::No => Mode::Off,
         };
         let reads = self.topics.request('R', "#");
@@ -140,8 +141,13 @@ impl Bridge {
                 format!("the broker refuses the subscription to {}: allow it for this user in the broker's access list", escape(filter))
             });
         }
-        if matches!(self.mode, Mode::Undecided { .. }) && filter == self.topics.request('R', "#") {
-            self.outbox.push_special(Special::Probe);
+        if matches!(self.mode, Mode::Undecided { .. }) {
+            if filter == self.topics.request('R', "#") {
+                self.outbox.push_special(Special::Probe);
+            } else if filter == self.topics.notification(HEARTBEAT) && std::mem::replace(&mut self.waiting.is_heartbeat_acknowledged, true)
+            {
+                self.probe_delivered(now);
+            }
         }
         if filter == self.topics.request('W', "#") {
             // the last subscription: from now on reads and writes are received
@@ -170,7 +176,7 @@ impl Bridge {
             ),
             _ if retained => {}
             // our own question to another bridge: whoever answers has it by now
-            _ if payload == self.probe.as_bytes() => self.listen_for(now, limits::DETECTION),
+            _ if payload == self.probe.as_bytes() => self.probe_delivered(now),
             // not subscribed to yet, and maybe another bridge's
             Incoming::Write(_) if matches!(self.mode, Mode::Undecided { .. }) => {}
             Incoming::Foreign => self.notes.add(Level::Debug, || format!("a message on {} is none of ours", escape(topic))),
@@ -223,16 +229,24 @@ impl Bridge {
         }
     }
 
-    /// The probe is on its way: another bridge shows itself within this time. Publishing it can have taken any time.
-    pub(super) fn listen_for(&mut self, now: Time, time: Duration) {
+    /// The probe is published: the answer to one more subscription shows that the broker has it, however long that takes, and also where the
+    /// broker does not deliver it to its sender. No time alone shows that.
+    pub(super) fn probe_published(&mut self) {
+        if matches!(self.mode, Mode::Undecided { .. }) {
+            self.link_commands.push_back(LinkCommand::Subscribe(vec![self.topics.notification(HEARTBEAT)]));
+        }
+    }
+
+    /// The broker has the probe: another bridge shows itself soon.
+    fn probe_delivered(&mut self, now: Time) {
         if let Mode::Undecided { until } = &mut self.mode {
-            *until = now + time;
+            *until = Some(now + limits::DETECTION);
         }
     }
 
     /// Nobody else serves this portal ID.
     pub(super) fn check_detection(&mut self, now: Time) {
-        if let Mode::Undecided { until } = self.mode
+        if let Mode::Undecided { until: Some(until) } = self.mode
             && until <= now
         {
             self.mode = Mode::Bridge;
