@@ -28,6 +28,7 @@ use crate::text::escape;
 #[derive(Debug)]
 pub struct Sweep {
     pass: u32,
+    before: usize,
     found: usize,
     /// A replay of this pass was cut and could not be divided: it may have had more.
     is_cut: bool,
@@ -95,7 +96,7 @@ impl Bridge {
     pub(super) fn begin_sweep(&mut self) {
         // they have to be retained before the first subscription
         self.push_constants();
-        self.begin_pass(1);
+        self.begin_pass(1, 0);
     }
 
     /// Looks for what was left behind and is not remembered, once there is nothing else to publish.
@@ -106,10 +107,11 @@ impl Bridge {
         }
     }
 
-    fn begin_pass(&mut self, pass: u32) {
+    /// `before`: what earlier passes have found.
+    fn begin_pass(&mut self, pass: u32, before: usize) {
         let parts = if self.pace.is_slow { by_depth() } else { VecDeque::from([vec!["#".into()]]) };
         let step = if self.pace.is_slow { Step::Waiting { since: None, until: Time::default() } } else { Step::Publishing };
-        self.sweep = Some(Sweep { pass, found: 0, is_cut: false, parts, part: Vec::new(), replay: Replay::default(), step });
+        self.sweep = Some(Sweep { pass, before, found: 0, is_cut: false, parts, part: Vec::new(), replay: Replay::default(), step });
         if step == Step::Publishing {
             self.outbox.push_sweep();
         }
@@ -354,9 +356,11 @@ impl Bridge {
 
     fn end_pass(&mut self) {
         let Some(sweep) = &mut self.sweep else { return };
-        let (pass, found, is_cut) = (sweep.pass, sweep.found, sweep.is_cut);
+        let (pass, before, found, is_cut) = (sweep.pass, sweep.before, sweep.found, sweep.is_cut);
         if found > 0 {
-            self.notes.add(Level::Info, || format!("{found} retained values that nobody stands for are cleared"));
+            // a broker that cuts replays takes hundreds of passes
+            let level = if pass == 1 { Level::Info } else { Level::Debug };
+            self.notes.add(level, || format!("{found} retained values that nobody stands for are cleared"));
         }
         let passes = if found > 0 { limits::SWEEP_PASSES } else { limits::SWEEP_PASSES_CUT };
         if (found > 0 || is_cut) && pass < passes {
@@ -364,6 +368,10 @@ impl Bridge {
             self.next_pass();
         } else {
             self.sweep = None;
+            if pass > 2 {
+                self.notes
+                    .add(Level::Info, || format!("{} retained values that nobody stands for are cleared in {pass} passes", before + found));
+            }
             if is_cut {
                 self.say_cut();
             }
@@ -396,8 +404,8 @@ impl Bridge {
             && sweep.step == Step::Clearing
             && self.outbox.stale() == 0
         {
-            let pass = sweep.pass + 1;
-            self.begin_pass(pass);
+            let (pass, before) = (sweep.pass + 1, sweep.before + sweep.found);
+            self.begin_pass(pass, before);
         }
     }
 
