@@ -99,6 +99,10 @@ pub fn prefix(text: &str) -> Result<String, String> {
         return Ok(String::new());
     }
     check_topic(bare).map_err(|error| format!("a prefix {error}: \"{}\"", escape(bare)))?;
+    // another bridge would take what is below for its own
+    if let Some(first @ ("N" | "R" | "W" | "device")) = bare.split('/').next() {
+        return Err(format!("must not begin with {first}: topics below N, R, W and device have meanings of their own"));
+    }
     if bare.split('/').count() > PREFIX_LEVELS {
         return Err(format!("must not have more than {PREFIX_LEVELS} levels"));
     }

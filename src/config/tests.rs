@@ -293,6 +293,10 @@ fn refused_in_the_file() {
         ("[mqtt]\nprefix = \"a/+\"", "c.toml:2: `prefix`: a prefix contains the wildcard `+`: \"a/+\""),
         ("[mqtt]\nprefix = \"#\"", "c.toml:2: `prefix`: a prefix contains the wildcard `#`: \"#\""),
         ("[mqtt]\nprefix = \"$SYS\"", "c.toml:2: `prefix`: a prefix begins with `$`: such topics belong to the broker: \"$SYS\""),
+        (
+            "[mqtt]\nprefix = \"W/c0619ab1c2d3\"",
+            "c.toml:2: `prefix`: must not begin with W: topics below N, R, W and device have meanings of their own",
+        ),
         ("[mqtt]\nprefix = \"a//b\"", "c.toml:2: `prefix`: must not have an empty level: write one slash between the levels"),
         ("[mqtt]\nprefix = \"a\\u0000\"", "c.toml:2: `prefix`: a prefix contains the control character \\u{0}: \"a\\u{0}\""),
         ("[mqtt]\nprefix = \"a\\uFFFE\"", "c.toml:2: `prefix`: a prefix contains \\u{fffe}, a noncharacter of Unicode: \"a\\u{fffe}\""),
