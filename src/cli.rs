@@ -364,6 +364,8 @@ enum LoadError {
     Config(ConfigError),
     Tls(TlsError),
     Http(PosterError),
+    /// An address of the bus in the environment.
+    Bus(String),
 }
 
 impl fmt::Display for LoadError {
@@ -372,6 +374,7 @@ impl fmt::Display for LoadError {
             Self::Config(error) => error.fmt(f),
             Self::Tls(error) => error.fmt(f),
             Self::Http(error) => error.fmt(f),
+            Self::Bus(error) => error.fmt(f),
         }
     }
 }
@@ -385,6 +388,7 @@ struct Usable {
 
 fn load(source: &Source) -> Result<Usable, LoadError> {
     let loaded = source.load().map_err(LoadError::Config)?;
+    daemon::bus_address(&loaded.config.dbus).map_err(LoadError::Bus)?;
     if let Some(tls) = &loaded.config.mqtt.tls {
         tls::client_config(tls).map_err(LoadError::Tls)?;
     }

@@ -35,7 +35,8 @@ use crate::supervisor::Supervisor;
 use crate::text::escape;
 use crate::watch::Timer;
 
-use peers::{broker, bus_address};
+use peers::broker;
+pub(crate) use peers::bus_address;
 use turn::{Slice, Turn, Wake};
 
 pub use once::{Status, sample_once, status_once};

@@ -358,6 +358,18 @@ fn bad_configurations() {
     }
 }
 
+/// SIGHUP refuses what `check` refuses.
+#[test]
+fn an_address_of_the_bus_in_the_environment_that_is_none() {
+    let folder = Folder::new();
+    for address in ["auto", "session"] {
+        folder.file("c.toml", &format!("[dbus]\naddress = \"{address}\"\n"));
+        let (code, out, err) = run_in(&folder, &[("DBUS_SESSION_BUS_ADDRESS", "garbage")], &["check", "--config", "c.toml"]);
+        assert_eq!((code, out.as_str()), (78, ""));
+        assert!(err.contains("DBUS_SESSION_BUS_ADDRESS is no D-Bus address: \"garbage\""), "{err}");
+    }
+}
+
 #[test]
 fn a_bus_that_is_not_there() {
     let folder = Folder::new();

@@ -8,8 +8,8 @@ use crate::mqtt::link::{Broker, BrokerTls};
 use crate::tls;
 use crate::tls::words::OwnCertificate;
 
-/// The addresses of the bus.
-pub(super) fn bus_address(address: &BusAddress) -> Result<Addresses, String> {
+/// The addresses of the bus; fails where the environment has one that is not understood.
+pub(crate) fn bus_address(address: &BusAddress) -> Result<Addresses, String> {
     let session_is_named = std::env::var_os("DBUS_SESSION_BUS_ADDRESS").is_some_and(|address| !address.is_empty());
     match address {
         BusAddress::Address(addresses) => Ok(addresses.clone()),
