@@ -14,7 +14,7 @@ use super::service::Exported;
 use super::steps::{Changed, Refusal};
 use crate::bridge::notes::Kind;
 use crate::bridge::topic::Incoming;
-use crate::bridge::value::{Value, parse_payload};
+use crate::bridge::value::{Value, read_payload};
 use crate::bridge::{Time, limits};
 use crate::text::escape;
 
@@ -140,7 +140,7 @@ impl Devices {
         if retained || payload.len() > limits::WRITE_PAYLOAD || !self.rules.may_write(&address) {
             return false;
         }
-        let written = parse_payload(payload).map_err(|error| Refusal::Value(error.to_string()));
+        let written = read_payload(payload).map_err(|error| Refusal::Value(error.to_string()));
         match written.and_then(|value| self.write_any(now, place, address.path, value, false)) {
             Ok(mut changed) => {
                 let by_value = !self.is_by_hand(place, address.path);
