@@ -128,10 +128,11 @@ impl Devices {
         }
     }
 
-    /// A W to a service that is off the bus for its silence: the bridge does not know the service then. False when it is none.
+    /// A W to a service that is off the bus for its silence: the bridge does not know the service then. False when it is none, or when
+    /// another service has its topics by now.
     pub(super) fn take_write(&mut self, now: Time, topic: &str, payload: &[u8], retained: bool) -> bool {
         let Incoming::Write(address) = self.topics.parse(topic) else { return false };
-        let is_meant = |service: &Service| service.is_away() && service.is_at(address.service_type, address.instance);
+        let is_meant = |service: &Service| service.is_away_at(address.service_type, address.instance);
         let Some(place) = self.find_service(is_meant) else { return false };
         // the bridge logs why these are ignored
         if retained || payload.len() > limits::WRITE_PAYLOAD || !self.rules.may_write(&address) {
