@@ -456,6 +456,9 @@ impl Daemon {
         while let Some(conflict) = self.bridge.poll_conflict() {
             self.devices.take_conflict(now, &conflict);
         }
+        if self.bridge.poll_numbers() {
+            self.devices.numbers_changed();
+        }
         self.devices.check_numbers(now, |service_type, instance| self.bridge.occupants(service_type, instance));
         for (key, name) in self.devices.unknown() {
             if self.bridge.knows(&name) {

@@ -548,6 +548,7 @@ impl Stage {
             }
             _ => return Err("not understood".into()),
         }
+        self.devices.numbers_changed();
         Ok(())
     }
 
@@ -574,6 +575,7 @@ impl Stage {
                 if !self.by_hand {
                     self.names.remove(&key);
                     self.devices.bus_event(now, key, BusEvent::Down);
+                    self.devices.numbers_changed();
                 }
             }
         }

@@ -386,6 +386,8 @@ struct World {
     open: BTreeMap<Key, (String, Life)>,
     /// Services that the bridge knows, by name: the number, if it has been scanned, and when it came to have it.
     bridge: BTreeMap<String, (Option<i64>, u64)>,
+    /// The same when the devices were told last that it has changed.
+    told: BTreeMap<String, (Option<i64>, u64)>,
     turns: u64,
     /// Lives that have begun.
     lives: BTreeSet<Key>,
@@ -423,6 +425,7 @@ impl World {
             calls: VecDeque::new(),
             open: BTreeMap::new(),
             bridge: BTreeMap::new(),
+            told: BTreeMap::new(),
             turns: 0,
             lives: BTreeSet::new(),
             disk: None,
@@ -844,6 +847,10 @@ impl World {
         for turn in 0.. {
             prop_assert!(turn < 10_000, "it never comes to rest");
             let mut quiet = true;
+            if self.told != self.bridge {
+                self.told.clone_from(&self.bridge);
+                self.devices.numbers_changed();
+            }
             let (bridge, now) = (&self.bridge, self.now());
             self.devices.check_numbers(now, |kind, instance| Some(occupants(bridge, kind, instance)));
             while let Some(command) = self.devices.poll_bus() {
@@ -960,6 +967,17 @@ impl World {
         prop_assert!(self.calls.is_empty());
         for (key, (name, _)) in self.open.clone() {
             self.check_service(key, &name)?;
+        }
+        self.check_others()
+    }
+
+    /// What is written to the topics of services of others is for them, whichever of ours had their numbers before.
+    fn check_others(&mut self) -> Result<(), TestCaseError> {
+        let others: Vec<_> = self.bridge.iter().filter(|(name, _)| name.contains(".other_")).collect();
+        let numbers = others.into_iter().filter_map(|(name, (number, _))| Some((kind_of(name).to_owned(), (*number)?)));
+        for (kind, number) in numbers.collect::<Vec<_>>() {
+            let topic = format!("W/c0619ab1c2d3/{kind}/{number}/Nowhere");
+            prop_assert!(!self.devices.message(self.now(), &topic, b"{\"value\":1}", false), "{topic} is taken from another service");
         }
         Ok(())
     }

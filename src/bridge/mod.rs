@@ -122,6 +122,8 @@ pub struct Bridge {
     next_retry: Option<Time>,
     /// To be told to the devices whose services are among them.
     conflicts: VecDeque<Conflict>,
+    /// Services have got topics or given them up.
+    numbers_changed: bool,
     notes: Notes,
     counters: Counters,
     /// Payloads are printed here first, so that each is allocated once and at its exact size.
@@ -159,6 +161,7 @@ impl Bridge {
             first_scan: None,
             next_retry: None,
             conflicts: VecDeque::new(),
+            numbers_changed: false,
             notes: Notes::new(verbosity),
             counters: Counters::default(),
             scratch: Vec::new(),

@@ -280,6 +280,7 @@ impl Bridge {
         service.topic = self.topics.notification(&format!("{}/{}", service.name.service_type(), service.instance)).into();
         let count = service.items.len();
         (0..count).for_each(|index| self.prepare(id, index));
+        self.numbers_changed = true;
         match self.services.claim_topics(id) {
             Ok(()) => self.enqueue_all(now, id),
             Err(holder) => {
@@ -352,6 +353,7 @@ impl Bridge {
             self.calls.gone(&owner);
         }
         self.forget_entries();
+        self.numbers_changed = true;
         if held {
             self.take_over(now, key);
         }

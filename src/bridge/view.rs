@@ -56,6 +56,11 @@ impl Bridge {
         self.conflicts.pop_front()
     }
 
+    /// Whether, since the last call, services have come or gone, or changed their instances.
+    pub fn poll_numbers(&mut self) -> bool {
+        std::mem::take(&mut self.numbers_changed)
+    }
+
     /// Whether what was on the bus at the start is known by now, as far as it answers.
     pub fn is_scanned(&self) -> bool {
         self.first_scan.is_none()

@@ -5,7 +5,7 @@
 //! settings of a service first, then its connection with all its items, its name last. Nothing is waited for, and what fails is
 //! told to the device and tried again. Values come as SetValue calls, whoever serves W on this broker, or by way of `proxy`.
 //!
-//! After each event, ask `poll_bus`, `poll_call`, `poll_link`, `poll_write`, `poll_note`, `poll_answer` and `poll_registry` until they
+//! When services of others have come or gone, call `numbers_changed`. After each event, ask `poll_bus`, `poll_call`, `poll_link`, `poll_write`, `poll_note`, `poll_answer` and `poll_registry` until they
 //! are empty, `poll_publish` as long as the connection has room, and `poll_timeout` for when to call `handle_timeout`.
 
 pub mod catalogue;

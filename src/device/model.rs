@@ -211,7 +211,7 @@ impl Device {
     /// Everything it wants is on the bus, and nothing else of it is; but for what has left for its silence.
     pub fn is_settled(&self) -> bool {
         self.services.iter().all(|service| match service.wanted {
-            true if service.silence == Silence::Left => service.instance.is_some(),
+            true if service.silence == Silence::Left => service.instance.is_some() && service.check.is_none(),
             true => service.state == State::Up && service.known && service.next_kind.is_none(),
             false => service.state == State::Off,
         })
@@ -291,6 +291,17 @@ impl Service {
     /// It is off the bus for its silence, or on its way back.
     pub fn is_away(&self) -> bool {
         self.wanted && matches!(self.silence, Silence::Left | Silence::Returning)
+    }
+
+    /// While it is off the bus, another service has got its type and instance.
+    pub fn has_lost_number(&self) -> bool {
+        let is_another = self.taken.as_ref().is_some_and(|(number, _)| Some(*number) == self.instance);
+        is_another || (self.silence == Silence::Left && self.check.is_some())
+    }
+
+    /// Whether what is written to this type and instance is for it while it is off the bus.
+    pub fn is_away_at(&self, kind: &str, instance: &str) -> bool {
+        self.is_away() && self.is_at(kind, instance) && !self.has_lost_number()
     }
 
     /// Drops what is known of when it was heard of, and values that are not applied yet.

@@ -2,13 +2,14 @@
 //!
 //! Before a service is put on the bus, the bridge is asked who has its type and instance. If that is another service, the next number
 //! that is free on the bus is claimed from localsettings, which may answer with yet another one, and that is looked at again. A service
-//! that is on the bus keeps its number, whoever comes later.
+//! that is on the bus keeps its number, whoever comes later; one that is off the bus for its silence loses it to a service that comes with
+//! it, and another number is claimed at once: what is written to the old one is for the other service.
 
 use log::Level;
 
 use super::Devices;
 use super::dialogue::Purpose;
-use super::model::{Device, Key, NumberCheck, Place, Service, State};
+use super::model::{Device, Key, NumberCheck, Place, Service, Silence, State};
 use crate::bridge::notes::Kind;
 use crate::bridge::value::Value;
 use crate::bridge::{Conflict, Method, Occupant, Reply, Time, limits};
@@ -35,13 +36,18 @@ impl Devices {
                 Some(instance) => self.use_instance(now, place, instance),
                 None => {
                     let path = instance_path(&service.slug);
+                    self.end_claim(now, place);
                     self.fail_asking(now, place, &format!("localsettings does not give a number of its class at {path}"));
                 }
             },
             Some(other) if !other.is_from_nobody() => {
+                self.end_claim(now, place);
                 self.fail_asking(now, place, &format!("localsettings does not give the number of it: {}", escape(&other.reason())));
             }
-            _ => self.wait_again(now, place),
+            _ => {
+                self.end_claim(now, place);
+                self.wait_again(now, place);
+            }
         }
     }
 
@@ -53,7 +59,12 @@ impl Devices {
         let known = service.instance.replace(instance).filter(|known| *known != instance);
         let (state, name) = (service.state, service.bus_name());
         let claimed = service.check.is_some_and(|check| check.claims > 0);
-        if state == State::Asking {
+        if service.silence == Silence::Left
+            && let Some(check) = &mut service.check
+        {
+            check.is_due = true;
+            self.unchecked = true;
+        } else if state == State::Asking {
             let check = service.check.get_or_insert(NumberCheck { until: now + limits::NUMBER_PATIENCE, claims: 0, is_due: true });
             check.is_due = true;
             self.unchecked = true;
@@ -81,6 +92,71 @@ impl Devices {
         let places: Vec<Place> = self.places().collect();
         for place in places {
             self.check_number(now, place, &occupants);
+            self.check_absent(now, place, &occupants);
+        }
+    }
+
+    /// Services of others have come or gone, or have other numbers: [`Self::check_numbers`] looks at those of services that are off the
+    /// bus for their silence.
+    pub fn numbers_changed(&mut self) {
+        self.unchecked |= self.devices.iter().flat_map(|device| &device.services).any(Service::is_away);
+    }
+
+    /// A service that is off the bus for its silence has lost its number if another one has it now.
+    fn check_absent(&mut self, now: Time, place: Place, occupants: Lookup<'_>) {
+        let Some(device) = self.devices.get(place.0).filter(|device| device.online) else { return };
+        let Some(service) = device.services.get(place.1).filter(|service| service.is_away() && service.next_kind.is_none()) else { return };
+        let is_off = !matches!(service.state, State::Asking | State::Opening | State::Up);
+        let Some(instance) = service.instance.filter(|_| is_off) else { return };
+        // localsettings has not answered yet
+        if service.check.is_some_and(|check| !check.is_due) {
+            return;
+        }
+        let claims = service.silence == Silence::Left && self.settings.is_there();
+        match self.verdict(place, instance, false, occupants) {
+            Verdict::Taken(by) if claims => {
+                if let Some(service) = self.service_mut(place) {
+                    service.check.get_or_insert(NumberCheck { until: now, claims: 0, is_due: false });
+                }
+                self.claim_next(now, place, instance, &by, occupants);
+                // no other number is to be had
+                if let Some(service) = self.service_mut(place).filter(|service| service.check.is_none()) {
+                    service.taken = Some((instance, by));
+                }
+            }
+            Verdict::Taken(by) => self.lose_number(now, place, instance, &by),
+            verdict => {
+                if let Some(service) = self.service_mut(place).filter(|_| matches!(verdict, Verdict::Free)) {
+                    service.taken.take_if(|(number, _)| *number == instance);
+                }
+                self.end_claim(now, place);
+            }
+        }
+    }
+
+    /// The number of a service that is off the bus is another's, and none can be claimed yet: its device is told once.
+    fn lose_number(&mut self, now: Time, place: Place, instance: i32, by: &str) {
+        let Some(service) = self.service_mut(place) else { return };
+        let taken = service.taken.replace((instance, by.into()));
+        let (id, kind, name) = (service.id.clone(), service.kind.clone(), service.bus_name());
+        self.end_claim(now, place);
+        if taken.is_some_and(|(number, _)| number == instance) {
+            return;
+        }
+        let text = format!(
+            "{by} has come with {kind}/{instance}, its type and instance, while it is off the bus: another instance is claimed once \
+             localsettings is there"
+        );
+        self.caused(now, Level::Warn, Kind::Service, || format!("{name}: {text}"));
+        let clients = self.devices.get(place.0).map(|device| device.clients.clone()).unwrap_or_default();
+        self.complain(&clients, &format!("\"{id}\" ({name}): {text}"));
+    }
+
+    /// Nothing is claimed any more for a service that is off the bus for its silence: its device may be answered.
+    fn end_claim(&mut self, now: Time, place: Place) {
+        let service = self.service_mut(place).filter(|service| service.silence == Silence::Left);
+        if service.is_some_and(|service| service.check.take().is_some()) {
+            self.drive_all(now, place.0);
         }
     }
 
@@ -104,6 +180,7 @@ impl Devices {
             Verdict::Free | Verdict::Unknown => {
                 if let Some(service) = self.service_mut(place) {
                     service.check = None;
+                    service.taken.take_if(|(number, _)| *number == instance);
                 }
                 self.open(now, place);
             }
@@ -195,7 +272,7 @@ impl Devices {
     pub(super) fn tell_taken(&mut self, index: usize) {
         let Some(device) = self.devices.get_mut(index) else { return };
         let mut texts = Vec::new();
-        for service in device.services.iter_mut().filter(|service| service.wanted) {
+        for service in device.services.iter_mut().filter(|service| service.wanted && !service.has_lost_number()) {
             if let (Some((number, by)), Some(instance)) = (service.taken.take(), service.instance) {
                 let (kind, name) = (&service.kind, service.bus_name());
                 texts.push(format!(

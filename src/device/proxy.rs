@@ -126,7 +126,8 @@ impl Devices {
             return Err(format!("topicPath \"{}\" is of another portal ID than {}", escape(path), self.topics.portal()));
         }
         let is_meant = |place: &Place| {
-            let there = |service: &Service| (service.state == State::Up || service.is_away()) && service.is_at(service_type, instance);
+            let is_up = |service: &Service| service.state == State::Up && service.is_at(service_type, instance);
+            let there = |service: &Service| is_up(service) || service.is_away_at(service_type, instance);
             self.service(*place).is_some_and(there)
         };
         let is_senders = |place: &Place| Some(place.0) == sender;

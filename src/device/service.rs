@@ -115,11 +115,17 @@ impl Exported {
 
     /// Whether the service has room for this value of an item: numbers always have.
     pub fn has_room(&self, path: &str, value: &Value) -> bool {
-        let values = || self.values.iter().chain(self.grown.iter().map(|(.., value)| value));
-        let heap = |value: Option<&Value>| value.map_or(0, Value::heap);
-        value.heap() <= heap(self.value(path)) || {
-            let all: usize = values().map(Value::heap).sum();
-            (all + value.heap()).saturating_sub(heap(self.value(path))) <= limits::DEVICE_SERVICE_BYTES
+        self.has_room_beside(&[], path, value)
+    }
+
+    /// The same with values that are to be set too, in whichever order.
+    pub fn has_room_beside(&self, pending: &[(Box<str>, Value)], path: &str, value: &Value) -> bool {
+        let current = |path: &str| self.value(path).map_or(0, Value::heap);
+        value.heap() <= current(path) || {
+            let all: usize = self.values.iter().chain(self.grown.iter().map(|(.., value)| value)).map(Value::heap).sum();
+            let others = pending.iter().filter(|(known, _)| **known != *path);
+            let more: usize = others.map(|(path, value)| value.heap().saturating_sub(current(path))).sum();
+            (all + more + value.heap()).saturating_sub(current(path)) <= limits::DEVICE_SERVICE_BYTES
         }
     }
 
@@ -157,6 +163,13 @@ impl Exported {
             (path, spec, value)
         }));
         Some(new)
+    }
+
+    /// Whether there is room for the families of all these paths.
+    pub fn can_grow<'a>(&self, paths: impl Iterator<Item = &'a str>, max: usize) -> bool {
+        let missing = paths.filter(|path| !self.contains(path)).flat_map(|path| self.kind.family_of(path));
+        let missing: BTreeSet<Box<str>> = missing.map(|(path, _)| path).filter(|path| !self.contains(path)).collect();
+        self.grown.len() + missing.len() <= max
     }
 
     /// Notes that an item has been written: its value is no default.
@@ -210,6 +223,14 @@ impl Exported {
         }
         let typed = self.kind.items.iter().find(|(known, _)| **known == *path).map(|(_, spec)| spec);
         typed.or_else(|| self.grown.iter().find(|(known, ..)| **known == *path).map(|(_, spec, _)| spec)).cloned()
+    }
+
+    /// The same, and of an item that comes into being when it is written.
+    pub fn spec_to_be(&self, path: &str) -> Option<Arc<ItemSpec>> {
+        if self.contains(path) {
+            return self.spec(path);
+        }
+        self.kind.family_of(path).into_iter().find(|(known, _)| **known == *path).map(|(_, spec)| spec)
     }
 
     pub fn contains(&self, path: &str) -> bool {

@@ -226,6 +226,7 @@ impl Devices {
             return self.notes.add(Level::Warn, || "localsettings has left the bus: registrations wait for it".into());
         }
         self.notes.add(Level::Info, || "localsettings is on the bus".into());
+        self.numbers_changed();
         for index in 0..self.devices.len() {
             let count = self.devices.get(index).map_or(0, |device| device.services.len());
             for place in (0..count).map(|service| (index, service)) {

@@ -14,12 +14,9 @@ use super::service::Exported;
 use super::steps::{Changed, Refusal};
 use crate::bridge::notes::Kind;
 use crate::bridge::topic::Incoming;
-use crate::bridge::value::{Value, parse_payload};
+use crate::bridge::value::{Value, read_payload};
 use crate::bridge::{Time, limits};
 use crate::text::escape;
-
-/// Bytes that a pending value takes beside its path and its heap.
-const PENDING: usize = 40;
 
 impl Devices {
     /// A service was heard of; `by_value`: by what renews its measured values. Gives what of it has changed by that.
@@ -131,28 +128,35 @@ impl Devices {
         }
     }
 
-    /// A W to a service that is off the bus for its silence: the bridge does not know the service then. False when it is none.
+    /// A W to a service that is off the bus for its silence: the bridge does not know the service then. False when it is none, or when
+    /// another service has its topics by now.
     pub(super) fn take_write(&mut self, now: Time, topic: &str, payload: &[u8], retained: bool) -> bool {
         let Incoming::Write(address) = self.topics.parse(topic) else { return false };
-        let is_meant = |service: &Service| service.is_away() && service.is_at(address.service_type, address.instance);
+        let is_meant = |service: &Service| service.is_away_at(address.service_type, address.instance);
         let Some(place) = self.find_service(is_meant) else { return false };
         // the bridge logs why these are ignored
         if retained || payload.len() > limits::WRITE_PAYLOAD || !self.rules.may_write(&address) {
             return false;
         }
-        let written = parse_payload(payload).map_err(|error| Refusal::Value(error.to_string()));
-        match written.and_then(|value| self.write_any(now, place, address.path, value, false)) {
+        let written = match read_payload(payload) {
+            Ok(value) => self.write_any(now, place, address.path, value, false).map_err(|refusal| (refusal.text(), true)),
+            Err(error) => Err((error.to_string(), false)),
+        };
+        match written {
             Ok(mut changed) => {
                 let by_value = !self.is_by_hand(place, address.path);
                 self.hear(now, place.0);
                 changed.paths.extend(self.service_seen(now, place, by_value));
                 self.emit(place, changed);
             }
-            Err(refusal) => {
+            Err((why, is_told)) => {
                 let name = self.service(place).map(Service::bus_name).unwrap_or_default();
-                self.caused(now, Level::Warn, Kind::DeviceWrite, || {
-                    format!("a write of {} to {name} is refused: {}", escape(address.path), escape(&refusal.text()))
-                });
+                let (path, why) = (escape(address.path), escape(&why));
+                self.caused(now, Level::Warn, Kind::DeviceWrite, || format!("a write of {path} to {name} is refused: {why}"));
+                if is_told {
+                    let clients = self.devices.get(place.0).map(|device| device.clients.clone()).unwrap_or_default();
+                    self.complain(&clients, &format!("{name}{path}: {why}"));
+                }
             }
         }
         true
@@ -162,7 +166,7 @@ impl Devices {
     pub(super) fn is_by_hand(&self, place: Place, path: &str) -> bool {
         let Some(service) = self.service(place) else { return true };
         let spec = match &service.exported {
-            Some(exported) => exported.spec(path),
+            Some(exported) => exported.spec_to_be(path),
             None => self.catalogue.service_type(&service.kind).and_then(|kind| {
                 let typed = kind.items.iter().find(|(known, _)| **known == *path).map(|(_, spec)| spec.clone());
                 typed.or_else(|| kind.family_of(path).into_iter().find(|(known, _)| **known == *path).map(|(_, spec)| spec))
@@ -171,16 +175,12 @@ impl Devices {
         spec.is_none_or(|spec| spec.kept || spec.command)
     }
 
-    /// Writes an item, or has the value wait while the service is away for its silence.
+    /// Writes an item, or has a value that it can have wait while the service is away for its silence.
     pub(super) fn write_any(&mut self, now: Time, place: Place, path: &str, value: Value, by_others: bool) -> Result<Changed, Refusal> {
         match self.service_mut(place) {
             Some(service) if service.is_away() && service.state != State::Up => {
+                let value = check_pending(service, path, value)?;
                 service.pending.retain(|(known, _)| **known != *path);
-                let bytes = |path: &str, value: &Value| path.len() + value.heap() + PENDING;
-                let all: usize = service.pending.iter().map(|(path, value)| bytes(path, value)).sum();
-                if all + bytes(path, &value) > limits::DEVICE_SERVICE_BYTES {
-                    return Err(Refusal::TooLarge);
-                }
                 service.pending.push((path.into(), value));
                 Ok(Changed::default())
             }
@@ -246,4 +246,20 @@ impl Devices {
             });
         }
     }
+}
+
+/// What an item of a service that is away will have by this write, or why it cannot have it: a value that is refused brings nothing back.
+fn check_pending(service: &Service, path: &str, value: Value) -> Result<Value, Refusal> {
+    let exported = service.exported.as_ref().ok_or(Refusal::Unknown)?;
+    let Some(spec) = exported.spec_to_be(path) else {
+        return Err(if exported.contains(path) { Refusal::ReadOnly } else { Refusal::Unknown });
+    };
+    if !exported.can_grow(service.pending.iter().map(|(path, _)| &**path).chain([path]), limits::GROWN_ITEMS) {
+        return Err(Refusal::Full);
+    }
+    if !spec.writable {
+        return Err(Refusal::ReadOnly);
+    }
+    let value = spec.bring(value).map_err(Refusal::Value)?;
+    if exported.has_room_beside(&service.pending, path, &value) { Ok(value) } else { Err(Refusal::TooLarge) }
 }

@@ -105,6 +105,31 @@ both! {
     }
 }
 
+/// It comes while the service is off the bus for its silence: what is written to the number is for it, and the device has the next one.
+#[test]
+fn the_other_one_comes_while_the_device_is_silent() {
+    let rig = running(Setup::devices().device("stale_after = 2").device("stale = \"leave\""));
+    let device = Device::connect(&rig, "hp");
+    assert_eq!(device.register(HEATPUMP).instance("h"), 1);
+    rig.fake().await_no_name(OURS);
+    device.mqtt.mark();
+    rig.fake().add(OTHER, other(1));
+    assert_eq!(device.answered().instance("h"), 2);
+    is_told(&device, OTHER);
+    rig.await_log(Part::Bridge, &format!("{OURS} cannot have heatpump/1, which is the type and instance of {OTHER}"));
+    device.mqtt.write("heatpump/1/State", r#"{"value": 3}"#);
+    rig.fake().await_call(OTHER, "SetValue /State i 3");
+    let client = Device::connect(&rig, "x");
+    client.register(r#"{"t": "temperature"}"#);
+    client.proxy(format!(r#"{{"topicPath": "W/{PORTAL}/heatpump/1", "values": {{"State": 4}}}}"#));
+    rig.fake().await_call(OTHER, "SetValue /State i 4");
+    assert!(rig.fake().owner_of(OURS).is_none());
+    device.mqtt.write("heatpump/2/CustomName", r#"{"value": "back"}"#);
+    rig.fake().await_name(OURS);
+    rig.fake().await_shown(OURS, "/CustomName", "s \"back\"");
+    assert_eq!(rig.fake().shown(OURS, "/DeviceInstance"), "i 2");
+}
+
 /// Several numbers are taken, on the bus and in localsettings; and one that is of another type is none of these.
 #[test]
 fn the_next_one_that_is_free() {
