@@ -29,6 +29,16 @@ fn state(name: &'static str, made_by: impl Into<String>, install: &'static str, 
     State { name, made_by: made_by.into(), install, said, mends: install == NO }
 }
 
+/// With our line within something, which is in the third line or further down, and commands of the owner's around it.
+fn inside(name: &'static str, content: String) -> State {
+    state(
+        name,
+        file(&format!("#!/bin/sh\n{RAN}\n{content}{RAN}\n")),
+        UNKNOWN,
+        "is within something else, or behind a mistake, and is left there",
+    )
+}
+
 /// An executable rc.local with this content, as printf takes it.
 fn file(content: &str) -> String {
     format!("printf '{}' > /data/rc.local; chmod 755 /data/rc.local", content.replace('%', "%%"))
@@ -96,6 +106,26 @@ fn states() -> Vec<State> {
         state("our line of the older layout", file(&format!("#!/bin/sh\n{RAN}\n{old}\n")), YES, STARTED),
         state("our line behind an exit", file(&format!("#!/bin/sh\n{RAN}\nexit 0\n{HOOK}\n")), YES, STARTED),
         state("our line behind what may not end", file(&format!("#!/bin/sh\nexec sleep 1\n{HOOK}\n")), YES, STARTED),
+        // our line as a part of something else
+        inside("if", format!("{RAN}\nif [ -f /data/no ]; then\n{HOOK}\nfi\n")),
+        inside("else", format!("if true; then\n{RAN}\nelse\n{former}\nfi\n")),
+        inside("if, of the older layout", format!("if true; then\n{old}\nfi\n")),
+        inside("a function", format!("mq() {{\n{HOOK}\n}}\n")),
+        inside("a function of the file", format!("mq()\n{{\n{OWN_HOOK}\n}}\nmq\n")),
+        inside("a subshell", format!("(\n{HOOK}\n) &\n")),
+        inside("a loop", format!("for turn in 1 2; do\n{RAN}\n{HOOK}\ndone\n")),
+        inside("case", format!("case no in\nyes)\n{HOOK}\n;;\nesac\n")),
+        inside("a substitution", format!("text=$(\n{HOOK}\n)\n")),
+        inside("a text", format!("echo \"\n{HOOK}\n\" > /run/text\n")),
+        inside("a here-document", format!("cat > /run/text <<END\n{HOOK}\nEND\n")),
+        inside("a here-document with lines of shell", format!("cat > /run/text <<-END\n\tif true; then\n{HOOK}\n\tEND\n")),
+        inside("a here-document that does not end", format!("{RAN}\ncat <<END\n{HOOK}\n")),
+        inside("&&", format!("test -f /data/no &&\n{HOOK}\n")),
+        inside("|| and comments", format!("true || # a comment\n\n# another\n{HOOK}\n")),
+        inside("a pipe", format!("true |\n{HOOK}\n")),
+        inside("&& and a backslash", format!("test -f /data/no && \\\\\n{HOOK}\n")),
+        inside("a command with a backslash", format!("echo \\\\\n{HOOK}\n")),
+        inside("what follows a mistake", format!("{RAN}\nif true; then\nfi fi (\n{HOOK}\n")),
         // not run, or not to be changed
         state(
             "not executable",
@@ -110,6 +140,8 @@ fn states() -> Vec<State> {
             "is not executable",
         ),
         state("CR LF", file(&format!("#!/bin/sh\r\n{RAN}\r\nexit 0\r\n")), NO, "CR LF"),
+        state("CR", file(&format!("#!/bin/sh\r{RAN}\rexit 0\r")), NO, "end in CR (of old Macs)"),
+        state("CR with our line", file(&format!("#!/bin/sh -e\r{RAN}\r{HOOK}\r")), NO, "end in CR (of old Macs)"),
         state("CR LF with options", file(&format!("#!/bin/sh -e\r\n{RAN}\r\n")), NO, "CR LF"),
         state(
             "our line commented out",
@@ -117,6 +149,15 @@ fn states() -> Vec<State> {
             NO,
             "line 2 of /data/rc.local, which starts it, is commented out",
         ),
+        State {
+            mends: false,
+            ..state(
+                "our line commented out in a here-document",
+                file(&format!("#!/bin/sh\ncat > /run/text <<END\n# {HOOK}\nEND\n{RAN}\n")),
+                NO,
+                "is commented out\nvenus-mqtt-setup: to change that: take it out by hand",
+            )
+        },
         state("no such interpreter", file(&format!("#!/bin/zsh\n{RAN}\n")), NO, "names a program that is not there"),
         state("two options", file(&format!("#!/bin/sh -e -u\n{RAN}\n")), NO, "more than one word"),
         state("env with an option", file(&format!("#!/usr/bin/env sh -e\n{RAN}\n")), NO, "more than one word"),
@@ -242,9 +283,11 @@ fn try_all(mut gx: Gx, shell: &str) {
         let (code, text) = answer(&gx, &format!("{SETUP} status"));
         assert!(code == install && text.contains(said), "{what}: status: {code} {text}");
         // what lies in /run is not there after a boot
-        if code != UNKNOWN && !name.contains("out of /data") {
-            let ran = if name.starts_with("modifications off") { 0 } else { ran };
-            assert_eq!(next_boot(&mut gx), (code == YES, ran), "{what}: {text}\n{}", gx.console());
+        if !name.contains("out of /data") {
+            let expected = if name.starts_with("modifications off") { 0 } else { ran };
+            let (started, ran) = next_boot(&mut gx);
+            assert_eq!(ran, expected, "{what}: {text}\n{}", gx.console());
+            assert!(code == UNKNOWN || started == (code == YES), "{what}: {text}\n{}", gx.console());
         }
         if mends {
             let way = text.lines().find_map(|line| line.split_once("to change that")?.1.split_once(": ")).expect("a way out").1;
@@ -255,6 +298,8 @@ fn try_all(mut gx: Gx, shell: &str) {
             continue;
         }
         let (_, text) = answer(&gx, &format!("{SETUP} remove"));
+        let told = if name.contains("older") { "take that line out" } else { "it does nothing from now on" };
+        assert!(!said.contains("within something else") || text.contains(told), "{what}: remove: {text}");
         let after = seen(&path);
         if name.contains("our line") && code == YES {
             assert_eq!(before.map(|(was, old)| (was, rest(&old))), after, "{what}: {text}");
@@ -286,9 +331,9 @@ fn changed() -> Vec<(&'static str, String, &'static str)> {
         ("exit in an indented line", with("  exit 0\n"), UNKNOWN),
         ("exec", with("exec true\n"), UNKNOWN),
         ("exec of a redirection", with("exec 2>&1\n"), UNKNOWN),
-        ("a here-document that is open", with("cat <<END\n"), UNKNOWN),
+        ("a here-document that has ended, and exit", with("cat <<END\ntext\nEND\nexit 0\n"), NO),
         ("set -e", with("set -e\nfalse\n"), UNKNOWN),
-        ("our line within if", file(&format!("#!/bin/sh\nif false; then\n{HOOK}\nfi\n")), UNKNOWN),
+        ("our line within if, and by itself", with(&format!("if false; then\n{HOOK}\nfi\n")), UNKNOWN),
     ]
 }
 
