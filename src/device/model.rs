@@ -87,6 +87,8 @@ pub struct Service {
     pub restored: Vec<(Box<str>, Value)>,
     /// They are shown until then, unless the device is heard of.
     pub restored_until: Option<Time>,
+    /// When the daemon stopped, and when the last of them had come, in seconds since 1970: unchanged at the next stop.
+    pub restored_from: Option<(u64, u64)>,
     pub kept: BTreeMap<Box<str>, Kept>,
     /// Settings without a default, which are only there once they have been written.
     pub written: BTreeSet<Box<str>>,
@@ -248,6 +250,7 @@ impl Service {
             pending: Vec::new(),
             restored: Vec::new(),
             restored_until: None,
+            restored_from: None,
             kept: BTreeMap::new(),
             written: BTreeSet::new(),
             grown: BTreeSet::new(),
