@@ -89,6 +89,8 @@ pub struct Service {
     pub restored_until: Option<Time>,
     /// When the daemon stopped, and when the last of them had come, in seconds since 1970: unchanged at the next stop.
     pub restored_from: Option<(u64, u64)>,
+    /// It has been on the bus since the daemon started.
+    pub shown: bool,
     pub kept: BTreeMap<Box<str>, Kept>,
     /// Settings without a default, which are only there once they have been written.
     pub written: BTreeSet<Box<str>>,
@@ -251,6 +253,7 @@ impl Service {
             restored: Vec::new(),
             restored_until: None,
             restored_from: None,
+            shown: false,
             kept: BTreeMap::new(),
             written: BTreeSet::new(),
             grown: BTreeSet::new(),
@@ -302,7 +305,12 @@ impl Service {
         self.silence = Silence::None;
         self.pending.clear();
         self.restored.clear();
-        self.restored_until = None;
+        (self.restored_until, self.restored_from) = (None, None);
+    }
+
+    /// Values of before the restart wait to be shown: nothing newer is known.
+    pub fn restores(&self) -> bool {
+        self.restored_from.is_some() && !self.shown
     }
 
     pub fn bus_name(&self) -> String {

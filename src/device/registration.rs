@@ -375,7 +375,8 @@ impl Devices {
         }
         self.unsaved = false;
         self.save_after = now + limits::REGISTRY_EVERY;
-        Some(registry::print(&self.list(now, unix)))
+        // once they are shown, values that were restored would be older after a crash than what was shown last
+        Some(self.registry_with(now, unix, Service::restores))
     }
 
     /// The person at the command line wants a device to be as if it had never been.
