@@ -45,6 +45,21 @@ impl Devices {
     }
 
     pub(super) fn take_settings_reply(&mut self, now: Time, purpose: Purpose, reply: Option<Reply>) {
+        let asked = match purpose {
+            Purpose::Add { key, .. } | Purpose::Old(key, _) | Purpose::ReadInstance(key) | Purpose::Grown(key) => self.place_of(key),
+            _ => None,
+        };
+        self.take_answer(now, purpose, reply);
+        // what was taken over is told, once it is known which services move
+        if let Some((index, _)) = asked {
+            let mut services = self.devices.get(index).into_iter().flat_map(|device| &device.services);
+            if !services.any(|service| self.settings.asks_number(service.key)) {
+                self.settle(now, index);
+            }
+        }
+    }
+
+    fn take_answer(&mut self, now: Time, purpose: Purpose, reply: Option<Reply>) {
         match purpose {
             Purpose::Owner => match reply {
                 Some(Reply::Text(owner)) => self.take_settings_owner(now, &owner),
@@ -122,11 +137,6 @@ impl Devices {
                 });
                 self.settings.ask(now, &number, Method::SetValue(claim), Purpose::Claim(key));
             }
-        }
-        // what was taken over is told, once it is known which services move
-        let mut services = self.devices.get(place.0).into_iter().flat_map(|device| &device.services);
-        if !services.any(|service| self.settings.asks_number(service.key)) {
-            self.settle(now, place.0);
         }
     }
 
