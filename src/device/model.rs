@@ -270,6 +270,11 @@ impl Service {
         matches!(self.state, State::Opening | State::Up) && !self.restarts
     }
 
+    /// It is on the bus, or has not been since the daemon started: devices cannot bring that about as often as they like.
+    pub fn is_new_or_shown(&self) -> bool {
+        self.is_shown() || !self.shown
+    }
+
     /// Whether it uses this type and instance on the bus.
     pub fn uses_number(&self, kind: &str, instance: i32) -> bool {
         self.is_shown() && *self.kind == *kind && self.instance == Some(instance)

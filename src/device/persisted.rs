@@ -54,7 +54,8 @@ impl Devices {
         match converted {
             Ok(value) => {
                 kept.replaced = stored_type(&old) != stored_type(&value);
-                self.caused(now, Level::Info, Kind::Settings, || format!("{full} holds {held}: {name} takes it over as {}", shown(&value)));
+                let once = kept.replaced;
+                self.note_setting(now, Level::Info, once, || format!("{full} holds {held}: {name} takes it over as {}", shown(&value)));
                 if let Some(kept) = self.service_mut(place).and_then(|service| service.kept.get_mut(path)) {
                     kept.converted = Some(value);
                 }
@@ -135,7 +136,7 @@ impl Devices {
                 // written while localsettings was away, or lost by it
                 Ok(stored) if newer || (returned && ours != Value::Invalid && stored == any_default(&spec)) => {
                     behind.push(Box::from(path));
-                    self.caused(now, Level::Info, Kind::Settings, || {
+                    self.note_setting(now, Level::Info, true, || {
                         let why = if newer { "was written since" } else { "is not the default" };
                         format!("{setting} holds {}: {} of {name}, which {why}, is written back", shown(value), shown(&ours))
                     });
@@ -146,15 +147,15 @@ impl Devices {
                     exported.set(path, stored);
                     changed.paths.push(path.into());
                     match outside {
-                        Some(why) => self.caused(now, Level::Warn, Kind::Settings, || {
+                        Some(why) => self.note_setting(now, Level::Warn, shown_already, || {
                             format!("{text}; it cannot be written like that again: {}", escape(&why))
                         }),
                         // at a registration it is what it should be
-                        None if shown_already => self.caused(now, Level::Info, Kind::Settings, || text),
+                        None if shown_already => self.note_setting(now, Level::Info, true, || text),
                         None => self.notes.add(Level::Debug, || text),
                     }
                 }
-                Err(why) => self.caused(now, Level::Warn, Kind::Settings, || {
+                Err(why) => self.note_setting(now, Level::Warn, shown_already, || {
                     format!(
                         "{setting} holds {}, which {path} of {name} cannot have: {}; it stays there until the item is written",
                         shown(value),

@@ -235,7 +235,7 @@ impl Devices {
             self.unfollow_will(&topic);
         }
         let name = self.name_of(index);
-        self.caused(now, Level::Info, Kind::Registered, || format!("device {name} leaves: {why}"));
+        self.caused(now, Level::Info, Kind::Left, || format!("device {name} leaves: {why}"));
         self.drive_all(now, index);
         self.check_keep_awake(now);
     }

@@ -40,7 +40,7 @@ impl Devices {
         }
         let id = service.id.clone();
         let name = self.name_of(place.0);
-        self.caused(now, Level::Info, Kind::Registered, || format!("device {name} is heard of again: {id}"));
+        self.caused(now, Level::Info, Kind::HeardAgain, || format!("device {name} is heard of again: {id}"));
         if before == Silence::Left {
             self.drive_all(now, place.0);
             return None;
@@ -72,7 +72,7 @@ impl Devices {
         let lines: Vec<String> = (0..count).filter_map(|service| self.check_service(now, (index, service))).collect();
         if !lines.is_empty() {
             let name = self.name_of(index);
-            self.caused(now, Level::Info, Kind::Registered, || format!("device {name} is silent: {}", lines.join("; ")));
+            self.caused(now, Level::Info, Kind::Silent, || format!("device {name} is silent: {}", lines.join("; ")));
         }
     }
 
