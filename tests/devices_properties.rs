@@ -818,8 +818,28 @@ impl World {
         self.wanted.values_mut().for_each(|wanted| wanted.until = Some(PROVISIONAL));
         self.linked = false;
         self.devices = devices(self.flavour, self.disk.as_deref(), self.unix());
+        self.stop_at_once()?;
         self.lives.clear();
         self.start()
+    }
+
+    /// The daemon ends before anything is on the bus again: nothing of the values is lost, and they are no younger.
+    fn stop_at_once(&self) -> Result<(), TestCaseError> {
+        let read = |text: &str| registry::parse(text).unwrap().0;
+        let before = read(self.disk.as_deref().unwrap_or(r#"{"version":1,"devices":[]}"#));
+        let after = read(&self.devices.last_registry(self.now(), self.unix()));
+        let unix = self.unix();
+        for entry in before.iter().filter(|entry| entry.connected) {
+            let again = after.iter().find(|again| again.client == entry.client);
+            for service in entry.services.iter().filter(|service| service.wanted) {
+                let again = again.and_then(|again| again.services.iter().find(|again| again.id == service.id));
+                let again = again.and_then(|again| again.values.as_ref());
+                let is_young = service.values.as_ref().is_some_and(|values| self.flavour.restore && values.seen == unix);
+                let is_lost = again.is_none() && !is_young;
+                prop_assert!(is_lost || again == service.values.as_ref(), "{again:?} of {:?}", service.values);
+            }
+        }
+        Ok(())
     }
 
     fn pass(&mut self, amount: Duration) -> Result<(), TestCaseError> {

@@ -86,6 +86,7 @@ fn limit() -> impl Strategy<Value = Option<Value>> {
     let limit = prop_oneof![
         2 => Just(Value::Int(0)),
         1 => Just(Value::Double(0.0)),
+        1 => Just(Value::Double(f64::NAN)),
         1 => Just(Value::Double(-0.0)),
         1 => Just(Value::Int(5)),
         1 => Just(Value::Invalid),
@@ -200,7 +201,7 @@ impl Known {
         let unlimited = is_settings && is_zero(&self.min) && is_zero(&self.max);
         let mut text = format!("{{\"value\":{}", json(self.value.as_ref().unwrap_or(&Value::Invalid)));
         for (key, limit) in [("min", &self.min), ("max", &self.max), ("default", &self.default)] {
-            if *limit != Value::Invalid && (key == "default" || !unlimited) {
+            if json(limit) != "null" && (key == "default" || !unlimited) {
                 text += &format!(",\"{key}\":{}", json(limit));
             }
         }

@@ -173,8 +173,13 @@ impl Item {
         if let Some(limits) = &self.limits {
             let is_zero = |value: &Value| matches!(value, Value::Int(0)) || *value == Value::Double(0.0);
             let unlimited = is_setting && is_zero(&limits.min) && is_zero(&limits.max);
+            let is_there = |value: &Value| match value {
+                Value::Invalid => false,
+                Value::Double(number) => number.is_finite(),
+                _ => true,
+            };
             for (key, value) in [("min", &limits.min), ("max", &limits.max), ("default", &limits.default)] {
-                if *value != Value::Invalid && !(unlimited && key != "default") {
+                if is_there(value) && !(unlimited && key != "default") {
                     out.extend_from_slice(b",\"");
                     out.extend_from_slice(key.as_bytes());
                     out.extend_from_slice(b"\":");

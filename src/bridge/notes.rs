@@ -28,13 +28,17 @@ pub enum Kind {
     Proxy,
     DeviceWrite,
     Settings,
+    SettingsLeft,
     Registered,
+    Left,
+    Silent,
+    HeardAgain,
     Measurement,
     /// Keep-alives that come only after the one before has run out.
     Awake,
 }
 
-const KINDS: usize = 13;
+const KINDS: usize = 17;
 
 /// How often a line of one kind is written.
 #[derive(Clone, Copy, Debug, Default)]

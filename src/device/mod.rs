@@ -34,7 +34,7 @@ use log::Level;
 
 use crate::bridge::access::Rules;
 use crate::bridge::name::{PortalId, SETTINGS};
-use crate::bridge::notes::{Kind, Notes};
+use crate::bridge::notes::{Kind, Notes, Repeats};
 use crate::bridge::options::Options as BridgeOptions;
 use crate::bridge::topic::{Topics, check_topic};
 use crate::bridge::value::Value;
@@ -145,6 +145,10 @@ pub struct Devices {
     answers: VecDeque<(Token, Result<String, String>)>,
     forgetting: BTreeMap<Box<str>, Token>,
     notes: Notes,
+    /// How often localsettings has come to the bus.
+    returns: Repeats,
+    /// It comes back too often: what is written back and taken over then is only in the log at debug.
+    returns_often: bool,
 }
 
 impl Devices {
@@ -178,6 +182,8 @@ impl Devices {
             answers: VecDeque::new(),
             forgetting: BTreeMap::new(),
             notes: Notes::new(verbosity),
+            returns: Repeats::default(),
+            returns_often: false,
         };
         if devices.options.enabled {
             devices.recall(registry, unix);
@@ -407,6 +413,14 @@ impl Devices {
 
     fn caused(&mut self, now: Time, level: Level, kind: Kind, text: impl FnOnce() -> String) {
         self.notes.add_caused(now, level, kind, text);
+    }
+
+    /// A value that is written back or taken over. `once`: it is said once each time localsettings comes back, so every one is in the log.
+    fn note_setting(&mut self, now: Time, level: Level, once: bool, text: impl FnOnce() -> String) {
+        match once {
+            true => self.notes.add(if self.returns_often { Level::Debug } else { level }, text),
+            false => self.caused(now, level, Kind::Settings, text),
+        }
     }
 
     /// Whether a reply with this serial number is waited for.

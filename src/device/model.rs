@@ -87,6 +87,10 @@ pub struct Service {
     pub restored: Vec<(Box<str>, Value)>,
     /// They are shown until then, unless the device is heard of.
     pub restored_until: Option<Time>,
+    /// When the daemon stopped, and when the last of them had come, in seconds since 1970: unchanged at the next stop.
+    pub restored_from: Option<(u64, u64)>,
+    /// It has been on the bus since the daemon started.
+    pub shown: bool,
     pub kept: BTreeMap<Box<str>, Kept>,
     /// Settings without a default, which are only there once they have been written.
     pub written: BTreeSet<Box<str>>,
@@ -248,6 +252,8 @@ impl Service {
             pending: Vec::new(),
             restored: Vec::new(),
             restored_until: None,
+            restored_from: None,
+            shown: false,
             kept: BTreeMap::new(),
             written: BTreeSet::new(),
             grown: BTreeSet::new(),
@@ -262,6 +268,11 @@ impl Service {
     /// It has a name on the bus, or is about to get it.
     pub fn is_shown(&self) -> bool {
         matches!(self.state, State::Opening | State::Up) && !self.restarts
+    }
+
+    /// It is on the bus, or has not been since the daemon started: devices cannot bring that about as often as they like.
+    pub fn is_new_or_shown(&self) -> bool {
+        self.is_shown() || !self.shown
     }
 
     /// Whether it uses this type and instance on the bus.
@@ -310,7 +321,12 @@ impl Service {
         self.silence = Silence::None;
         self.pending.clear();
         self.restored.clear();
-        self.restored_until = None;
+        (self.restored_until, self.restored_from) = (None, None);
+    }
+
+    /// Values of before the restart wait to be shown: nothing newer is known.
+    pub fn restores(&self) -> bool {
+        self.restored_from.is_some() && !self.shown
     }
 
     pub fn bus_name(&self) -> String {

@@ -33,7 +33,7 @@ impl Devices {
         let Some(service) = self.service(place) else { return };
         match reply {
             Some(Reply::Value(value)) => match instance_of(&value, &service.kind) {
-                Some(instance) => self.use_instance(now, place, instance),
+                Some(instance) => self.use_instance(now, place, instance, true),
                 None => {
                     let path = instance_path(&service.slug);
                     self.end_claim(now, place);
@@ -52,10 +52,12 @@ impl Devices {
     }
 
     /// localsettings has this number for a service: it goes on once the number is known to be free, or it has to move.
-    pub(super) fn use_instance(&mut self, now: Time, place: Place, instance: i32) {
+    pub(super) fn use_instance(&mut self, now: Time, place: Place, instance: i32, is_answer: bool) {
         let Some(device) = self.devices.get_mut(place.0) else { return };
         let online = device.online;
         let Some(service) = device.services.get_mut(place.1) else { return };
+        // what somebody sets while localsettings is there can be set as often as he likes
+        let once = is_answer && service.is_new_or_shown();
         let known = service.instance.replace(instance).filter(|known| *known != instance);
         let (state, name) = (service.state, service.bus_name());
         let claimed = service.check.is_some_and(|check| check.claims > 0);
@@ -72,7 +74,7 @@ impl Devices {
         device.owed |= known.is_some() && online;
         self.unsaved |= known.is_some();
         if let Some(known) = known.filter(|_| !claimed) {
-            self.caused(now, Level::Info, Kind::Settings, || {
+            self.note_setting(now, Level::Info, once, || {
                 format!("localsettings has instance {instance} for {name}, which had {known}: it moves to {instance}")
             });
             if matches!(state, State::Opening | State::Up) {

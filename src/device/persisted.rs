@@ -8,7 +8,7 @@ use log::Level;
 use super::Devices;
 use super::catalogue::{ItemSpec, Kind as ItemKind};
 use super::dialogue::Purpose;
-use super::model::{Key, Place};
+use super::model::{Kept, Key, Place};
 use super::steps::Changed;
 use crate::bridge::notes::Kind;
 use crate::bridge::value::Value;
@@ -54,7 +54,9 @@ impl Devices {
         match converted {
             Ok(value) => {
                 kept.replaced = stored_type(&old) != stored_type(&value);
-                self.caused(now, Level::Info, Kind::Settings, || format!("{full} holds {held}: {name} takes it over as {}", shown(&value)));
+                // an item that takes numbers of both types comes here at each registration, and nothing is converted
+                let level = if kept.replaced { Level::Info } else { Level::Debug };
+                self.note_setting(now, level, true, || format!("{full} holds {held}: {name} takes it over as {}", shown(&value)));
                 if let Some(kept) = self.service_mut(place).and_then(|service| service.kept.get_mut(path)) {
                     kept.converted = Some(value);
                 }
@@ -96,11 +98,11 @@ impl Devices {
                 let full = item_path(&service.slug, &path);
                 match service.kept.get(&path) {
                     Some(kept) if kept.unusable => None,
-                    // its default at first, so that it is never without the value; the limits may be narrower
-                    Some(kept) if kept.converted.is_some() => {
-                        let default = kept.converted.clone().unwrap_or_default();
-                        Some(Setting { path: full.into(), default, min: Value::Invalid, max: Value::Invalid })
-                    }
+                    // its default at first, so that it is never without the value; without the limits if they are narrower
+                    Some(Kept { converted: Some(value), .. }) => Some(match spec.bring(value.clone()) {
+                        Ok(_) => setting(full, value.clone(), &spec),
+                        Err(_) => Setting { path: full.into(), default: value.clone(), min: Value::Invalid, max: Value::Invalid },
+                    }),
                     _ => Some(setting(full, any_default(&spec), &spec)),
                 }
             })
@@ -135,7 +137,7 @@ impl Devices {
                 // written while localsettings was away, or lost by it
                 Ok(stored) if newer || (returned && ours != Value::Invalid && stored == any_default(&spec)) => {
                     behind.push(Box::from(path));
-                    self.caused(now, Level::Info, Kind::Settings, || {
+                    self.note_setting(now, Level::Info, true, || {
                         let why = if newer { "was written since" } else { "is not the default" };
                         format!("{setting} holds {}: {} of {name}, which {why}, is written back", shown(value), shown(&ours))
                     });
@@ -146,15 +148,15 @@ impl Devices {
                     exported.set(path, stored);
                     changed.paths.push(path.into());
                     match outside {
-                        Some(why) => self.caused(now, Level::Warn, Kind::Settings, || {
+                        Some(why) => self.note_setting(now, Level::Warn, shown_already, || {
                             format!("{text}; it cannot be written like that again: {}", escape(&why))
                         }),
                         // at a registration it is what it should be
-                        None if shown_already => self.caused(now, Level::Info, Kind::Settings, || text),
+                        None if shown_already => self.note_setting(now, Level::Info, true, || text),
                         None => self.notes.add(Level::Debug, || text),
                     }
                 }
-                Err(why) => self.caused(now, Level::Warn, Kind::Settings, || {
+                Err(why) => self.note_setting(now, Level::Warn, shown_already, || {
                     format!(
                         "{setting} holds {}, which {path} of {name} cannot have: {}; it stays there until the item is written",
                         shown(value),

@@ -16,15 +16,21 @@ use crate::text::escape;
 impl Devices {
     /// The registry as the daemon leaves it when it ends: with the values of now, if the next start is to show them.
     pub fn last_registry(&self, now: Time, unix: u64) -> String {
+        self.registry_with(now, unix, |_| true)
+    }
+
+    /// The registry with the values of the services for which `is_meant` holds.
+    pub(super) fn registry_with(&self, now: Time, unix: u64, is_meant: impl Fn(&Service) -> bool) -> String {
         let mut entries = self.list(now, unix);
         let text = registry::print(&entries);
-        let Some(restore) = self.options.restore_values.filter(|_| unix >= registry::CLOCK_IS_SET) else { return text };
+        if self.options.restore_values.is_none() || unix < registry::CLOCK_IS_SET {
+            return text;
+        }
         let mut room = limits::REGISTRY_BYTES.saturating_sub(text.len()).min(limits::RESTORED_BYTES);
         for (device, entry) in self.devices.iter().zip(&mut entries).filter(|(device, _)| device.online) {
-            for (service, entry) in
-                device.services.iter().zip(&mut entry.services).filter(|(service, _)| service.wanted && !service.is_away())
-            {
-                entry.values = registry::Values::of(service, now, unix, restore).filter(|values| {
+            let services = device.services.iter().zip(&mut entry.services);
+            for (service, entry) in services.filter(|(service, _)| service.wanted && !service.is_away() && is_meant(service)) {
+                entry.values = registry::Values::of(service, now, unix).filter(|values| {
                     let size = values.size();
                     let fits = size <= room;
                     room -= if fits { size } else { 0 };
@@ -130,6 +136,7 @@ impl Devices {
             *room -= 1;
             service.state = State::Waiting;
             if let Some((values, left)) = remembered.values.and_then(|values| self.restorable(device, &service, values, unix)) {
+                service.restored_from = Some((values.at, values.seen));
                 (service.restored, service.restored_until) = (values.items, Some(Time::default() + left));
             }
         }

@@ -235,7 +235,7 @@ impl Devices {
             self.unfollow_will(&topic);
         }
         let name = self.name_of(index);
-        self.caused(now, Level::Info, Kind::Registered, || format!("device {name} leaves: {why}"));
+        self.caused(now, Level::Info, Kind::Left, || format!("device {name} leaves: {why}"));
         self.drive_all(now, index);
         self.check_keep_awake(now);
     }
@@ -375,7 +375,8 @@ impl Devices {
         }
         self.unsaved = false;
         self.save_after = now + limits::REGISTRY_EVERY;
-        Some(registry::print(&self.list(now, unix)))
+        // once they are shown, values that were restored would be older after a crash than what was shown last
+        Some(self.registry_with(now, unix, Service::restores))
     }
 
     /// The person at the command line wants a device to be as if it had never been.

@@ -41,7 +41,7 @@ pub struct ServiceEntry {
     pub wanted: bool,
     pub written: BTreeSet<Box<str>>,
     pub grown: BTreeSet<Box<str>>,
-    /// As of the end of the daemon, if they are to be shown again.
+    /// As of the end of the daemon, if they are to be shown again; until they are shown, also in what is written while it runs.
     pub values: Option<Values>,
 }
 
@@ -56,15 +56,16 @@ pub struct Values {
 
 impl Values {
     /// `None`: there is nothing worth it. What was restored itself is no younger for it.
-    pub(super) fn of(service: &Service, now: Time, unix: u64, restore: Duration) -> Option<Self> {
-        let items = service.exported.as_ref()?.written().map(|(path, _, value)| (path.into(), value.clone())).collect();
-        let ago = |span: Duration| unix.saturating_sub(span.as_secs());
-        let (at, seen) = match service.restored_until {
-            Some(until) => {
-                let at = ago(restore.saturating_sub(until.after(now)));
-                (at, at)
+    pub(super) fn of(service: &Service, now: Time, unix: u64) -> Option<Self> {
+        let items: Vec<_> = match &service.exported {
+            Some(exported) if service.restored.is_empty() => {
+                exported.written().map(|(path, _, value)| (path.into(), value.clone())).collect()
             }
-            None => (unix, ago(now.after(service.last_value?))),
+            _ => service.restored.clone(),
+        };
+        let (at, seen) = match service.restored_from.filter(|_| service.restored_until.is_some()) {
+            Some(stamps) => stamps,
+            None => (unix, unix.saturating_sub(now.after(service.last_value?).as_secs())),
         };
         Some(Self { at, seen, items }).filter(|values| !values.items.is_empty())
     }

@@ -7,7 +7,7 @@ use log::Level;
 
 use super::Devices;
 use super::dialogue::Purpose;
-use super::model::{Kept, Key, Place, State};
+use super::model::{Kept, Key, Place, Service, State};
 use super::numbers::{instance_of, instance_path};
 use super::persisted::{OTHER_TYPE, item_path, results, shown};
 use crate::bridge::name::is_item_path;
@@ -45,6 +45,21 @@ impl Devices {
     }
 
     pub(super) fn take_settings_reply(&mut self, now: Time, purpose: Purpose, reply: Option<Reply>) {
+        let asked = match purpose {
+            Purpose::Add { key, .. } | Purpose::Old(key, _) | Purpose::ReadInstance(key) | Purpose::Grown(key) => self.place_of(key),
+            _ => None,
+        };
+        self.take_answer(now, purpose, reply);
+        // what was taken over is told, once it is known which services move
+        if let Some((index, _)) = asked {
+            let mut services = self.devices.get(index).into_iter().flat_map(|device| &device.services);
+            if !services.any(|service| self.settings.asks_number(service.key)) {
+                self.settle(now, index);
+            }
+        }
+    }
+
+    fn take_answer(&mut self, now: Time, purpose: Purpose, reply: Option<Reply>) {
         match purpose {
             Purpose::Owner => match reply {
                 Some(Reply::Text(owner)) => self.take_settings_owner(now, &owner),
@@ -113,20 +128,14 @@ impl Devices {
         let known = self.service(place).and_then(|service| service.instance);
         match instance {
             _ if error != 0 => self.fail_asking(now, place, &format!("localsettings refuses {number} (error {error})")),
-            Some(instance) => self.use_instance(now, place, instance),
+            Some(instance) => self.use_instance(now, place, instance, true),
             // it is of another class, or has gone again
             None => {
                 let claim = Value::Str(format!("{kind}:{}", known.unwrap_or(1)).into());
-                self.caused(now, Level::Info, Kind::Settings, || {
-                    format!("{number} is none of the class {kind}: {} is claimed", shown(&claim))
-                });
+                let once = self.service(place).is_some_and(Service::is_new_or_shown);
+                self.note_setting(now, Level::Info, once, || format!("{number} is none of the class {kind}: {} is claimed", shown(&claim)));
                 self.settings.ask(now, &number, Method::SetValue(claim), Purpose::Claim(key));
             }
-        }
-        // what was taken over is told, once it is known which services move
-        let mut services = self.devices.get(place.0).into_iter().flat_map(|device| &device.services);
-        if !services.any(|service| self.settings.asks_number(service.key)) {
-            self.settle(now, place.0);
         }
     }
 
@@ -174,7 +183,7 @@ impl Devices {
             match instance_of(value, &kind) {
                 // the answer to our own question says what it is
                 _ if asked || !is_known => {}
-                Some(instance) => self.use_instance(now, place, instance),
+                Some(instance) => self.use_instance(now, place, instance, false),
                 None if *value == Value::Invalid => {}
                 None => {
                     let slug = slug.to_owned();
@@ -223,9 +232,12 @@ impl Devices {
         }
         self.settings.owner = Some(new).filter(|new| !new.is_empty()).map(Box::from);
         if new.is_empty() {
-            return self.notes.add(Level::Warn, || "localsettings has left the bus: registrations wait for it".into());
+            return self
+                .caused(now, Level::Warn, Kind::SettingsLeft, || "localsettings has left the bus: registrations wait for it".into());
         }
-        self.notes.add(Level::Info, || "localsettings is on the bus".into());
+        let admitted = self.returns.admit(now);
+        self.returns_often = admitted.is_none();
+        self.note_setting(now, Level::Info, true, || format!("localsettings is on the bus{}", admitted.unwrap_or_default()));
         self.numbers_changed();
         for index in 0..self.devices.len() {
             let count = self.devices.get(index).map_or(0, |device| device.services.len());

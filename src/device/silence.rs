@@ -37,7 +37,7 @@ impl Devices {
         }
         let id = service.id.clone();
         let name = self.name_of(place.0);
-        self.caused(now, Level::Info, Kind::Registered, || format!("device {name} is heard of again: {id}"));
+        self.caused(now, Level::Info, Kind::HeardAgain, || format!("device {name} is heard of again: {id}"));
         if before == Silence::Left {
             self.drive_all(now, place.0);
             return None;
@@ -69,7 +69,7 @@ impl Devices {
         let lines: Vec<String> = (0..count).filter_map(|service| self.check_service(now, (index, service))).collect();
         if !lines.is_empty() {
             let name = self.name_of(index);
-            self.caused(now, Level::Info, Kind::Registered, || format!("device {name} is silent: {}", lines.join("; ")));
+            self.caused(now, Level::Info, Kind::Silent, || format!("device {name} is silent: {}", lines.join("; ")));
         }
     }
 
@@ -118,7 +118,7 @@ impl Devices {
         pending.retain(|(path, _)| self.is_by_hand(place, path));
         let Some(service) = self.service_mut(place) else { return Vec::new() };
         (service.pending, service.restored) = (pending, Vec::new());
-        (service.expired, service.restored_until) = (true, None);
+        (service.expired, service.restored_until, service.restored_from) = (true, None, None);
         service.exported.as_mut().map(Exported::expire).unwrap_or_default()
     }
 
@@ -221,7 +221,8 @@ impl Devices {
     pub(super) fn apply_restored(&mut self, now: Time, place: Place) {
         let Some(service) = self.service_mut(place) else { return };
         let restored = std::mem::take(&mut service.restored);
-        if service.restored_until.is_none_or(|until| until <= now) {
+        // without an end its device has vouched for them already
+        if service.restored_until.is_some_and(|until| until <= now) {
             return;
         }
         let name = service.bus_name();

@@ -72,8 +72,10 @@ impl Status {
     }
 }
 
+/// A bare `None` or `nan` is as good as nothing.
 fn field<'a>(fields: &'a [(Box<str>, Value)], name: &str) -> Option<&'a Value> {
-    fields.iter().find(|(key, _)| **key == *name).map(|(_, value)| value)
+    let found = fields.iter().find(|(key, _)| **key == *name).map(|(_, value)| value);
+    found.filter(|value| !matches!(value, Value::Double(number) if !number.is_finite()))
 }
 
 /// Whether answers can go to the client ID of a topic, which may be another than the device's own.
@@ -97,7 +99,6 @@ fn parse_request(topics: &Topics, fields: &[(Box<str>, Value)]) -> Result<Reques
     }
     let version = match field(fields, "version") {
         None | Some(Value::Invalid) => Box::default(),
-        Some(number) if number.has_missing() => Box::default(),
         Some(Value::Str(text)) => text.chars().take(limits::VERSION).collect(),
         Some(Value::Array(_) | Value::Dict(_)) => return Err("version is neither a text nor a number".into()),
         Some(number) => json(number),
@@ -138,7 +139,6 @@ fn parse_will(topics: &Topics, topic: Option<&Value>, value: Option<&Value>) -> 
     };
     let value = match value {
         None | Some(Value::Invalid) => "false".into(),
-        Some(number) if number.has_missing() => "false".into(),
         Some(Value::Str(value)) => value.clone(),
         Some(Value::Array(_) | Value::Dict(_)) => return Err("lwt_value is neither a text nor a number".into()),
         Some(scalar) => json(scalar),
@@ -269,6 +269,7 @@ mod tests {
         assert_eq!(with_will(r#""lwt_topic":"tele/plug/LWT","lwt_value":"Offline""#), will("Offline"));
         assert_eq!(with_will(r#""lwt_topic":"tele/plug/LWT","lwt_value":0"#), will("0"));
         assert_eq!(with_will(r#""lwt_topic":"""#), None);
+        assert_eq!(with_will(r#""lwt_topic":None,"lwt_value":None,"version":None,"clientId":None"#), None);
     }
 
     #[test]
@@ -280,6 +281,9 @@ mod tests {
             assert_eq!(timeout(&format!(",\"timeout\":{given}")), Some(Duration::from_secs_f64(seconds)), "{given}");
         }
         assert_eq!((timeout(""), timeout(r#","timeout":null"#)), (None, None));
+        for given in ["None", "nan", "NaN"] {
+            assert_eq!(timeout(&format!(",\"timeout\":{given}")), None, "{given}");
+        }
         for given in ["1", "1.99", "-5", "2592001", "1e300", "\"60\"", "true", "[60]", "{}"] {
             let error = parse(&format!(r#"{{"connected":1,"services":{{"t":"tank"}},"timeout":{given}}}"#)).unwrap_err();
             assert!(error.starts_with("timeout is neither 0 (never stale) nor a number of seconds from 2 to 2592000"), "{given}: {error}");
@@ -306,6 +310,7 @@ mod tests {
             (services(r#"{"a":"tank","a":"tank"}"#), "\"a\" is there twice"),
             (services(&format!(r#"{{"{}":"tank"}}"#, "x".repeat(33))), "33 characters"),
             (with(r#""clientId":5"#), "clientId is no text"),
+            (r#"{"connected":None,"services":{"t1":"tank"}}"#.into(), "connected is missing"),
             (with(r#""clientId":"""#), "clientId is empty"),
             (with(r#""version":[1]"#), "version is neither"),
             (with(r#""lwt_topic":"a/#""#), "lwt_topic contains the wildcard `#`; take another"),

@@ -193,7 +193,7 @@ impl Devices {
                 if let Some(service) = self.service_mut(place)
                     && service.state == State::Opening
                 {
-                    service.state = State::Up;
+                    (service.state, service.shown) = (State::Up, true);
                     service.failures = 0;
                     service.last_value.get_or_insert(now);
                     service.last_seen = Some(now);

@@ -32,6 +32,10 @@ pub fn read_item(text: &str) -> Result<(String, Change), String> {
     Ok((path.to_owned(), change))
 }
 
+/// JSON, or a number that is none: `nan`, `inf`.
 pub fn read_value(json: &str) -> Result<Value, String> {
+    if let Some(number) = json.parse().ok().filter(|number: &f64| !number.is_finite()) {
+        return Ok(Value::Double(number));
+    }
     parse_payload(format!("{{\"value\":{json}}}").as_bytes()).map_err(|error| error.to_string())
 }
