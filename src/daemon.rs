@@ -430,6 +430,7 @@ impl Daemon {
                     self.bridge.message(now, &topic, &payload, retained);
                 }
             }
+            LinkEvent::Large { topic } => self.bridge.large_message(now, &topic),
             LinkEvent::Subscribed { filter, accepted } => {
                 if self.devices.subscribed(now, &filter, accepted) {
                     self.bridge.subscribed_beside();

@@ -27,6 +27,8 @@ use crate::text::{escape, escape_bytes};
 
 /// Largest certificate or key file taken, in bytes: the bundle of all public authorities has a quarter of it.
 const FILE_MAX: u64 = 1 << 20;
+/// In UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Makes ring the process's provider, for whoever does not name one; call it before anything speaks TLS.
 pub fn install_provider() {
@@ -212,8 +214,11 @@ fn broken_pem(file: &Path, error: pem::Error) -> TlsError {
     TlsError::BrokenPem { file: file.into(), why }
 }
 
+/// A PEM file, without the byte order marks that some editors put in front, also those within a file made of several.
 fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
-    read_bounded(file, FILE_MAX).map_err(|error| TlsError::Unreadable { file: file.into(), why: why(&error) })
+    let bytes = read_bounded(file, FILE_MAX).map_err(|error| TlsError::Unreadable { file: file.into(), why: why(&error) })?;
+    let lines = bytes.split_inclusive(|&byte| byte == b'\n');
+    Ok(lines.flat_map(|line| line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line)).copied().collect())
 }
 
 #[cfg(test)]

@@ -162,6 +162,16 @@ impl Bridge {
         self.outbox.push_special(Special::KeepAlive);
     }
 
+    /// A retained message whose payload is too large to be taken. Only the search for retained values looks at these: they are part of a
+    /// replay, and cleared by their topic.
+    pub fn large_message(&mut self, now: Time, topic: &str) {
+        if !self.stopping
+            && let Incoming::Notification(rest) = self.topics.parse(topic)
+        {
+            self.notification(now, rest, topic, b"large", true);
+        }
+    }
+
     /// A message from the broker.
     pub fn message(&mut self, now: Time, topic: &str, payload: &[u8], retained: bool) {
         if self.stopping {

@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
+use std::str::Utf8Error;
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::Duration;
@@ -26,6 +27,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsConnector;
 
+use super::incoming::LARGE;
 use super::outage::{Outage, Reason, STEADY};
 use super::pipe::Pipe;
 use super::refused::Refused;
@@ -95,6 +97,10 @@ pub enum LinkEvent {
         payload: Vec<u8>,
         retained: bool,
     },
+    /// A retained message that is too large to be taken.
+    Large {
+        topic: String,
+    },
     Subscribed {
         filter: String,
         accepted: bool,
@@ -126,7 +132,7 @@ struct Connection {
 
 enum FromTask {
     Up(AsyncClient, Pipe),
-    Message { topic: String, payload: Vec<u8>, retained: bool, _room: Option<OwnedSemaphorePermit> },
+    Message { topic: String, payload: Vec<u8>, retained: bool, is_large: bool, _room: Option<OwnedSemaphorePermit> },
     SubscribeSent(u16),
     SubscribeAnswered(u16, Vec<SubscribeReasonCode>),
     Down,
@@ -186,6 +192,7 @@ impl Link {
                 self.connection = Some(Connection { requests, pipe, asked: VecDeque::new(), sent: Vec::new(), heard: Vec::new() });
                 Some(LinkEvent::Up)
             }
+            FromTask::Message { topic, is_large: true, .. } => Some(LinkEvent::Large { topic }),
             FromTask::Message { topic, payload, retained, .. } => Some(LinkEvent::Message { topic, payload, retained }),
             FromTask::SubscribeSent(packet) => {
                 let connection = self.connection.as_mut()?;
@@ -365,11 +372,11 @@ async fn run(broker: &Broker, to_loop: &Sender<FromTask>, past: &mut Past) -> Re
             steady_at = None;
         }
         let told = match event {
-            Event::Incoming(Packet::Publish(publish)) => match String::from_utf8(publish.topic.to_vec()) {
-                Ok(topic) => {
+            Event::Incoming(Packet::Publish(publish)) => match topic_of(&publish.topic) {
+                Ok((topic, is_large)) => {
                     let bytes = u32::try_from(publish.payload.len()).unwrap_or(INCOMING_BYTES).min(INCOMING_BYTES);
                     let _room = room.clone().acquire_many_owned(bytes).await.ok();
-                    FromTask::Message { topic, payload: publish.payload.to_vec(), retained: publish.retain, _room }
+                    FromTask::Message { topic, payload: publish.payload.to_vec(), retained: publish.retain, is_large, _room }
                 }
                 Err(_) => continue,
             },
@@ -542,6 +549,12 @@ impl fmt::Debug for Broker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Broker").field("host", &self.host).field("port", &self.port).finish_non_exhaustive()
     }
+}
+
+/// The topic of a message, and whether nothing else of it is here: it is too large.
+fn topic_of(bytes: &[u8]) -> Result<(String, bool), Utf8Error> {
+    let (topic, is_large) = bytes.strip_prefix(&[LARGE]).map_or((bytes, false), |topic| (topic, true));
+    Ok((std::str::from_utf8(topic)?.to_owned(), is_large))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 //! that closes has not confirmed ([`Refused`]).
 //!
 //! What comes is the library's, except messages larger than it takes: it would end the connection for one, and if that is retained, the
-//! next connection as well, for ever. They are passed over. Nothing is subscribed to with more than QoS 0, so nobody waits for an answer.
+//! next connection as well, for ever. They are passed over; of a retained one, the topic is handed on. Nothing is subscribed to with more than QoS 0, so nobody waits for an answer.
 
 use std::collections::VecDeque;
 use std::io;
@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::flow::Flow;
-use super::incoming::Incoming;
+use super::incoming::{Incoming, write_length};
 use super::refused::{Refused, Subject, split_packet, subjects};
 use super::takeover::Closing;
 use crate::bridge::Publish;
@@ -556,15 +556,7 @@ pub(super) fn is_closing(error: &io::Error) -> bool {
 fn write_publish(out: &mut Vec<u8>, publish: &Publish) -> bool {
     let Ok(topic_length) = u16::try_from(publish.topic.len()) else { return false };
     out.push(0x30 | u8::from(publish.retain));
-    let mut remaining = 2 + publish.topic.len() + publish.payload.len();
-    loop {
-        let digit = u8::try_from(remaining % 128).unwrap_or_default();
-        remaining /= 128;
-        out.push(if remaining > 0 { digit | 0x80 } else { digit });
-        if remaining == 0 {
-            break;
-        }
-    }
+    write_length(out, 2 + publish.topic.len() + publish.payload.len());
     out.extend_from_slice(&topic_length.to_be_bytes());
     out.extend_from_slice(publish.topic.as_bytes());
     out.extend_from_slice(&publish.payload);
@@ -576,6 +568,7 @@ mod tests {
     use rumqttc::mqttbytes::v4::Packet;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+    use super::super::incoming::LARGE;
     use super::*;
 
     const KEEP_ALIVE: Duration = Duration::from_secs(20);
@@ -816,7 +809,7 @@ mod tests {
             (true, packet("device/fe001/Status", 200)),
             (true, vec![0xd0, 0]),
             (false, packet("device/evil/Status", 300)),
-            (false, packet("N/x", 20_000)),
+            (false, packet("N/x", 16_000)),
             (true, long_suback),
             (true, packet("N/x", 127)),
             (false, packet("N/x", 201)),
@@ -828,10 +821,45 @@ mod tests {
             assert_eq!(read_through(io::Cursor::new(bytes.clone()), size).await, wanted, "in pieces of {size}");
         }
         // the largest is cut near its ends only
-        for cut in (0..=bytes.len()).filter(|cut| !(1000..20_000).contains(cut)) {
+        for cut in (0..=bytes.len()).filter(|cut| !(1000..16_000).contains(cut)) {
             let (before, after) = bytes.split_at(cut);
             let stream = io::Cursor::new(before.to_vec()).chain(io::Cursor::new(after.to_vec()));
             assert_eq!(read_through(stream, 4096).await, wanted, "cut at {cut}");
+        }
+    }
+
+    /// Also wherever the bytes are cut.
+    #[tokio::test]
+    async fn the_topic_of_a_large_retained_message_is_handed_on() {
+        let part = |topic: &str| {
+            let length = 1 + topic.len();
+            let mut part = vec![0x31];
+            write_length(&mut part, 2 + length + 1);
+            [&part, &(length as u16).to_be_bytes()[..], &[LARGE], topic.as_bytes(), b"x"].concat()
+        };
+        let [long, longer] = [4096, 4097].map(|length| "y".repeat(length));
+        let mut plain = packet("N/x", 100_000);
+        plain[0] = 0x30;
+        let all = [
+            (packet("N/x", 100_000), part("N/x")),
+            (vec![0xd0, 0], vec![0xd0, 0]),
+            (plain, vec![]),
+            (packet("", 70_000), part("")),
+            (packet(&long, 16_384), part(&long)),
+            (packet(&longer, 20_000), vec![]),
+            (packet("N/z", 20), packet("N/z", 20)),
+            (packet("N/a", 16_383), vec![]),
+            (packet("N/a", 70_000), part("N/a")),
+        ];
+        let bytes: Vec<u8> = all.iter().flat_map(|(packet, _)| packet).copied().collect();
+        let wanted: Vec<u8> = all.iter().flat_map(|(_, handed_on)| handed_on).copied().collect();
+        for size in [1, 2, 3, 7, 200, 100_000, 1_000_000] {
+            assert!(read_through(io::Cursor::new(bytes.clone()), size).await == wanted, "in pieces of {size}");
+        }
+        for cut in (0..=20).chain(100_000..100_020) {
+            let (before, after) = bytes.split_at(cut);
+            let stream = io::Cursor::new(before.to_vec()).chain(io::Cursor::new(after.to_vec()));
+            assert!(read_through(stream, 4096).await == wanted, "cut at {cut}");
         }
     }
 

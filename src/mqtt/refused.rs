@@ -20,6 +20,8 @@ pub(super) const LEFT_OUT: usize = 64;
 const LEFT_OUT_FOR: Duration = Duration::from_secs(3600);
 /// Two topics left out at messages of this size, in bytes, or more show that the broker limits packets. Limits below it are not in use.
 const LIMIT_LEAST: usize = 1024;
+/// A topic whose messages were refused at so many sizes has only those below [`LIMIT_LEAST`] sent. Each size costs the connection twice.
+const SIZES: u32 = 3;
 /// The daemon cannot do without filters with wildcards. They are left out after one more try than others, should the broker have closed
 /// the connection for another reason.
 const TRIES_WILD: u32 = 2;
@@ -46,9 +48,41 @@ pub(super) struct Refused {
 
 struct LeftOut {
     subject: Subject,
-    /// Messages smaller than this, in bytes, are sent: it may be the broker's limit.
+    /// Size of the smallest packet refused, in bytes.
     size: usize,
+    /// How many packets were refused, each smaller than the one before.
+    refusals: u32,
     since: Instant,
+}
+
+impl LeftOut {
+    /// Packets of this size, in bytes, or more are left out. Smaller ones are sent: the size may be the reason. A message without a
+    /// payload, which clears the topic, is sent until one was refused itself.
+    fn least(&self) -> usize {
+        let Subject::Topic(topic) = &self.subject else { return 0 };
+        let empty = empty_size(topic);
+        if self.size <= empty {
+            return self.size;
+        }
+        let least = match self.refusals {
+            // it is not the size
+            2.. if self.size < LIMIT_LEAST => 0,
+            SIZES.. => LIMIT_LEAST.min(self.size),
+            _ => self.size,
+        };
+        least.max(empty + 1)
+    }
+}
+
+/// Size of a PUBLISH without a payload, in bytes.
+fn empty_size(topic: &str) -> usize {
+    let remaining = 2 + topic.len();
+    let digits = match remaining {
+        0..128 => 1,
+        128..16_384 => 2,
+        _ => 3,
+    };
+    1 + digits + remaining
 }
 
 impl Refused {
@@ -72,7 +106,7 @@ impl Refused {
 
     pub(super) fn leaves_out(&self, subject: &Subject, size: usize) -> bool {
         let is_over = matches!(subject, Subject::Topic(_)) && self.limit.is_some_and(|(limit, _)| size >= limit);
-        is_over || self.left_out.iter().any(|left_out| left_out.subject == *subject && size >= left_out.size)
+        is_over || self.left_out.iter().any(|left_out| left_out.subject == *subject && size >= left_out.least())
     }
 
     /// The broker has taken this.
@@ -121,7 +155,8 @@ impl Refused {
 
     /// A limit of the broker would cost the connection twice for each topic with a message beyond it.
     fn learn_limit(&mut self, now: Instant) {
-        let sizes = || self.left_out.iter().map(|left_out| left_out.size).filter(|size| *size >= LIMIT_LEAST);
+        let topics = || self.left_out.iter().filter(|left_out| matches!(left_out.subject, Subject::Topic(_)));
+        let sizes = || topics().map(|left_out| left_out.size).filter(|size| *size >= LIMIT_LEAST);
         let Some(least) = sizes().min().filter(|_| sizes().count() > 1) else { return };
         if self.limit.is_none_or(|(limit, _)| least < limit) {
             log::warn!(
@@ -144,15 +179,14 @@ impl Refused {
     fn leave_out(&mut self, now: Instant, subject: Subject, size: usize) {
         let known = self.left_out.iter_mut().find(|left_out| left_out.subject == subject);
         if let Some(known) = known {
-            // it is not the size
-            known.size = 0;
+            known.size = known.size.min(size);
+            known.refusals = known.refusals.saturating_add(1);
             return;
         }
         if self.left_out.len() >= LEFT_OUT {
             self.left_out.pop_front();
         }
-        let size = if matches!(subject, Subject::Filter(_)) { 0 } else { size };
-        self.left_out.push_back(LeftOut { subject, size, since: now });
+        self.left_out.push_back(LeftOut { subject, size, refusals: 1, since: now });
     }
 }
 
@@ -250,19 +284,56 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_smaller_message_is_sent_again_and_then_none() {
+    /// Refuses a packet of each size on one topic, and returns from which size on packets are left out then.
+    fn left_out_from(subject: &Subject, sizes: &[usize]) -> usize {
         let now = Instant::now();
         let mut refused = Refused::default();
-        let subject = topic(1).0;
-        for size in [5000, 1500] {
-            refused.closed(now, &[(subject.clone(), size)], false);
-            refused.closed(now, &[(subject.clone(), size)], false);
-            assert!(refused.leaves_out(&subject, size));
-            assert_eq!(refused.leaves_out(&subject, size - 1), size == 1500);
+        for size in sizes {
+            assert!(!refused.leaves_out(subject, *size), "{size} of {sizes:?}");
+            refused.closed(now, &[(subject.clone(), *size)], false);
+            refused.closed(now, &[(subject.clone(), *size)], false);
+            assert!(refused.leaves_out(subject, *size));
         }
+        let from = (0..10_000).find(|size| refused.leaves_out(subject, *size)).unwrap();
+        assert!((from..10_000).all(|size| refused.leaves_out(subject, size)));
         refused.begin(now + LEFT_OUT_FOR);
-        assert!(!refused.leaves_out(&subject, 5000));
+        assert!(!refused.leaves_out(subject, 10_000));
+        from
+    }
+
+    #[test]
+    fn a_smaller_message_is_sent_again() {
+        let subject = topic(1).0;
+        assert_eq!(left_out_from(&subject, &[5000]), 5000);
+        assert_eq!(left_out_from(&subject, &[5000, 1500]), 1500);
+        assert_eq!(left_out_from(&subject, &[5000, 4999, 4998]), LIMIT_LEAST, "no more sizes are tried");
+        assert_eq!(left_out_from(&subject, &[500]), 500);
+    }
+
+    #[test]
+    fn a_message_that_clears_is_sent_until_one_was_refused() {
+        for length in [5, 125, 126, 2000, 3000] {
+            let subject = Subject::Topic("x".repeat(length));
+            let mut empty = vec![0x31];
+            let remaining = 2 + length;
+            empty.extend(if remaining < 128 {
+                vec![remaining as u8]
+            } else {
+                vec![(remaining % 128) as u8 | 0x80, (remaining / 128) as u8]
+            });
+            empty.extend((length as u16).to_be_bytes());
+            empty.extend("x".repeat(length).bytes());
+            let empty = empty.len();
+            assert_eq!(empty_size(&"x".repeat(length)), empty);
+            for least in [9000, 8000, 7000, empty + 500, empty + 10] {
+                assert!(left_out_from(&subject, &[9500, 9400, least]) > empty, "{length}, {least}");
+                assert!(left_out_from(&subject, &[9500, least]) > empty, "{length}, {least}");
+            }
+            assert_eq!(left_out_from(&subject, &[9500, empty]), empty);
+            assert_eq!(left_out_from(&subject, &[empty]), empty);
+        }
+        let subject = topic(1).0;
+        assert_eq!(left_out_from(&subject, &[5000, 500]), empty_size("N/x/1") + 1, "it is not the size");
     }
 
     #[test]

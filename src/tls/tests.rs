@@ -329,7 +329,17 @@ fn every_alert_is_explained() {
         (
             40,
             OwnCertificate::NotConfigured,
-            "the broker refused the TLS handshake: it wants a client certificate (`cert_file`, `key_file`), or knows no cipher of ours",
+            "the broker refused the TLS handshake: it wants a client certificate (`cert_file`, `key_file`), knows no cipher of ours, or has a certificate of a kind that is not supported (RSA, ECDSA P-256, P-384, Ed25519 are)",
+        ),
+        (
+            40,
+            OwnCertificate::Unsupported,
+            "the broker refused the TLS handshake: it wants a client certificate, knows no cipher of ours, or has a certificate of a kind that is not supported (RSA, ECDSA P-256, P-384, Ed25519 are)",
+        ),
+        (
+            40,
+            OwnCertificate::Shown,
+            "the broker refused the TLS handshake: it knows no cipher of ours, or has a certificate of a kind that is not supported (RSA, ECDSA P-256, P-384, Ed25519 are)",
         ),
         (
             48,
@@ -456,6 +466,23 @@ fn client_certificates_with_every_form_of_key() {
     }
     let without = with_ca(fixture("ca.pem"));
     assert!(handshake(&without, "broker.test", true).is_err());
+}
+
+/// Some editors put one in front of a text, and files with one are put behind another.
+#[test]
+fn a_byte_order_mark_is_skipped() {
+    let dir = Scratch::new();
+    let marked = |name: &str, files: &[&str]| {
+        let marked = files.iter().flat_map(|file| [b"\xef\xbb\xbf".to_vec(), std::fs::read(fixture(file)).unwrap()]);
+        dir.file(name, marked.collect::<Vec<_>>().concat())
+    };
+    let ca = marked("ca", &["client.pem", "ca.pem"]);
+    let (cert, key) = (marked("cert", &["client.pem"]), marked("key", &["client.key"]));
+    let tls = Tls { ca_file: Some(ca), client: Some(ClientCertificate { cert_file: cert.clone(), key_file: key }) };
+    assert_eq!(handshake(&tls, "broker.test", true), Ok(()));
+    let encrypted = marked("encrypted", &["client-encrypted.key"]);
+    let error = client_config(&with_client(cert, encrypted)).unwrap_err().to_string();
+    assert!(error.contains("the key is encrypted"), "{error}");
 }
 
 #[test]

@@ -149,15 +149,16 @@ impl Server<'_> {
                 OwnCertificate::Unsupported => format!("the {role} wants a client certificate, and an API key is all that there can be"),
                 _ => format!("the {role} wants a client certificate: name one with `cert_file` and `key_file`"),
             },
-            Alert::HandshakeFailure | Alert::InsufficientSecurity => match self.own {
-                OwnCertificate::NotConfigured => format!(
-                    "the {role} refused the TLS handshake: it wants a client certificate (`cert_file`, `key_file`), or knows no cipher of ours"
-                ),
-                OwnCertificate::Unsupported => {
-                    format!("the {role} refused TLS: it wants a client certificate, or knows no cipher that we do")
-                }
-                OwnCertificate::Shown => format!("the {role} refused the TLS handshake: it knows no cipher of ours"),
-            },
+            Alert::HandshakeFailure | Alert::InsufficientSecurity => {
+                let wants = match self.own {
+                    OwnCertificate::NotConfigured => "it wants a client certificate (`cert_file`, `key_file`), ",
+                    OwnCertificate::Unsupported => "it wants a client certificate, ",
+                    OwnCertificate::Shown => "it ",
+                };
+                format!(
+                    "the {role} refused the TLS handshake: {wants}knows no cipher of ours, or has a certificate of a kind that is not supported (RSA, ECDSA P-256, P-384, Ed25519 are)"
+                )
+            }
             Alert::BadCertificate
             | Alert::UnsupportedCertificate
             | Alert::CertificateRevoked

@@ -333,6 +333,10 @@ fn packets_beyond_the_limit_are_passed_over() {
     rig.await_log(Part::Bridge, "on device/evil/Status is passed over");
     let log = rig.log(Part::Bridge);
     assert_eq!(log.lines().filter(|line| line.starts_with("warn: ") && line.contains("is passed over")).count(), 1);
+    // what nobody stands for is cleared like a smaller one
+    let topic = mqtt.topic('N', "x/0/y");
+    eventually("it is cleared", DEADLINE, || rig.retained(&topic).is_empty().then_some(()));
+    assert!(rig.retained("device/evil/Status").contains_key("device/evil/Status"));
 }
 
 /// A broker that grants nothing: said in the log, with the filter, and not in a busy loop.

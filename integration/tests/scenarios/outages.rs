@@ -215,8 +215,33 @@ fn an_item_that_the_broker_does_not_take_costs_only_itself() {
         "{retained:?}"
     );
     // a value that fits is published
-    grow("short".into());
-    mqtt.n("tank/3/Large", r#"{"value":"short"}"#);
+    let publishes = |text: &str| {
+        mqtt.mark();
+        grow(text.into());
+        mqtt.n("tank/3/Large", &format!(r#"{{"value":"{text}"}}"#));
+    };
+    publishes("short");
+    // another one that does not, smaller than the first: nothing older stays, and smaller ones are published again
+    let topic = mqtt.topic('N', "tank/3/Large");
+    grow("z".repeat(3000));
+    let overhead = 3 + 2 + topic.len() + r#"{"value":""}"#.len();
+    rig.await_log(Part::Bridge, &format!("at a message of {} bytes on {topic}", 3000 + overhead));
+    let within = Duration::from_secs(60);
+    eventually("it is cleared", within, || (!rig.retained(&topic).contains_key(&topic)).then_some(()));
+    answers_again(&mqtt);
+    for fits in [1500, 100, 50] {
+        publishes(&"z".repeat(fits));
+    }
+    let before = connects(&rig);
+    grow("y".repeat(3000));
+    mqtt.expect(&topic, "");
+    serves(&mqtt);
+    publishes("last");
+    grow("y".repeat(4000));
+    mqtt.expect(&topic, "");
+    assert_eq!(connects(&rig), before, "it lost the connection again");
+    rig.stop(Part::Bridge);
+    rig.await_retained_items(&[]);
 }
 
 /// Answers everything up to the first message after the subscriptions. False if the client goes first.
