@@ -195,7 +195,7 @@ impl Device {
         let checks = self.services.iter().filter(|service| service.state == State::Asking).filter_map(|service| service.check);
         let checks = checks.filter(|check| check.is_due).map(|check| check.until);
         let is_asking = self.online && self.owed && self.is_settled();
-        let served = self.services.iter().filter(move |_| is_asking).filter_map(|service| service.served.due());
+        let served = self.services.iter().filter(move |service| is_asking && service.is_up()).filter_map(|service| service.served.due());
         [self.provisional.filter(|_| linked), self.patience].into_iter().chain(services).flatten().chain(checks).chain(served)
     }
 
@@ -263,6 +263,11 @@ impl Service {
     /// The type it has, or is to become.
     pub fn aim(&self) -> &str {
         self.next_kind.as_deref().unwrap_or(&self.kind)
+    }
+
+    /// Its device wants it, and it is on the bus.
+    pub fn is_up(&self) -> bool {
+        self.wanted && self.state == State::Up
     }
 
     /// It has a name on the bus, or is about to get it.

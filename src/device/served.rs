@@ -128,7 +128,7 @@ impl Devices {
         let Some(device) = self.devices.get_mut(index) else { return false };
         let (mut is_served, mut silent, mut reads) = (true, None, Vec::new());
         // one that has left the bus for its silence is served by nobody
-        for service in device.services.iter_mut().filter(|service| service.wanted && service.state == State::Up) {
+        for service in device.services.iter_mut().filter(|service| service.is_up()) {
             let (until, next, asked) = match service.served {
                 Served::Yes => continue,
                 Served::Asking { until, .. } if until <= now => {

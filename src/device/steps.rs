@@ -239,6 +239,7 @@ impl Devices {
         let pause = limits::SERVICE_RETRY_FIRST.saturating_mul(1 << service.failures.min(16)).min(limits::SERVICE_RETRY_LAST);
         service.failures += 1;
         service.state = State::Failed { retry: now + pause };
+        service.served = Served::Unknown;
         service.restarts = false;
         let wanted = service.wanted;
         let text = format!("\"{}\" ({}): {why}; tried again in {} s", service.id, service.bus_name(), pause.as_secs());
