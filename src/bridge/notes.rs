@@ -32,7 +32,7 @@ pub enum Kind {
     Registered,
     Left,
     Silent,
-    HeardAgain,
+    SeenAgain,
     Measurement,
     /// Keep-alives that come only after the one before has run out.
     Awake,

@@ -56,7 +56,7 @@ impl Devices {
         let Some(device) = self.devices.get_mut(place.0) else { return };
         let online = device.online;
         let Some(service) = device.services.get_mut(place.1) else { return };
-        // what somebody sets while localsettings is there can be set as often as he likes
+        // a number that is set while localsettings is on the bus can change at any rate: those lines stay limited
         let once = is_answer && service.is_new_or_shown();
         let known = service.instance.replace(instance).filter(|known| *known != instance);
         let (state, name) = (service.state, service.bus_name());

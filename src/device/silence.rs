@@ -37,7 +37,7 @@ impl Devices {
         }
         let id = service.id.clone();
         let name = self.name_of(place.0);
-        self.caused(now, Level::Info, Kind::HeardAgain, || format!("device {name} is heard of again: {id}"));
+        self.caused(now, Level::Info, Kind::SeenAgain, || format!("device {name} is heard of again: {id}"));
         if before == Silence::Left {
             self.drive_all(now, place.0);
             return None;
