@@ -237,7 +237,7 @@ impl Rig {
 
     /// What the time is for the bridge, from now on: see [`Setup::clock`].
     pub fn set_clock(&self, time: &str) {
-        std::fs::write(self.dir().join(crate::setup::CLOCK), time).expect("the rig's folder takes files");
+        crate::parts::replace(&self.dir().join(crate::setup::CLOCK), time).expect("the rig's folder takes files");
     }
 
     /// A folder as the bridge sees it, while it runs: its disk may be one of its own.

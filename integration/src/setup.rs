@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, path::Path};
 
-use crate::PORTAL;
+use crate::{PORTAL, parts::replace};
 
 /// The file of a rig that says what time it is, where a scenario has asked for it.
 pub const CLOCK: &str = "clock";
@@ -243,9 +243,9 @@ impl Setup {
 
     /// Writes the bus' configuration, the broker's files, and what the scenario added.
     pub fn write_files(&self, dir: &Path) -> std::io::Result<()> {
-        std::fs::write(dir.join("bus.conf"), bus_conf(dir, self.connections, self.bus_port, &self.bus_listens))?;
+        replace(&dir.join("bus.conf"), bus_conf(dir, self.connections, self.bus_port, &self.bus_listens))?;
         for (name, content) in &self.files {
-            std::fs::write(dir.join(name), content)?;
+            replace(&dir.join(name), content)?;
         }
         Ok(())
     }

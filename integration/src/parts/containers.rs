@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use super::{Ended, Part, Parts, processes::free_port};
+use super::{Ended, Part, Parts, processes::free_port, replace};
 use crate::Setup;
 
 /// The parts of one rig, as containers.
@@ -92,8 +92,8 @@ impl Parts for Containers {
         if setup.environment(dir).next().is_some() || setup.disk.is_some() {
             bail!("scenarios with an environment or a disk of their own run as processes only");
         }
-        std::fs::write(dir.join("mosquitto.conf"), setup.mosquitto_conf(dir, "0.0.0.0", 1883, None))?;
-        std::fs::write(dir.join("venus-mqtt.toml"), setup.bridge_toml(dir, "broker", 1883))?;
+        replace(&dir.join("mosquitto.conf"), setup.mosquitto_conf(dir, "0.0.0.0", 1883, None))?;
+        replace(&dir.join("venus-mqtt.toml"), setup.bridge_toml(dir, "broker", 1883))?;
         Ok(())
     }
 

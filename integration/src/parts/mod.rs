@@ -81,3 +81,10 @@ pub trait Parts: Send {
     /// The folder of the rig, the same path for every part.
     fn dir(&self) -> &Path;
 }
+
+/// Replaces a file as a whole: a part that reads it at this moment must not find it empty.
+pub(crate) fn replace(path: &Path, content: impl AsRef<[u8]>) -> std::io::Result<()> {
+    let new = path.with_extension("new");
+    std::fs::write(&new, content)?;
+    std::fs::rename(new, path)
+}

@@ -19,7 +19,7 @@ use nix::{
 };
 use tempfile::TempDir;
 
-use super::{Ended, Part, Parts};
+use super::{Ended, Part, Parts, replace};
 use crate::{
     Setup,
     proxy::Proxy,
@@ -108,13 +108,13 @@ impl Processes {
 impl Parts for Processes {
     fn configure(&mut self, setup: &Setup) -> Result<()> {
         let dir = self.dir.path();
-        std::fs::write(dir.join("mosquitto.conf"), setup.mosquitto_conf(dir, "127.0.0.1", self.port, self.second))?;
+        replace(&dir.join("mosquitto.conf"), setup.mosquitto_conf(dir, "127.0.0.1", self.port, self.second))?;
         self.env = setup.environment(dir).map(|(name, value)| (name.to_owned(), value)).collect();
         self.disk = setup.disk;
         self.account.clone_from(&setup.account);
         self.fake_broker = setup.fake_broker_arguments(dir, self.port);
         let port = self.proxy.as_ref().map_or(self.second.unwrap_or(self.port), |proxy| proxy.address().port());
-        std::fs::write(dir.join("venus-mqtt.toml"), setup.bridge_toml(dir, &setup.host, port))?;
+        replace(&dir.join("venus-mqtt.toml"), setup.bridge_toml(dir, &setup.host, port))?;
         Ok(())
     }
 
