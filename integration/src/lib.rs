@@ -35,9 +35,9 @@ pub use watch::Watch;
 
 use std::time::{Duration, Instant};
 
-/// How long anything may take before a test says it does not happen. Far more than it takes on an idle machine: two cores run many
-/// scenarios at a time.
-pub const DEADLINE: Duration = Duration::from_secs(15);
+/// How long anything may take before a test says it does not happen. Only a test that fails waits for it, so it is what the slowest
+/// sequence of back-offs takes on a machine that has other work for its processors.
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The portal ID of every rig.
 pub const PORTAL: &str = "c0619ab1c2d3";

@@ -107,7 +107,7 @@ fn containers_systemd_starts_it_watches_it_and_ends_it() {
     debian.run("mkdir -p /run/systemd/system/venus-mqtt.service.d && printf '[Service]\\nWatchdogSec=2\\n' > /run/systemd/system/venus-mqtt.service.d/quick.conf && systemctl daemon-reload && systemctl restart venus-mqtt");
     let process = debian.shows("MainPID");
     debian.run(&format!("kill -STOP {process}"));
-    eventually("it is started anew", Duration::from_secs(30), || {
+    eventually("it is started anew", DEADLINE, || {
         (debian.shows("ActiveState") == "active" && debian.shows("MainPID") != process).then_some(())
     });
     assert!(debian.run("journalctl --unit venus-mqtt --no-pager").contains("Watchdog timeout"));

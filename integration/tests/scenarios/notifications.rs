@@ -240,7 +240,7 @@ both! {
         assert!(mqtt.on(&mqtt.topic('N', "heartbeat")).is_empty());
         mqtt.keepalive("");
         let topic = mqtt.topic('N', "heartbeat");
-        let beats = mqtt.wait_within("three heartbeats", Duration::from_secs(15), |messages| {
+        let beats = mqtt.wait_within("three heartbeats", venus_mqtt_integration::DEADLINE, |messages| {
             let beats: Vec<_> = messages.iter().filter(|message| message.topic == topic).cloned().collect();
             (beats.len() >= 3).then_some(beats)
         });

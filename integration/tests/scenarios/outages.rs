@@ -94,15 +94,11 @@ fn a_slow_link_settles_with_the_latest_values() {
     for n in 0..3 {
         let began = Instant::now();
         mqtt.write("battery/512/Soc", format!(r#"{{"value":{n}}}"#));
-        eventually("the write is carried out", Duration::from_secs(20), || {
-            (rig.fake().calls_of(BATTERY, "SetValue").len() > n).then_some(())
-        });
+        eventually("the write is carried out", DEADLINE, || (rig.fake().calls_of(BATTERY, "SetValue").len() > n).then_some(()));
         mqtt.mark();
         mqtt.read("battery/512/Dc/0/Voltage");
         let answer = mqtt.topic('N', "battery/512/Dc/0/Voltage");
-        mqtt.wait_within("the answer", Duration::from_secs(20), |messages| {
-            messages.iter().any(|message| message.topic == answer).then_some(())
-        });
+        mqtt.wait_within("the answer", DEADLINE, |messages| messages.iter().any(|message| message.topic == answer).then_some(()));
         assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     }
     let last = eventually("the flood is over", Duration::from_secs(60), || {
@@ -132,9 +128,7 @@ fn a_sweep_on_a_slow_link_holds_up_no_request() {
     rig.start_bridge();
     for n in 0..3 {
         mqtt.write("battery/512/Soc", format!(r#"{{"value":{n}}}"#));
-        eventually("the write is carried out", Duration::from_secs(20), || {
-            (rig.fake().calls_of(BATTERY, "SetValue").len() > n).then_some(())
-        });
+        eventually("the write is carried out", DEADLINE, || (rig.fake().calls_of(BATTERY, "SetValue").len() > n).then_some(()));
     }
     let gone = mqtt.topic('N', "gone/0/X");
     mqtt.wait_within("the stale topic is cleared", Duration::from_secs(90), |messages| {

@@ -117,7 +117,7 @@ fn a_write_that_is_never_answered_holds_nobody_up() {
     rig.fake().await_call(TANK, "SetValue /Level d 0.25");
     assert_eq!(rig.fake().calls_of(VEBUS, "SetValue").len(), 2);
     // once the bridge has given up waiting, the last of those that came meanwhile has its turn, once
-    eventually("the last write", std::time::Duration::from_secs(30), || {
+    eventually("the last write", venus_mqtt_integration::DEADLINE, || {
         rig.fake().calls_of(VEBUS, "SetValue").contains(&"SetValue /Mode i 99".to_owned()).then_some(())
     });
     let calls = rig.fake().calls_of(VEBUS, "SetValue");

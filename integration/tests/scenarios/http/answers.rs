@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
-use venus_mqtt_integration::{Answer, Backend, Part, Rig, Setup, parts::Signal};
+use venus_mqtt_integration::{Answer, Backend, DEADLINE, Part, Rig, Setup, parts::Signal};
 
-use super::{
-    CHARGER, FAST, OTHER, OTHER_SERIAL, RETRIED, SERIAL, assert_in_order, await_all, await_measured, charger, other, running, said,
-};
+use super::{CHARGER, FAST, OTHER, OTHER_SERIAL, SERIAL, assert_in_order, await_all, await_measured, charger, other, running, said};
 
 /// A post that fails is tried again after this, at the earliest: five seconds less the jitter.
 const FIRST_RETRY: Duration = Duration::from_millis(3900);
@@ -16,7 +14,7 @@ fn first_two(answer: Answer, more: &str) -> (Rig, Backend, String, String) {
     let backend = Backend::start();
     backend.next([answer]);
     let rig = running(Setup::default().http(&backend.section(&format!("{FAST}{more}"))));
-    let requests = backend.wait("a second request", RETRIED, |requests| (requests.len() >= 2).then(|| requests.to_vec()));
+    let requests = backend.wait("a second request", DEADLINE, |requests| (requests.len() >= 2).then(|| requests.to_vec()));
     let stamps = (requests[0].stamp(), requests[1].stamp());
     (rig, backend, stamps.0, stamps.1)
 }
@@ -254,7 +252,7 @@ fn taken_in_other_words() {
     let count = answers.len();
     backend.next(answers);
     let rig = running(Setup::default().http(&backend.section(FAST)));
-    let requests = backend.wait("all of them", RETRIED, |requests| (requests.len() > count).then(|| requests.to_vec()));
+    let requests = backend.wait("all of them", DEADLINE, |requests| (requests.len() > count).then(|| requests.to_vec()));
     assert_eq!(troubles(&rig), [""; 0]);
     assert!(requests.windows(2).all(|pair| pair[0].stamp() < pair[1].stamp()), "one was not taken as done");
 }

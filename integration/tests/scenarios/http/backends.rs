@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use venus_mqtt_integration::{Answer, Backend, Part, Rig, Setup, certs::Certs, proxy::Proxy};
+use venus_mqtt_integration::{Answer, Backend, DEADLINE, Part, Rig, Setup, certs::Certs, proxy::Proxy};
 
 use super::{CHARGER, FAST, assert_in_order, assert_once, await_all, await_measured, charger, running, said};
 use crate::{BATTERY, battery};
@@ -23,7 +23,7 @@ fn each_on_its_own() {
     assert!(super::measured(&rig, "down").len() >= 20);
     rig.await_log(Part::Bridge, "http down: ");
     down.up();
-    down.wait("the first one", super::RETRIED, |requests| requests.iter().any(|request| request.delivered()).then_some(()));
+    down.wait("the first one", DEADLINE, |requests| requests.iter().any(|request| request.delivered()).then_some(()));
 }
 
 both! {
@@ -214,7 +214,7 @@ fn no_secret_is_in_the_log() {
     rig.await_log(Part::Bridge, "warn: http 1: ");
     rig.await_log(Part::Bridge, "warn: http 2: ");
     nobody.up();
-    nobody.wait("both", super::RETRIED, |requests| {
+    nobody.wait("both", DEADLINE, |requests| {
         let of = |path: &str| requests.iter().any(|request| request.delivered() && request.path.starts_with(path));
         (of("/api") && of("/in?token=hunter2hunter2")).then_some(())
     });

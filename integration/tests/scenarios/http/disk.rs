@@ -64,7 +64,7 @@ fn a_torn_last_record() {
     stamps.pop();
     backend.up();
     rig.start_bridge();
-    let taken = backend.wait("what was before", super::RETRIED, |requests| {
+    let taken = backend.wait("what was before", DEADLINE, |requests| {
         let taken = super::firsts(requests);
         stamps.iter().all(|stamp| taken.contains(stamp)).then_some(taken)
     });
@@ -135,7 +135,7 @@ fn the_folder_goes() {
     await_measured(&rig, 10);
     backend.up();
     let wanted = measured(&rig, "1").split_off(since);
-    let taken = backend.wait("what was measured since", super::RETRIED, |requests| {
+    let taken = backend.wait("what was measured since", DEADLINE, |requests| {
         let taken = super::firsts(requests);
         wanted.iter().all(|stamp| taken.contains(stamp)).then_some(taken)
     });

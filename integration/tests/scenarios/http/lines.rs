@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use venus_mqtt_integration::{Answer, Backend, PORTAL, Rig, Setup, invalid, item, items};
+use venus_mqtt_integration::{Answer, Backend, DEADLINE, PORTAL, Rig, Setup, invalid, item, items};
 
 use super::FAST;
 use crate::{BATTERY, TANK, battery, tank};
@@ -72,7 +72,7 @@ fn a_404_is_an_address_that_is_wrong() {
     let mut rig = Rig::new(Setup::default().http(&section(&backend, "[\"battery/#\"]")));
     rig.fake().add(BATTERY, battery());
     rig.start_bridge();
-    let requests = backend.wait("another attempt", super::RETRIED, |requests| (requests.len() >= 2).then(|| requests.to_vec()));
+    let requests = backend.wait("another attempt", DEADLINE, |requests| (requests.len() >= 2).then(|| requests.to_vec()));
     assert_eq!(requests[0].stamp(), requests[1].stamp());
 }
 

@@ -11,8 +11,6 @@ mod process;
 mod shape;
 mod status;
 
-use std::time::Duration;
-
 use venus_mqtt_integration::{Backend, DEADLINE, Items, Part, Request, Rig, Setup, eventually, item, items};
 
 /// The solar charger that most scenarios are content with.
@@ -24,9 +22,6 @@ const OTHER_SERIAL: &str = "HQ22377MQDC";
 
 /// Ten measurements a second, and nothing that slows them down.
 const FAST: &str = "update_interval = 0.1\ncatch_up_rate = 1000\n";
-
-/// Longer than the first wait after a post that failed, and the next one.
-const RETRIED: Duration = DEADLINE.saturating_mul(3);
 
 fn charger() -> Items {
     items([
@@ -87,7 +82,7 @@ fn await_measured(rig: &Rig, more: usize) -> Vec<String> {
 /// Waits until the backend has taken everything that was measured so far; everything it has taken, in the order it came first.
 fn await_all(rig: &Rig, backend: &Backend) -> Vec<String> {
     let wanted = measured(rig, "1");
-    backend.wait(&format!("all {} measurements", wanted.len()), RETRIED, |requests| {
+    backend.wait(&format!("all {} measurements", wanted.len()), DEADLINE, |requests| {
         let stamps = firsts(requests);
         wanted.iter().all(|stamp| stamps.contains(stamp)).then_some(stamps)
     })

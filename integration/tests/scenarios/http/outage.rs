@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use venus_mqtt_integration::{Answer, Backend, Ended, Part, Request, Setup};
+use venus_mqtt_integration::{Answer, Backend, DEADLINE, Ended, Part, Request, Setup};
 
-use super::{FAST, RETRIED, assert_in_order, assert_once, await_all, await_measured, firsts, measured, running, running_with, said};
+use super::{FAST, assert_in_order, assert_once, await_all, await_measured, firsts, measured, running, running_with, said};
 
 both! {
     /// The backend is away for a while: nothing is missing, everything has the time it was measured at, the oldest comes first.
@@ -31,7 +31,7 @@ fn no_faster_than_the_pace() {
     let rig = running(Setup::default().http(&backend.section("update_interval = 0.05\ncatch_up_rate = 10")));
     await_measured(&rig, 60);
     backend.up();
-    let delivered: Vec<Request> = backend.wait("forty", RETRIED, |requests| {
+    let delivered: Vec<Request> = backend.wait("forty", DEADLINE, |requests| {
         let delivered: Vec<Request> = requests.iter().filter(|request| request.delivered()).cloned().collect();
         (delivered.len() >= 40).then_some(delivered)
     });
@@ -74,7 +74,7 @@ fn crashed_between_taking_and_answering() {
     let backend = Backend::start();
     backend.next([Answer::Api, Answer::Reset]);
     let rig = running(Setup::default().http(&backend.section(FAST)));
-    let requests = backend.wait("a third one", RETRIED, |requests| (requests.len() >= 3).then(|| requests.to_vec()));
+    let requests = backend.wait("a third one", DEADLINE, |requests| (requests.len() >= 3).then(|| requests.to_vec()));
     assert_eq!(requests[1].stamp(), requests[2].stamp());
     assert_eq!(requests[1].body, requests[2].body);
     assert_in_order(&await_all(&rig, &backend));
@@ -89,7 +89,7 @@ fn stopped_while_it_posts() {
     backend.await_requests(2);
     assert_eq!(rig.stop(Part::Bridge), Ended::Code(0));
     // whether or not anybody reads it
-    backend.wait("the last answer", RETRIED, |requests| requests.iter().all(|request| request.delivered()).then_some(()));
+    backend.wait("the last answer", DEADLINE, |requests| requests.iter().all(|request| request.delivered()).then_some(()));
     backend.answer(Answer::Api);
     rig.start_bridge();
     await_all(&rig, &backend);
@@ -104,7 +104,7 @@ fn the_queue_is_bounded() {
     let rig = running(Setup::default().http(&backend.section(&format!("{FAST}queue_records = 5"))));
     let stamps = await_measured(&rig, 25);
     backend.up();
-    let delivered = backend.wait("the first one", RETRIED, |requests| firsts(requests).first().cloned());
+    let delivered = backend.wait("the first one", DEADLINE, |requests| firsts(requests).first().cloned());
     assert!(delivered > stamps[15], "{delivered} should have been dropped: {stamps:#?}");
     assert_eq!(said(&rig, "the queue is full").len(), 1);
     assert_in_order(&firsts(&backend.requests()));
@@ -121,15 +121,13 @@ fn a_queue_belongs_to_its_name() {
     backend.down();
     let named = backend.section(&format!("{FAST}name = \"solar\""));
     let mut rig = running(Setup::default().http(&named));
-    venus_mqtt_integration::eventually("a few", venus_mqtt_integration::DEADLINE, || {
-        (super::measured(&rig, "solar").len() >= 5).then_some(())
-    });
+    venus_mqtt_integration::eventually("a few", DEADLINE, || (super::measured(&rig, "solar").len() >= 5).then_some(()));
     rig.stop(Part::Bridge);
     let waiting = measured(&rig, "solar");
     rig.configure(Setup::default().http(&second.section(FAST)).http(&named));
     backend.up();
     rig.start_bridge();
-    let stamps = backend.wait("what waited", RETRIED, |requests| {
+    let stamps = backend.wait("what waited", DEADLINE, |requests| {
         let stamps = firsts(requests);
         waiting.iter().all(|stamp| stamps.contains(stamp)).then_some(stamps)
     });

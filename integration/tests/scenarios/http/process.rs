@@ -86,7 +86,7 @@ fn sighup() {
     assert!(first.requests().is_empty());
     rig.configure(Setup::default().http(&section(&second, "b")).http(&section(&first, "a")));
     rig.signal(Part::Bridge, Signal::SIGHUP);
-    first.wait("what waited", super::RETRIED, |requests| {
+    first.wait("what waited", DEADLINE, |requests| {
         let stamps = super::firsts(requests);
         waiting.iter().all(|stamp| stamps.contains(stamp)).then_some(())
     });

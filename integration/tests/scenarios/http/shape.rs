@@ -3,9 +3,9 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
-use venus_mqtt_integration::{Backend, PORTAL, Part, Request, Rig, Setup, invalid, item, items};
+use venus_mqtt_integration::{Backend, DEADLINE, PORTAL, Part, Request, Rig, Setup, invalid, item, items};
 
-use super::{CHARGER, FAST, OTHER, OTHER_SERIAL, RETRIED, SERIAL, charger, other, running, running_with, said};
+use super::{CHARGER, FAST, OTHER, OTHER_SERIAL, SERIAL, charger, other, running, running_with, said};
 use crate::{BATTERY, battery};
 
 fn unix() -> u64 {
@@ -122,7 +122,7 @@ fn values_follow_the_bus() {
     let backend = Backend::start();
     let rig = running(Setup::default().http(&backend.section(FAST)));
     let first = device(&backend.await_requests(1)[0].json(), 281)["last_update"].as_u64().expect("seconds");
-    backend.wait("a measurement two seconds later", venus_mqtt_integration::DEADLINE, |_| (unix() > first + 2).then_some(()));
+    backend.wait("a measurement two seconds later", DEADLINE, |_| (unix() > first + 2).then_some(()));
     let last = backend.requests().pop().expect("there are some");
     assert_eq!(device(&last.json(), 281)["last_update"], first, "nothing was heard of it since");
     rig.fake().items_changed(CHARGER, items([("/Yield/Power", item(100.5)), ("/CustomName", item("Garage"))]));
@@ -204,7 +204,7 @@ fn measurements_are_on_the_grid() {
     let seconds =
         |requests: &[Request]| -> Vec<f64> { requests.iter().map(|request| request.stamp()[17..26].parse().expect("seconds")).collect() };
     let on_grid = |seconds: &f64| (seconds * 2.0 - (seconds * 2.0).round()).abs() < 0.05;
-    let seconds = backend.wait("three in a row on the grid", RETRIED, |requests| {
+    let seconds = backend.wait("three in a row on the grid", DEADLINE, |requests| {
         let seconds = seconds(requests);
         seconds.windows(3).any(|three| three.iter().all(on_grid)).then_some(seconds)
     });

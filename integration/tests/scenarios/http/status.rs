@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use venus_mqtt_integration::{Answer, Backend, Client, DEADLINE, Ended, PORTAL, Part, Rig, Setup, eventually, parts::Signal};
 
-use super::{CHARGER, FAST, RETRIED, charger};
+use super::{CHARGER, FAST, charger};
 
 fn topic(prefix: &str, number: u32) -> String {
     format!("{prefix}venus-mqtt/{PORTAL}/http/{number}")
@@ -12,7 +12,7 @@ fn topic(prefix: &str, number: u32) -> String {
 /// Waits for a status of this target that fits.
 fn await_status(mqtt: &Client, number: u32, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
     let topic = topic(mqtt.prefix(), number);
-    mqtt.wait_within(what, RETRIED, |messages| {
+    mqtt.wait_within(what, DEADLINE, |messages| {
         let of = messages.iter().rev().find(|message| message.topic == topic)?;
         serde_json::from_slice(&of.payload).ok().filter(&fits)
     })
