@@ -18,8 +18,12 @@ pub(super) const SUSPECTS: usize = 128;
 pub(super) const LEFT_OUT: usize = 64;
 /// A connection that begins later than this tries again what is left out: the broker may have another configuration.
 const LEFT_OUT_FOR: Duration = Duration::from_secs(3600);
-/// Two topics left out at messages of this size, in bytes, or more show that the broker limits packets. Limits below it are not in use.
+/// Two topics left out at messages of this size, in bytes, or more show that the broker limits packets. Limits below it are rare.
 const LIMIT_LEAST: usize = 1024;
+/// So many topics left out at messages of this size or more show it, too. Below, messages are refused for another reason.
+const LIMIT_RARE: (usize, usize) = (4, 256);
+/// From so many refused sizes on the limit is looked for between the largest message taken and the smallest refused. Each costs a connection.
+const SIZES_ALONE: usize = 3;
 /// A topic whose messages were refused at so many sizes has only those below [`LIMIT_LEAST`] sent. Each size costs the connection twice.
 const SIZES: u32 = 3;
 /// The daemon cannot do without filters with wildcards. They are left out after one more try than others, should the broker have closed
@@ -44,6 +48,10 @@ pub(super) struct Refused {
     left_out: VecDeque<LeftOut>,
     /// Messages of this size, in bytes, are left out on every topic: the broker closes the connection at them.
     limit: Option<(usize, Instant)>,
+    /// Messages refused that were smaller than any before.
+    sizes: usize,
+    /// Size of the largest message that the broker has taken on this connection, of those that [`Refused::taken`] was told.
+    largest_taken: usize,
 }
 
 struct LeftOut {
@@ -90,6 +98,24 @@ impl Refused {
     pub(super) fn begin(&mut self, now: Instant) {
         self.left_out.retain(|left_out| now.saturating_duration_since(left_out.since) < LEFT_OUT_FOR);
         self.limit = self.limit.filter(|(_, since)| now.saturating_duration_since(*since) < LEFT_OUT_FOR);
+        if self.limit.is_none() {
+            self.sizes = 0;
+        }
+        self.largest_taken = 0;
+    }
+
+    /// The broker has taken these packets.
+    pub(super) fn taken(&mut self, mut packets: &[u8]) {
+        while let Some((kind, size, _)) = split_packet(&mut packets) {
+            if kind >> 4 == 3 {
+                self.largest_taken = self.largest_taken.max(size);
+            }
+        }
+    }
+
+    /// Whether one more left out lets another one be tried again.
+    pub(super) fn is_full(&self) -> bool {
+        self.left_out.len() >= LEFT_OUT
     }
 
     pub(super) fn has_suspects(&self) -> bool {
@@ -156,9 +182,14 @@ impl Refused {
     /// A limit of the broker would cost the connection twice for each topic with a message beyond it.
     fn learn_limit(&mut self, now: Instant) {
         let topics = || self.left_out.iter().filter(|left_out| matches!(left_out.subject, Subject::Topic(_)));
-        let sizes = || topics().map(|left_out| left_out.size).filter(|size| *size >= LIMIT_LEAST);
-        let Some(least) = sizes().min().filter(|_| sizes().count() > 1) else { return };
+        let sizes = |from| topics().map(|left_out| left_out.size).filter(move |size| *size >= from);
+        let of = |count, from| sizes(from).min().filter(|least| sizes(from).count() >= count && *least > self.largest_taken);
+        let Some(mut least) = of(LIMIT_RARE.0, LIMIT_RARE.1).or_else(|| of(2, LIMIT_LEAST)) else { return };
         if self.limit.is_none_or(|(limit, _)| least < limit) {
+            self.sizes += 1;
+            if self.sizes >= SIZES_ALONE {
+                least = (self.largest_taken + least).div_ceil(2).max(LIMIT_RARE.1);
+            }
             log::warn!(
                 "the broker closes the connection at large messages: those of {least} bytes and more are left out on all topics; check the broker's limit of packets (max_packet_size), and reload the configuration to try them again"
             );
@@ -357,6 +388,62 @@ mod tests {
             refused.closed(now, &[topic(n)], false);
         }
         assert!(!refused.leaves_out(&topic(50).0, 100));
+    }
+
+    /// A broker with a limit, and texts of these sizes, each on a topic of its own, between smaller messages. Returns how many connections
+    /// it takes until one stays, and from which size on messages are left out then.
+    fn connections_below(limit: usize, texts: &[usize]) -> (usize, usize) {
+        let now = Instant::now();
+        let mut refused = Refused::default();
+        for connection in 1..100 {
+            refused.begin(now);
+            let mut all: Vec<_> = (0..20).map(topic).collect();
+            all.extend(texts.iter().enumerate().map(|(n, size)| (Subject::Topic(format!("N/x/T/{n}")), *size)));
+            all.retain(|(subject, size)| !refused.leaves_out(subject, *size));
+            let Some(first) = all.iter().position(|(_, size)| *size > limit) else {
+                let from = (0..10_000).find(|size| refused.leaves_out(&topic(1).0, *size));
+                return (connection, from.unwrap_or(usize::MAX));
+            };
+            for (subject, size) in &all[..first] {
+                refused.clear(subject);
+                let length = size - 3;
+                refused.taken(&[&[0x31, (length % 128) as u8 | 0x80, (length / 128) as u8][..], &vec![0; length]].concat());
+            }
+            // as many as are unconfirmed then: all at first, then as many as the small window takes
+            let behind = if refused.has_suspects() { (first + 20).min(all.len()) } else { all.len() };
+            let alone = refused.is_suspect(&all[first].0);
+            refused.closed(now, if alone { &all[first..=first] } else { &all[first..behind] }, false);
+        }
+        panic!("it does not converge");
+    }
+
+    #[test]
+    fn a_limit_of_packets_is_found_whatever_sizes_are_refused() {
+        let descending: Vec<usize> = (0..14).map(|n| 5000 - n * 200).collect();
+        let (connections, from) = connections_below(2000, &descending);
+        assert!(connections <= 8 && (1000..=2400).contains(&from), "{connections} connections, {from}");
+        let ascending: Vec<usize> = descending.iter().rev().copied().collect();
+        assert!(connections_below(2000, &ascending).0 <= 4);
+        // a small limit, and more texts than can be left out by their topics
+        let (connections, from) = connections_below(500, &[600; 70]);
+        assert!(connections <= 7 && from == 600, "{connections} connections, {from}");
+        let mixed: Vec<usize> = (0..200).map(|n| 300 + n * 37 % 4000).collect();
+        let (connections, from) = connections_below(1000, &mixed);
+        assert!(connections <= 10 && (256..=1100).contains(&from), "{connections} connections, {from}");
+    }
+
+    /// Larger messages are taken: it is not the size for which these are refused.
+    #[test]
+    fn topics_that_are_refused_are_no_limit() {
+        let now = Instant::now();
+        let mut refused = Refused::default();
+        refused.taken(&[&[0x31, 0xd0, 0x0f][..], &[0; 2000]].concat());
+        for n in 0..10 {
+            let large = (topic(n).0, 1500);
+            refused.closed(now, std::slice::from_ref(&large), false);
+            refused.closed(now, &[large], false);
+        }
+        assert!(!refused.leaves_out(&topic(50).0, 1500));
     }
 
     #[test]
