@@ -530,7 +530,9 @@ impl Daemon {
         while self.link.has_room() {
             let Some(publish) = self.poll_publish(now, unix) else { break };
             debug_assert!(check_topic(&publish.topic).is_ok(), "a topic that brokers refuse: {:?}", publish.topic);
-            self.link.publish(&publish);
+            if !self.link.publish(&publish) {
+                self.bridge.left_out(&publish.topic);
+            }
             // answers to devices follow the status at once
             self.devices.set_online(now, self.bridge.is_online());
             if slice.is_over() {
@@ -588,10 +590,19 @@ impl Daemon {
         let deadline = Instant::now() + GOODBYE;
         let last_answer = Instant::now() + LAST_ANSWER;
         let (mut said, mut linked) = (false, true);
+        let mut reconnecting = self.bridge.left_retained() > 0;
+        let ended = self.link.ended();
+        if reconnecting {
+            self.link.hurry();
+        }
         loop {
             self.carry_out();
             let answering = self.measures.is_posting() && Instant::now() < last_answer;
-            if self.bridge.is_drained() && self.measures.is_drained() && !said {
+            if reconnecting && (self.bridge.mode() != Mode::Down || self.link.ended() > ended) {
+                reconnecting = false;
+                self.warn_of_retained();
+            }
+            if !reconnecting && self.bridge.is_drained() && self.measures.is_drained() && !said {
                 said = self.link.disconnect();
                 linked = said;
             }
@@ -608,10 +619,18 @@ impl Daemon {
                 Ok(Ok(Some(_))) if !stopping => self.supervisor.stopping(),
                 // the second one ends it at once
                 Ok(Ok(Some(_)) | Err(_)) => return,
+                Err(_) if reconnecting => return self.warn_of_retained(),
                 Err(_) => return log::warn!("the broker takes nothing: leaving without a good-bye"),
                 Ok(Ok(_)) if said && self.bridge.mode() == Mode::Down => linked = false,
                 Ok(Ok(_)) => {}
             }
+        }
+    }
+
+    fn warn_of_retained(&self) {
+        let left = self.bridge.left_retained();
+        if left > 0 {
+            log::warn!("no connection to the broker: {left} values stay retained there until the next start, which clears them");
         }
     }
 

@@ -78,6 +78,15 @@ impl Bridge {
         clear
     }
 
+    /// A message was not sent, because the broker refuses it; what was retained on its topic has been cleared.
+    pub fn left_out(&mut self, topic: &str) {
+        if let Incoming::Notification(rest) = self.topics.parse(topic)
+            && let Some(item) = self.published_item(rest)
+        {
+            item.published = false;
+        }
+    }
+
     /// The answer to a read: goes out asleep too, but is retained only if somebody keeps it awake.
     pub(super) fn print_answer(&mut self, now: Time, id: ServiceId, index: usize) -> Option<Publish> {
         let everything = self.keepalives.everything(now);

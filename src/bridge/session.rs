@@ -79,6 +79,10 @@ impl Bridge {
     pub fn link_up(&mut self, now: Time) {
         self.outbox.clear();
         self.is_online = false;
+        if self.stopping {
+            self.mode = Mode::Bridge;
+            return self.take_back(now);
+        }
         self.mode = match self.options.enabled {
             Enabled::Yes => Mode::Bridge,
             Enabled::Auto => Mode::Undecided { until: None },
@@ -359,13 +363,24 @@ impl Bridge {
                     (item.queued, item.answering, item.until) = (false, false, Time::default());
                 });
             }
-            if self.mode == Mode::Bridge {
-                self.enqueue_all(now, id);
-            }
         }
         if self.mode != Mode::Down {
-            self.outbox.push_special(Special::Mode);
-            self.outbox.push_special(Special::Status);
+            self.take_back(now);
         }
+    }
+
+    fn take_back(&mut self, now: Time) {
+        self.services.ids().into_iter().for_each(|id| self.enqueue_all(now, id));
+        self.outbox.push_special(Special::Mode);
+        self.outbox.push_special(Special::Status);
+    }
+
+    /// How many values are retained that cannot be taken back without a connection.
+    pub fn left_retained(&self) -> usize {
+        if self.mode != Mode::Down || !self.options.retain {
+            return 0;
+        }
+        let services = self.services.ids().into_iter().filter_map(|id| self.services.get(id));
+        services.flat_map(|service| service.items.values()).filter(|item| item.published).count()
     }
 }

@@ -23,13 +23,13 @@ use rumqttc::{
 };
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsConnector;
 
 use super::incoming::LARGE;
 use super::outage::{Outage, Reason, STEADY};
-use super::pipe::Pipe;
+use super::pipe::{Pipe, Published};
 use super::refused::Refused;
 use super::takeover::{self, Closing, Takeover};
 use crate::bridge::{LinkCommand, Publish};
@@ -116,6 +116,10 @@ pub struct Link {
     connection: Option<Connection>,
     /// What the broker has answered, one filter at a time.
     answered: VecDeque<(String, bool)>,
+    /// The task connects without a pause.
+    hurry: watch::Sender<bool>,
+    /// Attempts and connections that have ended.
+    ended: u64,
 }
 
 /// One connection that is up.
@@ -142,15 +146,16 @@ impl Link {
     /// Starts the task that connects, again and again.
     pub fn start(broker: Broker) -> Self {
         let (to_loop, events) = channel(INCOMING);
+        let (hurry, hurried) = watch::channel(false);
         let gone = to_loop.clone();
         tokio::spawn(async move {
             // a link that nobody holds any more must not come back under a client ID that is another's by then
             tokio::select! {
                 () = gone.closed() => {}
-                () = keep_connected(broker, to_loop) => {}
+                () = keep_connected(broker, to_loop, hurried) => {}
             }
         });
-        Self { events, connection: None, answered: VecDeque::new() }
+        Self { events, connection: None, answered: VecDeque::new(), hurry, ended: 0 }
     }
 
     /// What happens next. Dropping the future loses nothing.
@@ -209,6 +214,7 @@ impl Link {
                 None
             }
             FromTask::Down => {
+                self.ended += 1;
                 self.connection = None;
                 self.answered.clear();
                 Some(LinkEvent::Down)
@@ -226,13 +232,13 @@ impl Link {
         self.connection.as_ref().is_some_and(|connection| connection.pipe.is_slow())
     }
 
-    /// To be called with room only, and followed by [`Link::flush`].
-    pub fn publish(&self, publish: &Publish) {
-        if let Some(connection) = &self.connection
-            && !connection.pipe.publish(publish)
-        {
+    /// To be called with room only, and followed by [`Link::flush`]. False if the message is left out, and nothing is retained on its topic.
+    pub fn publish(&self, publish: &Publish) -> bool {
+        let published = self.connection.as_ref().map(|connection| connection.pipe.publish(publish));
+        if published == Some(Published::TooLong) {
             log::warn!("a message cannot be published, its topic is too long: {}", escape(&publish.topic));
         }
+        matches!(published, None | Some(Published::Given))
     }
 
     /// Sends what was published.
@@ -259,6 +265,16 @@ impl Link {
         if let Err(error) = done {
             log::warn!("a subscription cannot be changed: {}", escape(&error.to_string()));
         }
+    }
+
+    /// Connects once without the pause between two attempts, and without a quiet time.
+    pub fn hurry(&self) {
+        self.hurry.send_replace(true);
+    }
+
+    /// How many attempts and connections have ended.
+    pub fn ended(&self) -> u64 {
+        self.ended
     }
 
     /// Says good-bye after everything that was given before; [`LinkEvent::Down`] comes when it is said.
@@ -295,13 +311,13 @@ async fn wait_for_room(pipe: Option<&Pipe>) {
 }
 
 /// One connection after the other, with a pause between them that grows while they fail.
-async fn keep_connected(broker: Broker, to_loop: Sender<FromTask>) {
+async fn keep_connected(broker: Broker, to_loop: Sender<FromTask>, mut hurry: watch::Receiver<bool>) {
     let name = format!("{}:{}", broker.host, broker.port);
     let mut pause = BACK_OFF_FIRST;
     let mut past = Past::default();
     loop {
         let began = Instant::now();
-        let Err(ended) = run(&broker, &to_loop, &mut past).await else { return };
+        let Err(ended) = run(&broker, &to_loop, &mut past, &hurry).await else { return };
         if to_loop.send(FromTask::Down).await.is_err() || ended.polite {
             return;
         }
@@ -312,13 +328,17 @@ async fn keep_connected(broker: Broker, to_loop: Sender<FromTask>) {
             if is_taken_over { Reason::Takeover(taken_over(&broker)) } else { Reason::Other(explain(&ended.error, &broker, ended.was_up)) };
         let (level, text) = past.outage.failed(Instant::now(), &name, reason, ended.was_up);
         log::log!(level, "{}", escape_to(&text, LINE_MAX));
-        // two that throw each other out must not begin anew each time
-        if ended.was_up && held >= if is_taken_over { takeover::HELD } else { GOOD } {
+        // two that throw each other out must not begin anew each time; one packet less that ends the connection is a step forward
+        let was_good = ended.was_up && held >= if is_taken_over { takeover::HELD } else { GOOD };
+        if was_good || ended.closing == (Closing::Refused { more: true }) {
             pause = BACK_OFF_FIRST;
         }
         // the attempt itself counts: a broker that hangs has taken its time already
         let wait = jitter(pause).saturating_sub(began.elapsed()).max(jitter(BACK_OFF_FIRST));
-        tokio::time::sleep(wait).await;
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            Ok(()) = hurry.changed() => {}
+        }
         pause = pause.saturating_mul(2).min(BACK_OFF_LAST);
     }
 }
@@ -340,7 +360,7 @@ struct Ended {
 }
 
 /// Serves one connection until it breaks; `Ok` when the loop is gone.
-async fn run(broker: &Broker, to_loop: &Sender<FromTask>, past: &mut Past) -> Result<(), Ended> {
+async fn run(broker: &Broker, to_loop: &Sender<FromTask>, past: &mut Past, hurry: &watch::Receiver<bool>) -> Result<(), Ended> {
     let (name, began) = (format!("{}:{}", broker.host, broker.port), Instant::now());
     let pipe = Arc::new(OnceLock::new());
     let (requests, mut events) = connection(broker, &pipe);
@@ -357,8 +377,7 @@ async fn run(broker: &Broker, to_loop: &Sender<FromTask>, past: &mut Past) -> Re
                 let mut closing = Closing::Other;
                 if let Some(pipe) = pipe.get().filter(|_| was_up) {
                     // a broker that has exited closed the connection neither over a packet nor for another client
-                    let asks = pipe.tries_suspects() || past.takeover.has_begun();
-                    let is_there = !asks || listens(broker).await;
+                    let is_there = pipe.was_closed() && listens(broker).await;
                     (past.refused, closing) = pipe.finish(is_there, past.takeover.is_suspected() && began.elapsed() < takeover::HELD);
                 }
                 if steady_at.is_some_and(|at| at <= Instant::now()) {
@@ -388,6 +407,9 @@ async fn run(broker: &Broker, to_loop: &Sender<FromTask>, past: &mut Past) -> Re
                     // the library's PINGREQs would wait for an answer no longer than one interval, whatever moves meanwhile
                     events.mqtt_options.set_keep_alive(0);
                     pipe.begin(std::mem::take(&mut past.refused), past.takeover.is_wary());
+                    if *hurry.borrow() {
+                        pipe.end_quiet();
+                    }
                     FromTask::Up(client, pipe.clone())
                 }
                 _ => continue,
@@ -566,7 +588,7 @@ mod tests {
         let (requests, _unpolled) = AsyncClient::builder(MqttOptions::new("c", ("localhost", 1883))).capacity(1).build();
         let pipe = Pipe::new(tokio::io::empty(), PACKET_MAX, Duration::from_secs(20));
         let (_to_loop, events) = channel(1);
-        let mut link = Link { events, connection: None, answered: VecDeque::new() };
+        let mut link = Link { events, connection: None, answered: VecDeque::new(), hurry: watch::channel(false).0, ended: 0 };
         link.take(FromTask::Up(requests, pipe));
         for filter in ["sent", "not sent"] {
             link.command(LinkCommand::Subscribe(vec![filter.into()]));

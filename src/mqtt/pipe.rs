@@ -50,6 +50,17 @@ pub trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for T {}
 
+/// What has become of a message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Published {
+    /// It is sent, or about to be.
+    Given,
+    /// The broker refuses it: it is not sent, and what was retained on its topic is cleared.
+    LeftOut,
+    /// Its topic is longer than a packet can have.
+    TooLong,
+}
+
 /// One end; all its clones are the same pipe.
 #[derive(Clone)]
 pub struct Pipe(Arc<Shared>);
@@ -76,8 +87,9 @@ struct Inner {
     /// What is being sent alone, and the count of bytes with which it is confirmed.
     alone: Vec<Subject>,
     alone_until: u64,
-    /// Nothing but PINGREQs is sent before.
+    /// No message is sent before, and no suspect; while `is_wary`, nothing but PINGREQs.
     quiet_until: Option<Instant>,
+    is_wary: bool,
     /// The broker has closed the connection.
     closed: bool,
     /// Nothing waits within the stream.
@@ -104,6 +116,7 @@ impl Pipe {
             alone: Vec::new(),
             alone_until: 0,
             quiet_until: None,
+            is_wary: false,
             closed: false,
             flushed: true,
             task: None,
@@ -113,20 +126,25 @@ impl Pipe {
         Self(Arc::new(Shared { inner: Mutex::new(inner), room: Notify::new(), leaving: AtomicBool::new(false) }))
     }
 
-    /// What the broker refuses, as known from connections before. If it closed one for a reason unknown, nothing is sent at first; also if
-    /// `is_wary`.
+    /// What the broker refuses, as known from connections before. If it closed one for a reason unknown, no message and no suspect is sent
+    /// at first; nothing at all if `is_wary`.
     pub(super) fn begin(&self, mut refused: Refused, is_wary: bool) {
         let mut inner = self.lock();
         refused.begin(inner.began);
         if is_wary || refused.has_suspects() {
             inner.quiet_until = Some(Instant::now() + QUIET);
         }
-        inner.refused = refused;
+        (inner.refused, inner.is_wary) = (refused, is_wary);
     }
 
-    /// Whether suspects are known, so that the end of the connection may leave one of them out.
-    pub(super) fn tries_suspects(&self) -> bool {
-        self.lock().refused.has_suspects()
+    /// Sends at once what [`Self::begin`] has put off.
+    pub(super) fn end_quiet(&self) {
+        self.lock().end_quiet(Instant::now());
+    }
+
+    /// Whether the broker has closed the connection, and was not asked to.
+    pub(super) fn was_closed(&self) -> bool {
+        self.lock().closed && !self.is_leaving()
     }
 
     /// Called when the connection has ended; `is_there` says whether the broker still accepts connections, `is_doubted` whether it
@@ -143,7 +161,7 @@ impl Pipe {
         let is_confirmed = inner.flow.is_confirmed();
         let is_known = is_confirmed && refused.closed(Instant::now(), &unconfirmed, is_doubted);
         let closing = match is_known {
-            true => Closing::Other,
+            true => Closing::Refused { more: !refused.is_full() },
             false if is_confirmed && unconfirmed.is_empty() => Closing::Confirmed,
             false => Closing::Unconfirmed,
         };
@@ -168,8 +186,8 @@ impl Pipe {
         (shared, alone, left_out)
     }
 
-    /// Appends a message; false when its topic is too long for a packet. One that the broker refuses is left out, and its topic cleared.
-    pub fn publish(&self, publish: &Publish) -> bool {
+    /// Appends a message. One that the broker refuses is left out, and its topic cleared.
+    pub fn publish(&self, publish: &Publish) -> Published {
         self.lock().publish(publish)
     }
 
@@ -180,8 +198,8 @@ impl Pipe {
             inner.push();
         }
         inner.starved = !inner.has_room();
-        if inner.starved && inner.flow.wait() {
-            inner.ping(Instant::now());
+        if inner.starved {
+            inner.wait_for_room(Instant::now());
             inner.push();
         }
         !inner.starved
@@ -235,7 +253,7 @@ impl Pipe {
     /// The loop has said good-bye.
     pub fn leave(&self) {
         self.0.leaving.store(true, Ordering::Relaxed);
-        self.lock().end_quiet(Instant::now());
+        self.end_quiet();
     }
 
     pub fn is_leaving(&self) -> bool {
@@ -258,10 +276,17 @@ impl Inner {
         self.quiet_until.is_none() && !is_alone && !careful && self.flow.has_room()
     }
 
-    fn publish(&mut self, publish: &Publish) -> bool {
+    /// No room was found. A PINGREQ has to be under way, lest no answer ever makes some; the end of the quiet time needs none.
+    fn wait_for_room(&mut self, now: Instant) {
+        if self.quiet_until.is_none() && self.flow.wait() {
+            self.ping(now);
+        }
+    }
+
+    fn publish(&mut self, publish: &Publish) -> Published {
         let before = self.out.len();
         if !write_publish(&mut self.out, publish) {
-            return false;
+            return Published::TooLong;
         }
         let size = self.out.len() - before;
         if self.refused.leaves_anything_out() || self.refused.has_suspects() {
@@ -269,18 +294,20 @@ impl Inner {
             if self.refused.leaves_out(&subject, size) {
                 self.out.truncate(before);
                 // an older value must not stay retained in its place
-                let clears = publish.retain && !publish.payload.is_empty();
-                return !clears || self.publish(&Publish { topic: publish.topic.clone(), payload: Vec::new(), retain: true });
+                if publish.retain && !publish.payload.is_empty() {
+                    self.publish(&Publish { topic: publish.topic.clone(), payload: Vec::new(), retain: true });
+                }
+                return Published::LeftOut;
             }
             if self.refused.is_suspect(&subject) {
                 let packet = self.out.split_off(before);
                 self.parked.push_back(packet);
                 self.advance(Instant::now());
-                return true;
+                return Published::Given;
             }
         }
         self.given(size);
-        true
+        Published::Given
     }
 
     /// Bytes were appended.
@@ -309,7 +336,7 @@ impl Inner {
             let is_suspect = kind == SUBSCRIBE
                 && self.refused.has_suspects()
                 && subjects(packet).iter().any(|(subject, _)| self.refused.is_suspect(subject));
-            if is_suspect || !self.parked.is_empty() || self.quiet_until.is_some() {
+            if is_suspect || !self.parked.is_empty() || (self.is_wary && self.quiet_until.is_some()) {
                 self.parked.push_back(packet.to_vec());
             } else {
                 self.append_packet(packet);
@@ -385,9 +412,7 @@ impl Inner {
             return false;
         }
         if !self.has_room() {
-            if self.flow.wait() {
-                self.ping(now);
-            }
+            self.wait_for_room(now);
             return false;
         }
         self.starved = false;
@@ -398,6 +423,9 @@ impl Inner {
     fn trim(&mut self) {
         let confirmed = usize::try_from(self.flow.acked() - self.start).unwrap_or(usize::MAX).min(self.sent);
         if confirmed > 0 {
+            if self.refused.leaves_anything_out() || self.refused.has_suspects() {
+                self.refused.taken(self.out.get(..confirmed).unwrap_or_default());
+            }
             self.out.drain(..confirmed);
             self.sent -= confirmed;
             self.start += confirmed as u64;
@@ -664,7 +692,7 @@ mod tests {
         pipe.clone().write_all(&CONNECT).await.unwrap();
         let mut given = 0;
         while pipe.has_room() {
-            assert!(pipe.publish(&message(1000)));
+            assert_eq!(pipe.publish(&message(1000)), Published::Given);
             given += 1;
         }
         assert!((2..10).contains(&given), "the first window is small: {given}");
@@ -673,7 +701,7 @@ mod tests {
         for _ in 0..1000 {
             pipe.room().await;
             while pipe.has_room() {
-                assert!(pipe.publish(&message(1000)));
+                assert_eq!(pipe.publish(&message(1000)), Published::Given);
                 given += 1;
             }
             pipe.flush();
@@ -776,6 +804,35 @@ mod tests {
         let (refused, closing) = pipe.finish(true, false);
         assert_eq!(closing, Closing::Confirmed);
         assert!(refused.is_suspect(&suspect.0) && !refused.leaves_anything_out());
+    }
+
+    /// Nobody needs room before the quiet time is over, and what is no suspect is subscribed to.
+    #[tokio::test]
+    async fn a_quiet_connection_exchanges_no_pings_for_room() {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let pipe = Pipe::new(near, 1 << 20, KEEP_ALIVE);
+        let mut refused = Refused::default();
+        refused.closed(Instant::now(), &[(Subject::Topic("N/x/1".into()), 10)], false);
+        let broker = tokio::spawn(answer(far, |_, _| true));
+        pipe.clone().write_all(&CONNECT).await.unwrap();
+        let library = tokio::spawn(read_to_end(pipe.clone()));
+        confirm(&pipe, &library).await;
+        pipe.begin(refused, false);
+        let before = pipe.lock().flow.given();
+        for _ in 0..1000 {
+            assert!(!pipe.has_room());
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(pipe.lock().flow.given(), before);
+        let filter = [0x82, 10, 0, 1, 0, 5, b'R', b'/', b'x', b'/', b'#', 0];
+        pipe.clone().write_all(&filter).await.unwrap();
+        confirm(&pipe, &library).await;
+        pipe.end_quiet();
+        assert!(pipe.has_room());
+        library.abort();
+        let _ = library.await;
+        drop(pipe);
+        assert_eq!(broker.await.unwrap(), [Subject::Filter("R/x/#".into())]);
     }
 
     /// What comes out of a pipe with room for messages of 200 bytes, read in pieces of `size`.

@@ -20,7 +20,9 @@ pub(super) enum Closing {
     Confirmed,
     /// The broker has closed it, and had not confirmed something.
     Unconfirmed,
-    /// For a reason that is known, or not by the broker.
+    /// The broker has closed it over a packet that is known now; `more`: another one can be left out.
+    Refused { more: bool },
+    /// For another reason that is known, or not by the broker.
     Other,
 }
 
@@ -39,13 +41,8 @@ impl Takeover {
         match closing {
             Closing::Confirmed => self.score = self.score.saturating_add(2),
             Closing::Unconfirmed => self.score = self.score.saturating_add(1),
-            Closing::Other => self.score = 0,
+            Closing::Refused { .. } | Closing::Other => self.score = 0,
         }
-    }
-
-    /// Whether the end of the next connection may belong to a series.
-    pub(super) fn has_begun(&self) -> bool {
-        self.score > 0
     }
 
     pub(super) fn is_suspected(&self) -> bool {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use venus_mqtt_integration::{
-    Client, DEADLINE, Items, PORTAL, Part, Rig, Setup, eventually, item,
+    Client, DEADLINE, Ended, Items, PORTAL, Part, Rig, Setup, eventually, item, items,
     mqtt::{Options, packet, read_packet, suback},
     proxy::Proxy,
 };
@@ -319,6 +319,75 @@ fn a_limit_of_the_broker_is_learned() {
     let left_out = || rig.log(Part::Bridge).matches("left out").count();
     eventually("three lines", DEADLINE, || (left_out() >= 3).then_some(()));
     assert_eq!(left_out(), 3);
+}
+
+/// Topics whose messages are smaller and smaller are not tried one by one; everything else is published.
+#[test]
+fn a_limit_of_the_broker_is_learned_from_shrinking_messages() {
+    let mut rig = Rig::new(Setup::default().bridge("always_on = true").broker("max_packet_size 2000"));
+    let mut all = battery();
+    all.extend((0..14).map(|n| (format!("/T/{n:02}"), item("x".repeat(5000 - n * 200)).0)));
+    all.extend(items([("/Zz", item(3))]));
+    rig.fake().add(BATTERY, all);
+    rig.start_bridge();
+    let mqtt = rig.listener();
+    mqtt.n("battery/512/Zz", r#"{"value":3}"#);
+    let connects = rig.log(Part::Broker).matches(" as venus-mqtt-").count();
+    assert!(connects <= 9, "{connects} connections");
+    // what was not published is not looked for
+    rig.await_log(Part::Broker, "Received UNSUBSCRIBE from venus-mqtt-");
+    assert!(!rig.log(Part::Bridge).contains("leaves out retained messages"), "{}", rig.log(Part::Bridge));
+    assert_eq!(rig.stop(Part::Bridge), Ended::Code(0));
+    rig.await_retained_items(&[]);
+}
+
+/// The pause before the next connection does not keep values retained.
+#[test]
+fn a_stop_between_two_connections_clears_what_is_retained() {
+    let mut rig = Rig::new(Setup::default().bridge("always_on = true").broker("max_packet_size 3000"));
+    rig.fake().add(BATTERY, battery());
+    rig.start_bridge();
+    rig.await_retained_items(&["battery/512/Dc/0/Current", "battery/512/Dc/0/Voltage", "battery/512/DeviceInstance", "battery/512/Soc"]);
+    rig.fake().items_changed(BATTERY, items([("/Soc", item("x".repeat(5000)))]));
+    rig.await_log(Part::Bridge, "it closed the connection");
+    assert_eq!(rig.stop(Part::Bridge), Ended::Code(0));
+    rig.await_retained_items(&[]);
+}
+
+/// Without a broker nothing can be cleared, and the stop does not wait for one.
+#[test]
+fn a_stop_without_a_broker_says_what_stays() {
+    let mut rig = Rig::new(Setup::default().bridge("always_on = true"));
+    rig.fake().add(BATTERY, battery());
+    rig.start_bridge();
+    rig.listener().n("battery/512/Soc", r#"{"value":87.0}"#);
+    rig.kill(Part::Broker);
+    rig.await_log(Part::Bridge, "it closed the connection");
+    assert_eq!(rig.stop(Part::Bridge), Ended::Code(0));
+    rig.await_log(Part::Bridge, "4 values stay retained there until the next start");
+}
+
+/// A broker that is restarted while something is on its way has refused nothing: the connection is used at once.
+#[test]
+fn a_broker_that_restarts_is_used_at_once() {
+    let mut rig = Rig::new(Setup::default().bridge("always_on = true"));
+    let paths: Vec<String> = (0..20).map(|n| format!("/T/{n}")).collect();
+    let mut all = tank();
+    all.extend(paths.iter().map(|path| (path.clone(), item(0.0).0)));
+    rig.fake().add(TANK, all);
+    rig.start_bridge();
+    rig.fake().flood(TANK, &paths, 600, Duration::from_millis(5));
+    rig.listener().n("tank/3/T/0", r#"{"value":100.0}"#);
+    rig.stop(Part::Broker);
+    let before = rig.log(Part::Broker).len();
+    rig.start(Part::Broker);
+    let log = || rig.log(Part::Broker).split_off(before);
+    eventually("it subscribes again", DEADLINE, || log().contains("Received SUBSCRIBE from venus-mqtt-").then_some(()));
+    eventually("it publishes again", DEADLINE, || log().contains("/tank/3/T/0'").then_some(()));
+    let log = log();
+    let until = log.find("Received SUBSCRIBE").expect("it was there");
+    let pings = log[..until].matches("Received PINGREQ").count();
+    assert!(pings <= 3, "{pings} PINGREQs before the first SUBSCRIBE");
 }
 
 /// A failure that repeats is one line, whatever the reasons are, and its end another.
