@@ -175,6 +175,12 @@ fn states() -> Vec<State> {
             UNKNOWN,
             "words that are not those of install",
         ),
+        state(
+            "a line of one's own, which begins with a form feed",
+            file("#!/bin/sh\n\\014#[ ] || /data/venus-mqtt-setup/venus-mqtt-setup boot\n"),
+            UNKNOWN,
+            "words that are not those of install",
+        ),
         state("NUL bytes", file("#!/bin/sh\n: \\000\n"), NO, "NUL bytes"),
         state("a program", "cp /bin/busybox /data/rc.local", NO, "NUL bytes"),
         state("UTF-16", file("\\377\\376#\\000!\\000/\\000\n\\000"), NO, "NUL bytes"),
@@ -333,6 +339,11 @@ fn changed() -> Vec<(&'static str, String, &'static str)> {
         ("exec of a redirection", with("exec 2>&1\n"), UNKNOWN),
         ("a here-document that has ended, and exit", with("cat <<END\ntext\nEND\nexit 0\n"), NO),
         ("set -e", with("set -e\nfalse\n"), UNKNOWN),
+        ("exit and a sign that is no comment", with("exit#0\nexit 0#\n"), UNKNOWN),
+        ("a line of CR, and -e", file(&format!("#!/bin/sh -e\n\r\n{HOOK}\n{RAN}\n")), UNKNOWN),
+        ("a line of blanks and CR, and -eu", file(&format!("#!/bin/sh -eu\n# mine\n \t\r\n{HOOK}\n{RAN}\n")), UNKNOWN),
+        ("a form feed, and -e", file(&format!("#!/bin/sh -e\n\\014\n{HOOK}\n{RAN}\n")), UNKNOWN),
+        ("a form feed before a sign that is no comment, and -e", file(&format!("#!/bin/sh -e\n\\014# mine\n{HOOK}\n{RAN}\n")), UNKNOWN),
         ("our line within if, and by itself", with(&format!("if false; then\n{HOOK}\nfi\n")), UNKNOWN),
     ]
 }
