@@ -106,6 +106,8 @@ fn states() -> Vec<State> {
         state("our line of the older layout", file(&format!("#!/bin/sh\n{RAN}\n{old}\n")), YES, STARTED),
         state("our line behind an exit", file(&format!("#!/bin/sh\n{RAN}\nexit 0\n{HOOK}\n")), YES, STARTED),
         state("our line behind what may not end", file(&format!("#!/bin/sh\nexec sleep 1\n{HOOK}\n")), YES, STARTED),
+        state("our line behind a comment with a backslash", file(&format!("#!/bin/sh\n# C:\\\\\n{HOOK}\n{RAN}\n")), YES, STARTED),
+        state("our line behind two backslashes", file(&format!("#!/bin/sh\n: C:\\\\\\\\\n{HOOK}\n{RAN}\n")), YES, STARTED),
         // our line as a part of something else
         inside("if", format!("{RAN}\nif [ -f /data/no ]; then\n{HOOK}\nfi\n")),
         inside("else", format!("if true; then\n{RAN}\nelse\n{former}\nfi\n")),
@@ -125,6 +127,9 @@ fn states() -> Vec<State> {
         inside("a pipe", format!("true |\n{HOOK}\n")),
         inside("&& and a backslash", format!("test -f /data/no && \\\\\n{HOOK}\n")),
         inside("a command with a backslash", format!("echo \\\\\n{HOOK}\n")),
+        inside("a word with a backslash and a sign that is no comment", format!("echo a\\\\\n#b \\\\\n{HOOK}\n")),
+        inside("an assignment with a backslash", format!("mine=1 \\\\\n{HOOK}\n")),
+        inside("a redirection with a backslash", format!("> /run/text \\\\\n{HOOK}\n")),
         inside("what follows a mistake", format!("{RAN}\nif true; then\nfi fi (\n{HOOK}\n")),
         // not run, or not to be changed
         state(
