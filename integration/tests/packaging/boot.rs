@@ -39,6 +39,13 @@ fn inside(name: &'static str, content: String) -> State {
     )
 }
 
+/// A link to a file with this content, in a folder whose name means other things to a shell.
+fn odd_name(name: &'static str, content: &str, said: &'static str) -> State {
+    let folder = r#"'/data/mine/it'\''s "my \files"'"#;
+    let made_by = format!("{}; mkdir -p {folder}; mv /data/rc.local {folder}/rc; ln -s {folder}/rc /data/rc.local", file(content));
+    state(name, made_by, NO, said)
+}
+
 /// An executable rc.local with this content, as printf takes it.
 fn file(content: &str) -> String {
     format!("printf '{}' > /data/rc.local; chmod 755 /data/rc.local", content.replace('%', "%%"))
@@ -201,6 +208,20 @@ fn states() -> Vec<State> {
             NO,
             "a firmware update replaces",
         ),
+        state(
+            "a link out of /data, to a name with a space",
+            "printf '#!/bin/sh\\n' > '/run/my rc'; chmod 755 '/run/my rc'; ln -s '/run/my rc' /data/rc.local",
+            NO,
+            "cp -p '/run/my rc' /data/rc.local.new",
+        ),
+        odd_name("CR LF", &format!("#!/bin/sh\r\n{RAN}\r\n"), "CR LF"),
+        odd_name("CR", &format!("#!/bin/sh\r{RAN}\r"), "end in CR (of old Macs)"),
+        odd_name("two options", &format!("#!/bin/sh -e -u\n{RAN}\n"), "more than one word"),
+        odd_name("our line commented out", &format!("#!/bin/sh\n# {HOOK}\n{RAN}\n"), "is commented out"),
+        State {
+            made_by: format!("{}; chmod o+w /data/mine/*", odd_name("", "#!/bin/sh\n", "").made_by),
+            ..odd_name("others may write", "", r#"chown root:root '/data/mine/it'\''s "my \files"' && chmod go-w"#)
+        },
         state("a hard link", format!("{}; ln /data/rc.local /data/backup", file(&format!("#!/bin/sh\n{RAN}\n"))), NO, "hard link"),
         state(
             "a link into a folder of others",
@@ -412,6 +433,20 @@ fn a_copy_that_is_not_whole_is_told() {
         let (code, text) = answer(&gx, "sh /data/download/venus-mqtt-setup status");
         assert!(code == NO && text.contains("not whole"), "{file}: {code} {text}");
     }
+}
+
+#[test]
+#[ignore = "needs root: integration/test"]
+fn an_installation_is_offered_from_any_folder() {
+    let mut gx = Gx::new();
+    unpack(&gx);
+    gx.boot();
+    gx.run("mv /data/download \"/data/it's my download\"");
+    let (code, text) = answer(&gx, "cd /data/it*; sh venus-mqtt-setup status");
+    let offered = text.split('`').nth(1).unwrap_or_default();
+    assert!(code == NO && !offered.is_empty(), "{code} {text}");
+    let (code, text) = answer(&gx, offered);
+    assert!(code == YES && text.contains(STARTED), "{offered}: {code} {text}");
 }
 
 #[test]
