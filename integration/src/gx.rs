@@ -180,7 +180,7 @@ impl Gx {
     }
 
     /// What a program of this machine needs to run in the device.
-    fn add_libraries(&self, program: &Path) -> Result<()> {
+    pub fn add_libraries(&self, program: &Path) -> Result<()> {
         let listed = Command::new("ldd").arg(program).output()?;
         for word in String::from_utf8(listed.stdout)?.split_whitespace().filter(|word| word.starts_with('/')) {
             let to = self.root().join(word.trim_start_matches('/'));

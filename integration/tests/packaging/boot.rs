@@ -1,7 +1,11 @@
 //! /data/rc.local in every state that people have: never made worse, and what `install` and `status` say of the next boot is what the
 //! next boot does.
 
-use std::{fs, os::unix::fs::MetadataExt, path::Path};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    path::Path,
+};
 
 use venus_mqtt_integration::Gx;
 
@@ -39,12 +43,20 @@ fn inside(name: &'static str, content: String) -> State {
     )
 }
 
+/// A link to a file with this content, in a folder whose name means other things to a shell.
+fn odd_name(name: &'static str, content: &str, said: &'static str) -> State {
+    let folder = r#"'/data/mine/it'\''s "my \files"'"#;
+    let made_by = format!("{}; mkdir -p {folder}; mv /data/rc.local {folder}/rc; ln -s {folder}/rc /data/rc.local", file(content));
+    state(name, made_by, NO, said)
+}
+
 /// An executable rc.local with this content, as printf takes it.
 fn file(content: &str) -> String {
     format!("printf '{}' > /data/rc.local; chmod 755 /data/rc.local", content.replace('%', "%%"))
 }
 
 const STARTED: &str = "it is started at each boot by /data/rc.local";
+const NO_SHELL: &str = "names no shell that runs, so nothing in it does";
 /// A line of the owner's own, which counts how often it runs.
 const RAN: &str = "echo >> /run/mine";
 
@@ -70,6 +82,21 @@ fn states() -> Vec<State> {
         state("set -eux", file(&format!("#! /bin/sh\t-eux \nset -eu\n{RAN}\n")), YES, STARTED),
         state("env", file(&format!("#!/usr/bin/env sh\n{RAN}\n")), YES, STARTED),
         state("busybox", file(&format!("#!/bin/busybox ash\n{RAN}\n")), YES, STARTED),
+        state("a shell that is not in PATH", file(&format!("#!/data/shells/bash\n{RAN}\nmine=(1 2)\n{RAN}\n")), YES, STARTED),
+        state(
+            "a shell that is not in PATH, with our line",
+            file(&format!("#!/data/shells/bash -e\n{HOOK}\nmine=(1 2)\n{RAN}\n")),
+            YES,
+            STARTED,
+        ),
+        state("env and a path", file(&format!("#!/usr/bin/env /data/shells/bash\n{RAN}\nmine=(1 2)\n{RAN}\n")), YES, STARTED),
+        state("a path from the top", file(&format!("#!bin/sh\n{RAN}\n")), YES, STARTED),
+        state(
+            "a shell that an update takes away",
+            format!("{}; cp /data/shells/bash /run/bash", file(&format!("#!/run/bash\n{RAN}\n"))),
+            YES,
+            "/run/bash, which a firmware update may take away",
+        ),
         state("something open at the end", file(&format!("#!/bin/sh\n{RAN}\ncat <<EOF\nhalf\n")), YES, STARTED),
         state("a mistake", file(&format!("#!/bin/sh\n{RAN}\nif true; then\nfi fi (\n")), YES, STARTED),
         state("mixed ends", file(&format!("#!/bin/sh\n{RAN}\r\nexit 0\r\n")), YES, STARTED),
@@ -106,6 +133,8 @@ fn states() -> Vec<State> {
         state("our line of the older layout", file(&format!("#!/bin/sh\n{RAN}\n{old}\n")), YES, STARTED),
         state("our line behind an exit", file(&format!("#!/bin/sh\n{RAN}\nexit 0\n{HOOK}\n")), YES, STARTED),
         state("our line behind what may not end", file(&format!("#!/bin/sh\nexec sleep 1\n{HOOK}\n")), YES, STARTED),
+        state("our line behind a comment with a backslash", file(&format!("#!/bin/sh\n# C:\\\\\n{HOOK}\n{RAN}\n")), YES, STARTED),
+        state("our line behind two backslashes", file(&format!("#!/bin/sh\n: C:\\\\\\\\\n{HOOK}\n{RAN}\n")), YES, STARTED),
         // our line as a part of something else
         inside("if", format!("{RAN}\nif [ -f /data/no ]; then\n{HOOK}\nfi\n")),
         inside("else", format!("if true; then\n{RAN}\nelse\n{former}\nfi\n")),
@@ -125,6 +154,9 @@ fn states() -> Vec<State> {
         inside("a pipe", format!("true |\n{HOOK}\n")),
         inside("&& and a backslash", format!("test -f /data/no && \\\\\n{HOOK}\n")),
         inside("a command with a backslash", format!("echo \\\\\n{HOOK}\n")),
+        inside("a word with a backslash and a sign that is no comment", format!("echo a\\\\\n#b \\\\\n{HOOK}\n")),
+        inside("an assignment with a backslash", format!("mine=1 \\\\\n{HOOK}\n")),
+        inside("a redirection with a backslash", format!("> /run/text \\\\\n{HOOK}\n")),
         inside("what follows a mistake", format!("{RAN}\nif true; then\nfi fi (\n{HOOK}\n")),
         // not run, or not to be changed
         state(
@@ -158,7 +190,30 @@ fn states() -> Vec<State> {
                 "is commented out\nvenus-mqtt-setup: to change that: take it out by hand",
             )
         },
-        state("no such interpreter", file(&format!("#!/bin/zsh\n{RAN}\n")), NO, "names a program that is not there"),
+        state("no such interpreter", file(&format!("#!/bin/zsh\n{RAN}\n")), NO, NO_SHELL),
+        State {
+            mends: false,
+            ..state(
+                "no such interpreter, and nothing for /bin/sh",
+                file(&format!("#!/bin/zsh\n{RAN}\nfor each (1 2) {RAN}\n")),
+                NO,
+                "to change that: have that line name a shell",
+            )
+        },
+        state("a folder for a shell", file(&format!("#!/data/shells/folder/sh\n{RAN}\n")), NO, NO_SHELL),
+        // the shell that starts rc.local reads it itself, where the kernel does not know what the program is
+        state("a shell that does not run", file(&format!("#!/data/shells/dash\n{RAN}\n")), UNKNOWN, "names no shell that runs"),
+        state("a shell of the caller's PATH only", file(&format!("#!/usr/bin/env ksh\n{RAN}\n")), NO, NO_SHELL),
+        state("a shell in PATH, but not there", file(&format!("#!sh\n{RAN}\n")), NO, NO_SHELL),
+        state("no applet", file(&format!("#!/bin/busybox bash\n{RAN}\n")), NO, NO_SHELL),
+        state("busybox and no applet", file(&format!("#!/bin/busybox\n{RAN}\n")), NO, NO_SHELL),
+        State { mends: false, ..state("a pattern", file(&format!("#!/data/shells/ba*\n{RAN}\n")), NO, "one for `ba*`") },
+        state(
+            "two options of a shell that is not in PATH",
+            file(&format!("#!/data/shells/bash -e -u\n{RAN}\nmine=(1 2)\n{RAN}\n")),
+            NO,
+            "'1s|.*|#!/data/shells/bash|'",
+        ),
         state("two options", file(&format!("#!/bin/sh -e -u\n{RAN}\n")), NO, "more than one word"),
         state("env with an option", file(&format!("#!/usr/bin/env sh -e\n{RAN}\n")), NO, "more than one word"),
         State { mends: false, ..state("another interpreter", file("#!/usr/bin/env python3\nprint(1)\n"), NO, "one for `python3`") },
@@ -172,6 +227,13 @@ fn states() -> Vec<State> {
         state(
             "a line of one's own",
             file("#!/bin/sh\nsleep 1; /data/venus-mqtt-setup/venus-mqtt-setup boot\n"),
+            UNKNOWN,
+            "words that are not those of install",
+        ),
+        state("env with an option of its own", file(&format!("#!/usr/bin/env -S sh -e\n{RAN}\n")), UNKNOWN, "have that line name a shell"),
+        state(
+            "a line of one's own, which begins with a form feed",
+            file("#!/bin/sh\n\\014#[ ] || /data/venus-mqtt-setup/venus-mqtt-setup boot\n"),
             UNKNOWN,
             "words that are not those of install",
         ),
@@ -190,6 +252,20 @@ fn states() -> Vec<State> {
             NO,
             "a firmware update replaces",
         ),
+        state(
+            "a link out of /data, to a name with a space",
+            "printf '#!/bin/sh\\n' > '/run/my rc'; chmod 755 '/run/my rc'; ln -s '/run/my rc' /data/rc.local",
+            NO,
+            "cp -p '/run/my rc' /data/rc.local.new",
+        ),
+        odd_name("CR LF", &format!("#!/bin/sh\r\n{RAN}\r\n"), "CR LF"),
+        odd_name("CR", &format!("#!/bin/sh\r{RAN}\r"), "end in CR (of old Macs)"),
+        odd_name("two options", &format!("#!/bin/sh -e -u\n{RAN}\n"), "more than one word"),
+        odd_name("our line commented out", &format!("#!/bin/sh\n# {HOOK}\n{RAN}\n"), "is commented out"),
+        State {
+            made_by: format!("{}; chmod o+w /data/mine/*", odd_name("", "#!/bin/sh\n", "").made_by),
+            ..odd_name("others may write", "", r#"chown root:root '/data/mine/it'\''s "my \files"' && chmod go-w"#)
+        },
         state("a hard link", format!("{}; ln /data/rc.local /data/backup", file(&format!("#!/bin/sh\n{RAN}\n"))), NO, "hard link"),
         state(
             "a link into a folder of others",
@@ -244,14 +320,34 @@ fn answer(gx: &Gx, command: &str) -> (String, String) {
     (code, text)
 }
 
+/// Shells that are not in the PATH of the boot: one that runs, by two names, and what is none.
+fn add_shells(gx: &Gx) {
+    gx.write("shells/folder/sh/.keep", "");
+    gx.copy(Path::new("/bin/bash"), "shells/bash");
+    gx.add_libraries(Path::new("/bin/bash")).expect("bash runs in the device");
+    gx.write("shells/dash", "\x7fELF of another machine");
+    // accepts everything
+    gx.write("shells/sh", "#!/bin/true\n");
+    for file in ["dash", "sh"] {
+        fs::set_permissions(gx.data().join("shells").join(file), fs::Permissions::from_mode(0o755)).expect("its file");
+    }
+    symlink("bash", gx.data().join("shells/ksh")).expect("a second name");
+}
+
 /// The next boot: whether it started the service, and how often the owner's own line ran.
 fn next_boot(gx: &mut Gx) -> (bool, usize) {
     gx.reboot();
     (gx.sh("test -x /service/venus-mqtt/run").success, gx.sh("cat /run/mine").text.lines().filter(|line| line.is_empty()).count())
 }
 
+/// What the state is made of lies in /run.
+fn gone_at_boot(name: &str) -> bool {
+    name.contains("out of /data") || name.contains("an update takes away")
+}
+
 fn try_all(mut gx: Gx, shell: &str) {
     unpack(&gx);
+    add_shells(&gx);
     let path = gx.data().join("rc.local");
     gx.boot();
     let only = std::env::var("STATE").ok();
@@ -266,8 +362,8 @@ fn try_all(mut gx: Gx, shell: &str) {
         gx.run(&made_by);
         let before = seen(&path);
         let (_, ran) = next_boot(&mut gx);
-        // a boot renames the file, or forgets /run
-        if name.starts_with("modifications off") || name.contains("out of /data") {
+        // a boot renames the file
+        if name.starts_with("modifications off") || gone_at_boot(name) {
             gx.run(&format!("rm -f /data/rc.local /data/rc.local.disabled; {made_by}"));
         }
         let (code, text) = answer(&gx, "sh /data/download/venus-mqtt-setup install");
@@ -280,10 +376,11 @@ fn try_all(mut gx: Gx, shell: &str) {
             assert!(same, "{what}: {}", String::from_utf8_lossy(new));
         }
         let installed = seen(&path);
-        let (code, text) = answer(&gx, &format!("{SETUP} status"));
+        // what its caller has in PATH is nothing to the boot
+        let (code, text) = answer(&gx, &format!("PATH=/data/shells:$PATH {SETUP} status"));
         assert!(code == install && text.contains(said), "{what}: status: {code} {text}");
         // what lies in /run is not there after a boot
-        if !name.contains("out of /data") {
+        if !gone_at_boot(name) {
             let expected = if name.starts_with("modifications off") { 0 } else { ran };
             let (started, ran) = next_boot(&mut gx);
             assert_eq!(ran, expected, "{what}: {text}\n{}", gx.console());
@@ -333,6 +430,11 @@ fn changed() -> Vec<(&'static str, String, &'static str)> {
         ("exec of a redirection", with("exec 2>&1\n"), UNKNOWN),
         ("a here-document that has ended, and exit", with("cat <<END\ntext\nEND\nexit 0\n"), NO),
         ("set -e", with("set -e\nfalse\n"), UNKNOWN),
+        ("exit and a sign that is no comment", with("exit#0\nexit 0#\n"), UNKNOWN),
+        ("a line of CR, and -e", file(&format!("#!/bin/sh -e\n\r\n{HOOK}\n{RAN}\n")), UNKNOWN),
+        ("a line of blanks and CR, and -eu", file(&format!("#!/bin/sh -eu\n# mine\n \t\r\n{HOOK}\n{RAN}\n")), UNKNOWN),
+        ("a form feed, and -e", file(&format!("#!/bin/sh -e\n\\014\n{HOOK}\n{RAN}\n")), UNKNOWN),
+        ("a form feed before a sign that is no comment, and -e", file(&format!("#!/bin/sh -e\n\\014# mine\n{HOOK}\n{RAN}\n")), UNKNOWN),
         ("our line within if, and by itself", with(&format!("if false; then\n{HOOK}\nfi\n")), UNKNOWN),
     ]
 }
@@ -396,6 +498,20 @@ fn a_copy_that_is_not_whole_is_told() {
         let (code, text) = answer(&gx, "sh /data/download/venus-mqtt-setup status");
         assert!(code == NO && text.contains("not whole"), "{file}: {code} {text}");
     }
+}
+
+#[test]
+#[ignore = "needs root: integration/test"]
+fn an_installation_is_offered_from_any_folder() {
+    let mut gx = Gx::new();
+    unpack(&gx);
+    gx.boot();
+    gx.run("mv /data/download \"/data/it's my download\"");
+    let (code, text) = answer(&gx, "cd /data/it*; sh venus-mqtt-setup status");
+    let offered = text.split('`').nth(1).unwrap_or_default();
+    assert!(code == NO && !offered.is_empty(), "{code} {text}");
+    let (code, text) = answer(&gx, offered);
+    assert!(code == YES && text.contains(STARTED), "{offered}: {code} {text}");
 }
 
 #[test]
