@@ -485,6 +485,40 @@ fn a_byte_order_mark_is_skipped() {
     assert!(error.contains("the key is encrypted"), "{error}");
 }
 
+/// What `cat` makes of files whose last lines do not end: the next section begins in the line in which one ends.
+#[test]
+fn sections_without_a_line_end_between_them() {
+    let dir = Scratch::new();
+    let read = |file: &str| std::fs::read_to_string(fixture(file)).unwrap();
+    for between in ["", "\u{feff}", " ", "\t\u{feff}"] {
+        for ending in ["\n", "\r\n", "\r"] {
+            let joined = |name: &str, files: &[&str]| {
+                let files: Vec<_> = files.iter().map(|file| read(file).trim_end().replace('\n', ending)).collect();
+                dir.file(name, files.join(between))
+            };
+            let ca = joined("ca", &["client-rsa.pem", "gx.pem", "ca.pem"]);
+            assert_eq!(certificates(&ca).unwrap(), ["client-rsa.pem", "gx.pem", "ca.pem"].map(|file| fixture_chain(file).remove(0)));
+            // the certificate and its key in one file, in either order
+            for files in [["client.pem", "client.key"], ["client.key", "client.pem"]] {
+                let both = joined("both", &files);
+                let tls =
+                    Tls { ca_file: Some(ca.clone()), client: Some(ClientCertificate { cert_file: both.clone(), key_file: both.clone() }) };
+                assert_eq!(handshake(&tls, "broker.test", true), Ok(()), "{files:?} {between:?} {ending:?}");
+            }
+            let encrypted = joined("encrypted", &["client.pem", "client-encrypted.key"]);
+            let error = client_config(&with_client(fixture("client.pem"), encrypted)).unwrap_err().to_string();
+            assert!(error.contains("the key is encrypted"), "{error}");
+        }
+    }
+    // broken is broken, wherever it stands
+    let broken = dir.file("broken", format!("{}-----BEGIN CERTIFICATE-----\nAAAA\n", read("ca.pem").trim_end()));
+    let error = certificates(&broken).unwrap_err().to_string();
+    assert!(error.ends_with("`-----END CERTIFICATE-----` is missing"), "{error}");
+    // what is no section is a comment, as in a line of its own
+    let commented = dir.file("commented", format!("{} the end\n{}", read("ca.pem").trim_end(), read("gx.pem")));
+    assert_eq!(certificates(&commented).unwrap().len(), 2);
+}
+
 #[test]
 fn refused() {
     let dir = Scratch::new();
