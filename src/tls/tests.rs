@@ -236,7 +236,7 @@ fn certificates_that_are_refused_are_explained() {
         ),
         (
             signed(as_it_is, |params| params.subject_alt_names.clear()),
-            "the certificate is not for broker.test, but for nobody: it has no names; to accept this very certificate under any name, put it into `ca_file`",
+            "the certificate is not for broker.test, but for nobody: subjectAltName has no DNS name and no IP address; to accept this very certificate under any name, put it into `ca_file`",
         ),
         (
             signed(as_it_is, |params| params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained)),
@@ -301,6 +301,40 @@ fn certificates_that_are_refused_are_explained() {
             tell(fixture_chain("v1.pem"), fixture_key("v1.key"), None),
             "the certificate is not trusted: it is one of X.509 version 1, which is accepted only if it is in `ca_file`: put the broker's certificate there"
         );
+    }
+}
+
+/// Alternative names that look like the host and are of another kind.
+#[test]
+fn names_of_other_kinds() {
+    use rcgen::SanType;
+    let dns = |name: &str| SanType::DnsName(name.try_into().unwrap());
+    let others = || {
+        let mail = SanType::Rfc822Name("a@b.test".try_into().unwrap());
+        let uri = SanType::URI("https://broker.test/".try_into().unwrap());
+        vec![mail, uri, SanType::OtherName((vec![1, 3, 6, 1], rcgen::OtherNameValue::Utf8String("broker.test".into())))]
+    };
+    for (host, names, expected) in [
+        (
+            "127.0.0.1",
+            vec![dns("127.0.0.1")],
+            "127.0.0.1, which stands there as a DNS name: an address needs an IP entry (subjectAltName=IP:127.0.0.1)",
+        ),
+        (
+            "[::1]",
+            vec![dns("a.test"), dns("0::1")],
+            "[::1], which stands there as a DNS name: an address needs an IP entry (subjectAltName=IP:::1)",
+        ),
+        ("127.0.0.1", vec![dns("127.0.0.2"), SanType::IpAddress([127, 0, 0, 3].into())], "127.0.0.1, but for 127.0.0.2, 127.0.0.3"),
+        ("broker.test", [others(), vec![dns("a.test")], others()].concat(), "broker.test, but for a.test"),
+        ("broker.test", others(), "broker.test, but for nobody: subjectAltName has no DNS name and no IP address"),
+    ] {
+        let dir = Scratch::new();
+        let (chain, key, ca) = signed(|_| {}, |params| params.subject_alt_names = names);
+        let error = meet(&with_ca(dir.file("ca.pem", ca)), host, showing(chain, key, VERSIONS[1])).unwrap_err();
+        let text = Server { role: "broker", host, ca_file: None, own: OwnCertificate::NotConfigured, port_hint: "" }.explain(&error);
+        let rest = "; to accept this very certificate under any name, put it into `ca_file`";
+        assert_eq!(text, format!("the certificate is not for {expected}{rest}"));
     }
 }
 
