@@ -41,9 +41,12 @@ impl Supervisor {
         self.tell(&[NotifyState::Status(text)]);
     }
 
-    /// It goes on with another configuration: [`Supervisor::ready`] says when.
-    pub fn reloading(&self) {
+    /// It goes on with another configuration: [`Supervisor::ready`] says when. Gives a sign of life: the next one comes then.
+    pub fn reloading(&mut self) {
         self.tell(&[NotifyState::Reloading]);
+        let now = Instant::now();
+        self.due = Some(now);
+        self.live(now);
     }
 
     pub fn stopping(&self) {

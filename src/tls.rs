@@ -29,6 +29,8 @@ use crate::text::{escape, escape_bytes};
 const FILE_MAX: u64 = 1 << 20;
 /// In UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+/// What stands around the names of PEM's sections.
+const DASHES: &[u8] = b"-----";
 
 /// Makes ring the process's provider, for whoever does not name one; call it before anything speaks TLS.
 pub fn install_provider() {
@@ -180,7 +182,7 @@ fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
 
 /// PKCS #8 says so in its label, the older forms in a header.
 fn is_encrypted(pem: &[u8]) -> bool {
-    pem.split(|&b| b == b'\n').any(|line| {
+    pem.split(|&byte| is_line_end(byte)).any(|line| {
         let line = line.trim_ascii_end();
         line == b"-----BEGIN ENCRYPTED PRIVATE KEY-----" || (line.starts_with(b"Proc-Type:") && line.ends_with(b"ENCRYPTED"))
     })
@@ -214,11 +216,35 @@ fn broken_pem(file: &Path, error: pem::Error) -> TlsError {
     TlsError::BrokenPem { file: file.into(), why }
 }
 
-/// A PEM file, without the byte order marks that some editors put in front, also those within a file made of several.
+/// A PEM file, of which several may have been put together: without the byte order marks that some editors put in front, and with a line
+/// end behind each section, which the last line of a file may lack.
 fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
     let bytes = read_bounded(file, FILE_MAX).map_err(|error| TlsError::Unreadable { file: file.into(), why: why(&error) })?;
-    let lines = bytes.split_inclusive(|&byte| byte == b'\n');
-    Ok(lines.flat_map(|line| line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line)).copied().collect())
+    let mut pem = Vec::with_capacity(bytes.len());
+    for mut line in bytes.split_inclusive(|&byte| is_line_end(byte)) {
+        loop {
+            line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
+            let Some((end, rest)) = split_behind_end(line) else { break };
+            pem.extend_from_slice(end);
+            pem.push(b'\n');
+            line = rest;
+        }
+        pem.extend_from_slice(line);
+    }
+    Ok(pem)
+}
+
+/// The end of a section, and what else is in its line: rustls would pass over it.
+fn split_behind_end(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let label = line.strip_prefix(b"-----END ")?;
+    let length = label.windows(DASHES.len()).position(|bytes| bytes == DASHES)?;
+    let (end, rest) = line.split_at_checked(line.len() - label.len() + length + DASHES.len())?;
+    let rest = rest.trim_ascii_start();
+    (!rest.is_empty()).then_some((end, rest))
+}
+
+fn is_line_end(byte: u8) -> bool {
+    matches!(byte, b'\n' | b'\r')
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::thread::{self, Builder, Thread};
 use std::time::{Duration, Instant};
 
 /// Between two looks at the loop. Two of them without a turn are the end: one of them could come right after SIGCONT.
-const LOOK: Duration = Duration::from_secs(30);
+pub const LOOK: Duration = Duration::from_secs(30);
 
 /// Looks in a row without a turn of the loop after which the process is aborted.
 const STILL: u32 = 2;

@@ -15,7 +15,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_core::Stream;
 use tokio::sync::mpsc::{Sender, channel};
@@ -29,6 +29,7 @@ use crate::dbus_address::{Address, Addresses, Transport};
 use crate::device::Devices;
 use crate::files::why;
 use crate::text::escape;
+use crate::watchdog;
 
 const BUS_PATH: &str = "/org/freedesktop/DBus";
 const ITEM: &str = "com.victronenergy.BusItem";
@@ -46,6 +47,8 @@ const SERIAL: Duration = Duration::from_secs(2);
 pub(crate) const QUEUE: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 /// A bus that does not even let us in.
 const CONNECT: Duration = Duration::from_secs(10);
+/// All addresses of a list together: half of the time that the watchdog gives the start.
+const CONNECT_ALL: Duration = watchdog::LOOK;
 /// Messages waiting to be written, more than calls can be under way: those beyond come back as errors.
 const CALLS: usize = 8192;
 /// Signals on their way that have to be told.
@@ -65,13 +68,18 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Connects to the first of `addresses` that lets us in, and listens. Gives it, too. Fails with what is wrong with each.
+    /// Connects to the first of `addresses` that lets us in, and listens. Gives it, too. Fails with what is wrong with each, after
+    /// [`CONNECT_ALL`] at the latest.
     pub async fn connect(addresses: &Addresses) -> Result<(Self, Address), String> {
+        let deadline = Instant::now() + CONNECT_ALL;
+        let mut untried = addresses.iter().filter(|address| is_usable(address)).count();
         let mut failures = Vec::new();
         for address in addresses.iter() {
-            let connected = match tokio::time::timeout(CONNECT, Self::connect_to(address)).await {
+            let limit = share(deadline.saturating_duration_since(Instant::now()), untried);
+            untried -= usize::from(is_usable(address));
+            let connected = match tokio::time::timeout(limit, Self::connect_to(address)).await {
                 Ok(connected) => connected,
-                Err(_) => Err(format!("no answer from the bus within {} s", CONNECT.as_secs())),
+                Err(_) => Err(format!("no answer from the bus within {:.1} s", limit.as_secs_f64())),
             };
             match connected {
                 Ok(watcher) => return Ok((watcher, address.clone())),
@@ -232,6 +240,15 @@ impl Watcher {
     }
 }
 
+fn is_usable(address: &Address) -> bool {
+    !matches!(address.transport, Transport::Unusable(_))
+}
+
+/// How long the next of so many addresses may take when `left` is for all of them. What one does not use is left to the others.
+fn share(left: Duration, addresses: usize) -> Duration {
+    (left / u32::try_from(addresses.max(1)).unwrap_or(u32::MAX)).min(CONNECT)
+}
+
 /// Why there is no connection.
 fn explain(error: &zbus::Error) -> String {
     match error {
@@ -291,6 +308,26 @@ mod tests {
     use zbus::connection::Builder;
 
     use super::*;
+
+    /// However many addresses hang, and whichever: the whole has an end, one address has its ten seconds, and each has its part.
+    #[test]
+    fn the_addresses_of_a_list_share_the_time() {
+        for hangs in 0..1_u32 << 8 {
+            for addresses in 1..=8 {
+                let mut left = CONNECT_ALL;
+                for untried in (1..=addresses).rev() {
+                    let limit = share(left, untried);
+                    assert!(limit <= CONNECT && limit >= CONNECT_ALL / 8, "{limit:?} for one of {addresses}");
+                    assert!(limit == CONNECT || addresses > 3, "{limit:?} for one of {addresses}");
+                    if hangs >> untried & 1 == 1 {
+                        left = left.checked_sub(limit).unwrap();
+                    }
+                }
+            }
+        }
+        assert_eq!(share(CONNECT_ALL, 8), Duration::from_millis(3750));
+        assert_eq!(share(Duration::ZERO, 0), Duration::ZERO);
+    }
 
     /// Nobody would miss what is never written: the stream has to end.
     #[tokio::test]

@@ -236,7 +236,7 @@ fn certificates_that_are_refused_are_explained() {
         ),
         (
             signed(as_it_is, |params| params.subject_alt_names.clear()),
-            "the certificate is not for broker.test, but for nobody: it has no names; to accept this very certificate under any name, put it into `ca_file`",
+            "the certificate is not for broker.test, but for nobody: subjectAltName has no DNS name and no IP address; to accept this very certificate under any name, put it into `ca_file`",
         ),
         (
             signed(as_it_is, |params| params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained)),
@@ -301,6 +301,40 @@ fn certificates_that_are_refused_are_explained() {
             tell(fixture_chain("v1.pem"), fixture_key("v1.key"), None),
             "the certificate is not trusted: it is one of X.509 version 1, which is accepted only if it is in `ca_file`: put the broker's certificate there"
         );
+    }
+}
+
+/// Alternative names that look like the host and are of another kind.
+#[test]
+fn names_of_other_kinds() {
+    use rcgen::SanType;
+    let dns = |name: &str| SanType::DnsName(name.try_into().unwrap());
+    let others = || {
+        let mail = SanType::Rfc822Name("a@b.test".try_into().unwrap());
+        let uri = SanType::URI("https://broker.test/".try_into().unwrap());
+        vec![mail, uri, SanType::OtherName((vec![1, 3, 6, 1], rcgen::OtherNameValue::Utf8String("broker.test".into())))]
+    };
+    for (host, names, expected) in [
+        (
+            "127.0.0.1",
+            vec![dns("127.0.0.1")],
+            "127.0.0.1, which stands there as a DNS name: an address needs an IP entry (subjectAltName=IP:127.0.0.1)",
+        ),
+        (
+            "[::1]",
+            vec![dns("a.test"), dns("0::1")],
+            "[::1], which stands there as a DNS name: an address needs an IP entry (subjectAltName=IP:::1)",
+        ),
+        ("127.0.0.1", vec![dns("127.0.0.2"), SanType::IpAddress([127, 0, 0, 3].into())], "127.0.0.1, but for 127.0.0.2, 127.0.0.3"),
+        ("broker.test", [others(), vec![dns("a.test")], others()].concat(), "broker.test, but for a.test"),
+        ("broker.test", others(), "broker.test, but for nobody: subjectAltName has no DNS name and no IP address"),
+    ] {
+        let dir = Scratch::new();
+        let (chain, key, ca) = signed(|_| {}, |params| params.subject_alt_names = names);
+        let error = meet(&with_ca(dir.file("ca.pem", ca)), host, showing(chain, key, VERSIONS[1])).unwrap_err();
+        let text = Server { role: "broker", host, ca_file: None, own: OwnCertificate::NotConfigured, port_hint: "" }.explain(&error);
+        let rest = "; to accept this very certificate under any name, put it into `ca_file`";
+        assert_eq!(text, format!("the certificate is not for {expected}{rest}"));
     }
 }
 
@@ -483,6 +517,40 @@ fn a_byte_order_mark_is_skipped() {
     let encrypted = marked("encrypted", &["client-encrypted.key"]);
     let error = client_config(&with_client(cert, encrypted)).unwrap_err().to_string();
     assert!(error.contains("the key is encrypted"), "{error}");
+}
+
+/// What `cat` makes of files whose last lines do not end: the next section begins in the line in which one ends.
+#[test]
+fn sections_without_a_line_end_between_them() {
+    let dir = Scratch::new();
+    let read = |file: &str| std::fs::read_to_string(fixture(file)).unwrap();
+    for between in ["", "\u{feff}", " ", "\t\u{feff}"] {
+        for ending in ["\n", "\r\n", "\r"] {
+            let joined = |name: &str, files: &[&str]| {
+                let files: Vec<_> = files.iter().map(|file| read(file).trim_end().replace('\n', ending)).collect();
+                dir.file(name, files.join(between))
+            };
+            let ca = joined("ca", &["client-rsa.pem", "gx.pem", "ca.pem"]);
+            assert_eq!(certificates(&ca).unwrap(), ["client-rsa.pem", "gx.pem", "ca.pem"].map(|file| fixture_chain(file).remove(0)));
+            // the certificate and its key in one file, in either order
+            for files in [["client.pem", "client.key"], ["client.key", "client.pem"]] {
+                let both = joined("both", &files);
+                let tls =
+                    Tls { ca_file: Some(ca.clone()), client: Some(ClientCertificate { cert_file: both.clone(), key_file: both.clone() }) };
+                assert_eq!(handshake(&tls, "broker.test", true), Ok(()), "{files:?} {between:?} {ending:?}");
+            }
+            let encrypted = joined("encrypted", &["client.pem", "client-encrypted.key"]);
+            let error = client_config(&with_client(fixture("client.pem"), encrypted)).unwrap_err().to_string();
+            assert!(error.contains("the key is encrypted"), "{error}");
+        }
+    }
+    // broken is broken, wherever it stands
+    let broken = dir.file("broken", format!("{}-----BEGIN CERTIFICATE-----\nAAAA\n", read("ca.pem").trim_end()));
+    let error = certificates(&broken).unwrap_err().to_string();
+    assert!(error.ends_with("`-----END CERTIFICATE-----` is missing"), "{error}");
+    // what is no section is a comment, as in a line of its own
+    let commented = dir.file("commented", format!("{} the end\n{}", read("ca.pem").trim_end(), read("gx.pem")));
+    assert_eq!(certificates(&commented).unwrap().len(), 2);
 }
 
 #[test]

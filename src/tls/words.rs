@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 
 use jiff::Timestamp;
-use rustls::pki_types::UnixTime;
+use rustls::pki_types::{ServerName, UnixTime};
 use rustls::{AlertDescription, CertificateError, Error};
 
 use crate::text::{escape, escape_to};
@@ -99,14 +100,24 @@ impl Server<'_> {
                     "the certificate is not trusted: its issuer is unknown; name the CA's certificate, or the {role}'s own, with `ca_file`"
                 ),
             },
-            CertificateError::NotValidForNameContext { presented, .. } => {
-                let names: Vec<_> = presented.iter().map(|name| bare(name)).collect();
-                let names = if names.is_empty() { "nobody: it has no names".into() } else { names.join(", ") };
-                format!(
-                    "the certificate is not for {}, but for {}; to accept this very certificate under any name, put it into `ca_file`",
-                    self.host,
-                    escape_to(&names, NAMES_MAX)
-                )
+            CertificateError::NotValidForNameContext { expected, presented } => {
+                let dns_names = || presented.iter().filter_map(|name| dns_name(name));
+                let address = match expected {
+                    ServerName::IpAddress(address) => Some(IpAddr::from(*address)),
+                    _ => None,
+                };
+                let but = match address.filter(|address| dns_names().any(|name| name.parse() == Ok(*address))) {
+                    Some(address) => format!("which stands there as a DNS name: an address needs an IP entry (subjectAltName=IP:{address})"),
+                    None => {
+                        let names: Vec<_> = presented.iter().filter_map(|name| dns_name(name).or_else(|| ip_address(name))).collect();
+                        match names.is_empty() {
+                            true => "but for nobody: subjectAltName has no DNS name and no IP address".into(),
+                            false => format!("but for {}", escape_to(&names.join(", "), NAMES_MAX)),
+                        }
+                    }
+                };
+                let host = self.host;
+                format!("the certificate is not for {host}, {but}; to accept this very certificate under any name, put it into `ca_file`")
             }
             CertificateError::NotValidForName => format!("the certificate is not for {}", self.host),
             CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
@@ -214,10 +225,14 @@ pub(super) fn words(variant: &dyn fmt::Debug) -> String {
     words
 }
 
-/// `DnsName("a.test")` without what stands around the name.
-fn bare(name: &str) -> &str {
-    let name = name.split_once('(').map_or(name, |(_, rest)| rest.trim_end_matches(')'));
-    name.trim_matches('"')
+/// The name in `DnsName("a.test")`. What else rustls names is an IP address, or of a kind that no host has: an e-mail address, a URI.
+fn dns_name(presented: &str) -> Option<&str> {
+    presented.strip_prefix("DnsName(\"")?.strip_suffix("\")")
+}
+
+/// The address in `IpAddress(192.0.2.1)`.
+fn ip_address(presented: &str) -> Option<&str> {
+    presented.strip_prefix("IpAddress(")?.strip_suffix(')')
 }
 
 fn day(time: UnixTime) -> String {

@@ -3,7 +3,7 @@
 
 use std::{
     io::{Read, Write},
-    os::unix::net::UnixStream,
+    os::unix::net::{UnixListener, UnixStream},
     path::Path,
     process::Command,
 };
@@ -51,6 +51,17 @@ fn an_abstract_socket() {
     let name = format!("unix:abstract=/venus-rig%20{}", std::process::id());
     let mut rig = Rig::new(Setup::devices().bus_listens(&name).bus_addresses(&name));
     serves(&mut rig, &name);
+}
+
+/// Each address has a part of the time, so that the last one has its turn long before the watchdog ends the start.
+#[test]
+fn addresses_that_hang_leave_time_for_the_others() {
+    let hanging = "unix:path={dir}/hangs;".repeat(7);
+    let good = "unix:path={dir}/bus";
+    let mut rig = Rig::new(Setup::devices().bus_addresses(&format!("{hanging}{good}")));
+    // it accepts, by way of the backlog, and never answers
+    let _hangs = UnixListener::bind(rig.dir().join("hangs")).expect("bound");
+    serves(&mut rig, good);
 }
 
 /// A bus with another GUID than the address says is not the one that is meant.

@@ -156,6 +156,36 @@ fn tls_that_fails_is_explained() {
     }
 }
 
+/// Another server than a broker, which closes the connection after its answer or in the middle of it.
+#[test]
+fn what_does_not_speak_mqtt_is_explained() {
+    let no_mqtt = "what answers does not speak MQTT: is ";
+    for (answer, why) in [
+        ("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n".to_owned(), no_mqtt),
+        (format!("HTTP/1.1 400 Bad Request\r\n\r\n{}", "x".repeat(200)), no_mqtt),
+        ("SSH-2.0-OpenSSH_9\r\n".to_owned(), no_mqtt),
+        // an alert of TLS, and the first half of a CONNACK
+        ("\x15\x03\x03\0\x02\x02\x46".to_owned(), no_mqtt),
+        ("\x20\x02".to_owned(), no_mqtt),
+        ("\x20\x02\0\x06".to_owned(), "it refuses the connection with return code 6, which MQTT 3.1.1 does not have"),
+    ] {
+        let mut rig = Rig::new(Setup::default());
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(Result::ok).take(10) {
+                let _ = read_packet(&mut stream);
+                let _ = stream.write_all(answer.as_bytes());
+            }
+        });
+        reroute(&rig, port);
+        rig.start(Part::Bridge);
+        let said = never_online(&mut rig);
+        assert!(said.contains(why), "{why:?} is not in {said}");
+        assert!(why != no_mqtt || said.contains(&format!("{port} its port for MQTT")), "{said}");
+    }
+}
+
 #[test]
 fn user_and_password() {
     let mosquitto_passwd = |password: &str| {

@@ -102,6 +102,17 @@ fn signs_of_life_come_out_of_the_loop() {
     assert_eq!(told(&socket), "WATCHDOG=1");
 }
 
+/// The last sign of life may have been long ago, and the next one comes when the bus has answered.
+#[test]
+fn a_reload_begins_with_a_sign_of_life() {
+    let (mut rig, socket) = systemd(Setup::default().env("WATCHDOG_USEC", "3600000000"));
+    rig.start(Part::Bridge);
+    let next = || eventually("a word", DEADLINE, || Some(told(&socket)).filter(|word| !word.starts_with("STATUS=")));
+    assert_eq!([next(), next()], ["READY=1", "WATCHDOG=1"]);
+    rig.signal(Part::Bridge, Signal::SIGHUP);
+    assert_eq!([next(), next(), next()], ["RELOADING=1", "WATCHDOG=1", "READY=1"]);
+}
+
 fn health(rig: &Rig, arguments: &[&str]) -> Output {
     let mut command = Command::new(binary("VENUS_MQTT_BIN", "venus-mqtt").expect("built"));
     command.arg("--config").arg(rig.config()).arg("health").args(arguments).output().expect("it runs")
