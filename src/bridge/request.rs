@@ -13,7 +13,7 @@ use super::notes::Kind;
 use super::outgoing::Method;
 use super::time::Time;
 use super::topic::Address;
-use super::value::{Value, read_payload};
+use super::value::{PayloadError, Value, read_payload};
 use crate::text::escape;
 
 /// Reads and writes that are under way, by service and path.
@@ -35,6 +35,11 @@ struct Writing {
 }
 
 impl Pending {
+/// What is said of a payload whose value is none.
+fn not_valid(why: String) -> String {
+    PayloadError::Json(why).to_string()
+}
+
     pub fn forget(&mut self, service: ServiceId) -> usize {
         let before = self.writes.len();
         self.reads.retain(|(id, _)| *id != service);
@@ -168,9 +173,17 @@ impl Bridge {
             return Err("not the path of an item".into());
         }
         // an item of a device has no value then; what another program would make of it nobody knows
-        if value.has_missing() && self.services.get(id).is_some_and(|service| !service.own) {
-            return Err("a bare nan, inf or unknown is taken for registered devices only; send null for no value".into());
-        }
+        let value = if self.services.get(id).is_some_and(|service| service.own) {
+            value.read_words().map_err(not_valid)?
+        } else {
+            value.check_words().map_err(not_valid)?;
+            if value.has_missing() {
+                return Err(
+                    "a bare nan, inf, unknown or nothing at all is taken for registered devices only; send null for no value".into()
+                );
+            }
+            value
+        };
         let bytes = value.heap();
         if self.calls.bytes() + self.pending.bytes + bytes > limits::CALLS_BYTES {
             return Err(format!("{} MiB of values are waiting to be written", limits::CALLS_BYTES / (1024 * 1024)));

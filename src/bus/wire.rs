@@ -139,7 +139,7 @@ pub fn to_variant(value: &Value) -> zbus::Result<Variant<'static>> {
 /// A value whose signature is known.
 fn to_typed(value: &Value, signature: value::Signature) -> zbus::Result<Variant<'static>> {
     Ok(match value {
-        Value::Invalid | Value::TooLarge => Variant::Array(Array::new(&Signature::I32)),
+        Value::Invalid | Value::TooLarge | Value::Word(_) => Variant::Array(Array::new(&Signature::I32)),
         Value::Bool(b) => Variant::Bool(*b),
         Value::Int(n) => i32::try_from(*n).map_or(Variant::I64(*n), Variant::I32),
         Value::UInt(n) => Variant::U64(*n),

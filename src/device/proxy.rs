@@ -177,7 +177,8 @@ impl Devices {
             } else if let Err(error) = value.fits_bus() {
                 Err(error.to_string())
             } else if let Some(place) = target.place {
-                self.write_any(now, place, &path, value.clone(), !own).map_err(|refusal: Refusal| refusal.text())
+                let value = value.clone().read_words();
+                value.and_then(|value| self.write_any(now, place, &path, value, !own).map_err(|refusal: Refusal| refusal.text()))
             } else if self.writes.len() < limits::WAITING && self.write_bytes + value.heap() <= limits::WAITING_BYTES {
                 self.write_bytes += value.heap();
                 self.writes.push_back(ForeignWrite {

@@ -52,7 +52,7 @@ impl Status {
         if payload.len() > limits::STATUS_PAYLOAD {
             return Err(refuse(format!("the Status has {} bytes; at most {} are taken", payload.len(), limits::STATUS_PAYLOAD)));
         }
-        let fields = match read_json(payload) {
+        let fields = match read_json(payload).and_then(Value::read_words) {
             Ok(Value::Dict(fields)) => fields,
             Ok(_) => {
                 return Err(refuse("the Status is no JSON object; send {\"clientId\": …, \"connected\": 1, \"services\": {…}}".into()));
