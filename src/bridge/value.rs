@@ -50,8 +50,8 @@ impl Value {
         match self {
             Self::Int(n) => Some(n.to_string()),
             Self::UInt(n) => Some(n.to_string()),
-            // some services have their integers as doubles
-            Self::Double(d) if d.fract() == 0.0 && d.abs() < 1e15 => Some(format!("{d:.0}")),
+            // some services have their integers as doubles; -0.0 plus 0.0 is 0.0
+            Self::Double(d) if d.fract() == 0.0 && d.abs() < 1e15 => Some(format!("{:.0}", d + 0.0)),
             Self::Str(s) if !s.is_empty() => Some(to_level(s, INSTANCE_MAX)),
             _ => None,
         }
@@ -339,6 +339,8 @@ mod tests {
         for (value, expected) in [
             (Value::Int(512), Some("512")),
             (Value::Double(3.0), Some("3")),
+            (Value::Double(-3.0), Some("-3")),
+            (Value::Double(-0.0), Some("0")),
             (Value::Str("can0/2".into()), Some("can0_2")),
             (Value::Str("a\u{fffe}\u{85}$".into()), Some("a___")),
             (Value::Str("".into()), None),
