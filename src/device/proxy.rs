@@ -65,7 +65,8 @@ impl Devices {
         if values > limits::PROXY_VALUES {
             return Err(format!("the Proxy message has {values} values; at most {} are taken", limits::PROXY_VALUES));
         }
-        let field = |name: &str| fields.iter().find(|(key, _)| **key == *name).map(|(_, value)| value);
+        // of a key that is there twice, the last one counts, as everywhere
+        let field = |name: &str| fields.iter().rfind(|(key, _)| **key == *name).map(|(_, value)| value);
         match (field("topicPath"), field("values")) {
             (Some(Value::Str(path)), Some(Value::Dict(values))) => {
                 let target = self.target(path, sender)?;

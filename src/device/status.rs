@@ -72,9 +72,9 @@ impl Status {
     }
 }
 
-/// A bare `None` or `nan` is as good as nothing.
+/// Of a key that is there twice, the last one counts. A bare `None` or `nan` is as good as nothing.
 fn field<'a>(fields: &'a [(Box<str>, Value)], name: &str) -> Option<&'a Value> {
-    let found = fields.iter().find(|(key, _)| **key == *name).map(|(_, value)| value);
+    let found = fields.iter().rfind(|(key, _)| **key == *name).map(|(_, value)| value);
     found.filter(|value| !matches!(value, Value::Double(number) if !number.is_finite()))
 }
 
