@@ -77,6 +77,7 @@ fn value() -> impl Strategy<Value = Value> {
         (0..3_i64).prop_map(Value::Int),
         Just(Value::Double(0.5)),
         Just(Value::Str("text".into())),
+        Just(Value::Dict([("a".into(), Value::Int(1))].into())),
         Just(Value::TooLarge),
         Just(Value::Invalid),
     ]
@@ -329,7 +330,10 @@ impl World {
                 Message::PropertiesChanged(entry) => {
                     self.bridge.changes(now(), OWNER).unwrap().item(paths[entry.path], entry.change.clone());
                 }
-                Message::Item { path, value } => self.read(&format!("{topic}{}", paths[*path]), Reply::Value(value.clone())),
+                Message::Item { path, value } => {
+                    let interface = "<interface name=\"com.victronenergy.BusItem\"/>";
+                    self.read(&format!("{topic}{}", paths[*path]), Reply::Value(value.clone()), interface);
+                }
                 Message::Tree { path, levels, style, values } => {
                     let node = above(paths[*path], *levels);
                     let relative = |(path, value): &(usize, Value)| {
@@ -338,7 +342,7 @@ impl World {
                     };
                     let values: Vec<_> = values.iter().filter_map(relative).collect();
                     if !values.is_empty() {
-                        self.read(&format!("{topic}{node}"), Reply::Value(Value::Dict(values.into())));
+                        self.read(&format!("{topic}{node}"), Reply::Value(Value::Dict(values.into())), "<node name=\"Below\"/>");
                     }
                 }
             }
@@ -346,11 +350,17 @@ impl World {
         }
     }
 
-    fn read(&mut self, topic: &str, reply: Reply) {
+    /// `node`: what the object says of itself when it is asked whether there are others below it.
+    fn read(&mut self, topic: &str, reply: Reply, node: &str) {
         self.say(topic);
-        let call = self.call();
-        assert_eq!(call.method, Method::GetValue);
-        self.bridge.reply(now(), call.id, reply);
+        while let Some(call) = self.bridge.poll_call(now()) {
+            let reply = match call.method {
+                Method::GetValue => reply.clone(),
+                Method::Introspect => Reply::Text(format!("<node>{node}</node>")),
+                other => unreachable!("{other:?}"),
+            };
+            self.bridge.reply(now(), call.id, reply);
+        }
     }
 
     fn call(&mut self) -> BusCall {

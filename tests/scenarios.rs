@@ -8,7 +8,7 @@
 //! bus    + NAME OWNER                     a name gets an owner            bus - NAME OWNER   and loses it
 //! bus    own NAME                         it is a service of a registered device
 //! bus    < items OWNER /Path=JSON …       the answer to its GetItems      (;min=JSON ;max=JSON ;default=JSON behind a value, or alone)
-//! bus    < value OWNER JSON               the answer to its oldest open GetValue; likewise `code OWNER N`, `error OWNER NAME`, `text OWNER TEXT`;
+//! bus    < value OWNER JSON               the answer to its oldest open GetValue; likewise `dict OWNER JSON` (of other keys than texts), `code OWNER N`, `error OWNER NAME`, `text OWNER TEXT`;
 //!                                         `late` before it: to the oldest that nobody waits for any more
 //! bus    < changed OWNER /Path=JSON …     ItemsChanged                    bus < prop OWNER /Path=JSON   PropertiesChanged
 //!                                         bus < told OWNER /Path=JSON    ItemsChanged of which somebody has to know
@@ -226,6 +226,7 @@ impl Stage {
                 (Some("GetItems"), Reply::Items(items))
             }
             ("value", json) => (Some("GetValue"), Reply::Value(read_value(&json.join(" "))?)),
+            ("dict", json) => (Some("GetValue"), Reply::Item(read_value(&json.join(" "))?)),
             ("code", [code]) => (Some("SetValue"), Reply::Code(code.parse().map_err(|_| "no number")?)),
             ("text", text) => (Some("Introspect"), Reply::Text(text.join(" "))),
             ("error", [name]) => (None, Reply::Error { name: format!("org.freedesktop.DBus.Error.{name}"), text: "no".into() }),

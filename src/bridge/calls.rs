@@ -18,7 +18,10 @@ pub enum Reply {
     Names(Vec<String>),
     Text(String),
     Items(Vec<(String, Change)>),
+    /// A dictionary (`a{sv}`) may be the values of an inner path as well.
     Value(Value),
+    /// The value of an item, whatever it is: a dictionary that no inner path gives.
+    Item(Value),
     Code(i64),
     Error {
         name: String,
@@ -56,9 +59,21 @@ pub enum Purpose {
     ScanItems,
     ScanRoot,
     WalkNode(Box<str>),
-    WalkValue(Box<str>),
-    Read(Box<str>),
+    WalkValue(Box<str>, Dictionary),
+    Read(Box<str>, Dictionary),
+    /// Whether there are objects below one that gives a dictionary.
+    ReadNode(Box<str>),
     Write(Box<str>),
+}
+
+/// What a dictionary is that an object gives as its value.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Dictionary {
+    Unknown,
+    /// The value of the object itself, which has no others below it.
+    OfItem,
+    /// The values of the objects below.
+    OfTree,
 }
 
 /// What an MQTT client asks for.
@@ -71,7 +86,7 @@ pub enum Request {
 impl Purpose {
     fn request(&self) -> Option<Request> {
         match self {
-            Self::Read(_) => Some(Request::Read),
+            Self::Read(..) | Self::ReadNode(_) => Some(Request::Read),
             Self::Write(_) => Some(Request::Write),
             _ => None,
         }
@@ -321,8 +336,8 @@ impl Calls {
 fn deadline(now: Time, purpose: &Purpose) -> Time {
     let span: Duration = match purpose {
         Purpose::Names | Purpose::Owner(_) => limits::BUS_DEADLINE,
-        Purpose::ScanItems | Purpose::ScanRoot | Purpose::WalkNode(_) | Purpose::WalkValue(_) => limits::SCAN_DEADLINE,
-        Purpose::Read(_) | Purpose::Write(_) => limits::CALL_DEADLINE,
+        Purpose::ScanItems | Purpose::ScanRoot | Purpose::WalkNode(_) | Purpose::WalkValue(..) => limits::SCAN_DEADLINE,
+        Purpose::Read(..) | Purpose::ReadNode(_) | Purpose::Write(_) => limits::CALL_DEADLINE,
     };
     now + span
 }
@@ -355,7 +370,7 @@ mod tests {
                 let mut taken = 0;
                 while calls.is_full(service, request).is_none() {
                     let path = Box::from("/A");
-                    let purpose = if request == Request::Read { Purpose::Read(path) } else { Purpose::Write(path) };
+                    let purpose = if request == Request::Read { Purpose::Read(path, Dictionary::Unknown) } else { Purpose::Write(path) };
                     calls.ask(Time::default(), service, ":1.1", "/A", Method::GetValue, purpose);
                     taken += 1;
                 }

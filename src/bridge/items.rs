@@ -7,6 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use foldhash::fast::RandomState;
 use indexmap::IndexMap;
 
+use super::calls::Dictionary;
 pub use super::item::{Change, Item, Secrecy, Touched};
 use super::limits;
 use super::name::{SETTINGS, ServiceName};
@@ -60,8 +61,8 @@ pub struct Scan {
 /// A walk through the nodes of a service that answers nothing else.
 #[derive(Debug, Default)]
 pub struct Walk {
-    /// Paths still to be looked at, and whether it is their value that is asked for.
-    pub queue: VecDeque<(Box<str>, bool)>,
+    /// Paths still to be looked at. Those whose value is asked for: what a dictionary is there.
+    pub queue: VecDeque<(Box<str>, Option<Dictionary>)>,
     pub in_flight: usize,
     pub nodes: usize,
 }

@@ -5,8 +5,14 @@ use std::fmt;
 
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::lenient::{self, MISSING};
+use super::lenient;
 use super::value::{CONTAINERS_MAX, TooDeep, Value};
+use crate::text::escape_to;
+
+/// Digits of the shortest integer that 64 bits may not hold.
+const DIGITS_64_BITS: usize = 19;
+/// Longest piece of a number in an error, in characters.
+const SHOWN_MAX: usize = 60;
 
 /// Containers between a JSON document and a value in it that is written on its own: an object of objects.
 const AROUND_MAX: usize = 2;
@@ -17,7 +23,7 @@ pub fn parse_payload(payload: &[u8]) -> Result<Value, PayloadError> {
 }
 
 /// The same, with what [`lenient`] takes for JSON beside it. A bare word without a value is a double that is not finite, so that it can be
-/// told from `null`: [`Value::has_missing`].
+/// told from `null`: [`Value::has_missing`]. What is no value for every item is a [`Value::Word`], wherever it stands.
 pub fn read_payload(payload: &[u8]) -> Result<Value, PayloadError> {
     parse_payload(payload).or_else(|error| {
         let json = lenient::to_json(payload).ok_or_else(|| error.clone())?;
@@ -26,7 +32,7 @@ pub fn read_payload(payload: &[u8]) -> Result<Value, PayloadError> {
 }
 
 fn parse_payload_with(payload: &[u8], lenient: bool) -> Result<Value, PayloadError> {
-    let payload = integer_zeros(utf8(payload).map_err(PayloadError::Json)?);
+    let payload = utf8(payload).and_then(integers).map_err(PayloadError::Json)?;
     let mut reader = serde_json::Deserializer::from_slice(&payload);
     let found = reader.deserialize_any(PayloadVisitor { lenient }).map_err(PayloadError::from_json)?;
     reader.end().map_err(PayloadError::from_json)?;
@@ -50,7 +56,7 @@ pub fn read_json(text: &[u8]) -> Result<Value, String> {
 }
 
 fn parse_json_with(text: &[u8], lenient: bool) -> Result<Value, String> {
-    let text = integer_zeros(utf8(text)?);
+    let text = integers(utf8(text)?)?;
     let mut reader = serde_json::Deserializer::from_slice(&text);
     let value = ValueSeed { depth: 0, lenient }.deserialize(&mut reader).map_err(|error| error.to_string())?;
     reader.end().map_err(|error| error.to_string())?;
@@ -62,31 +68,43 @@ fn utf8(text: &[u8]) -> Result<&[u8], String> {
     std::str::from_utf8(text).map(str::as_bytes).map_err(|error| format!("no UTF-8 after byte {}", error.valid_up_to()))
 }
 
-/// `-0` is an integer, which serde_json reads as a double: its sign is replaced with a space.
-fn integer_zeros(text: &[u8]) -> Cow<'_, [u8]> {
+/// `-0` is an integer, which serde_json reads as a double: its sign is replaced with a space. An integer beyond 64 bits, which serde_json
+/// reads as a double too, is refused.
+fn integers(text: &[u8]) -> Result<Cow<'_, [u8]>, String> {
     let mut result = Cow::Borrowed(text);
-    if !text.windows(2).any(|pair| pair == b"-0") {
-        return result;
+    let is_digits = |run: &[u8]| run.len() >= DIGITS_64_BITS && run.first().is_some_and(u8::is_ascii_digit);
+    let has_long = || text.chunk_by(|a, b| a.is_ascii_digit() == b.is_ascii_digit()).any(is_digits);
+    if !text.windows(2).any(|pair| pair == b"-0") && !has_long() {
+        return Ok(result);
     }
-    let (mut in_string, mut escaped) = (false, false);
-    for (at, byte) in text.iter().enumerate() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            b'-' if !in_string && is_integer_zero(text.get(at + 1..).unwrap_or_default()) => {
-                if let Some(sign) = result.to_mut().get_mut(at) {
-                    *sign = b' ';
-                }
+    let mut at = 0;
+    for piece in lenient::pieces(text) {
+        let number = piece.trim_ascii();
+        if number == b"-0" {
+            let sign = at + piece.len() - piece.trim_ascii_start().len();
+            if let Some(sign) = result.to_mut().get_mut(sign) {
+                *sign = b' ';
             }
-            _ => {}
+        } else if let Ok(number) = std::str::from_utf8(number)
+            && lenient::is_beyond_64_bits(number)
+        {
+            return Err(beyond_64_bits(number));
         }
+        at += piece.len();
     }
-    result
+    Ok(result)
 }
 
-fn is_integer_zero(text: &[u8]) -> bool {
-    matches!(text, [b'0', rest @ ..] if !matches!(rest, [b'.' | b'e' | b'E' | b'0'..=b'9', ..]))
+fn beyond_64_bits(number: &str) -> String {
+    format!("{} is an integer beyond 64 bits", escape_to(number, SHOWN_MAX))
+}
+
+/// Why a word is no value.
+pub(super) fn why_not(word: &str) -> String {
+    if lenient::is_beyond_64_bits(word) {
+        return beyond_64_bits(word);
+    }
+    format!("{} is neither JSON nor a number", escape_to(word, SHOWN_MAX))
 }
 
 /// Why a payload is no value.
@@ -142,7 +160,7 @@ impl<'de> Visitor<'de> for PayloadVisitor {
 #[derive(Clone, Copy)]
 struct ValueSeed {
     depth: usize,
-    /// [`MISSING`] is what a bare word was.
+    /// Bare words are texts with a mark.
     lenient: bool,
 }
 
@@ -191,8 +209,10 @@ impl<'de> Visitor<'de> for ValueSeed {
     }
 
     fn visit_str<E: de::Error>(self, v: &str) -> Result<Value, E> {
-        if self.lenient && v == MISSING {
-            return Ok(Value::Double(f64::NAN));
+        if self.lenient
+            && let Some(value) = lenient::read_marked(v)
+        {
+            return Ok(value);
         }
         if v.contains('\0') {
             return Err(E::custom("a string holds a NUL, which D-Bus cannot carry"));
@@ -237,6 +257,19 @@ mod tests {
             ("-0", Value::Int(0), "i"),
             ("-0.0", Value::Double(-0.0), "d"),
             ("-0e0", Value::Double(-0.0), "d"),
+            ("1e-0", Value::Double(1.0), "d"),
+            ("5E-0", Value::Double(5.0), "d"),
+            ("1.5e-00", Value::Double(1.5), "d"),
+            ("1e-01", Value::Double(0.1), "d"),
+            ("-0e-0", Value::Double(-0.0), "d"),
+            ("-0E-0", Value::Double(-0.0), "d"),
+            ("1e+0", Value::Double(1.0), "d"),
+            ("1000000000000000000000.0", Value::Double(1e21), "d"),
+            ("0.1000000000000000055511151231257827", Value::Double(0.1), "d"),
+            ("\"18446744073709551616\"", Value::Str("18446744073709551616".into()), "s"),
+            ("[1e-0,-0]", Value::Array([Value::Double(1.0), Value::Int(0)].into()), "av"),
+            ("{\"e-0\":-0}", Value::Dict([("e-0".into(), Value::Int(0))].into()), "a{sv}"),
+            ("\"e-0\\\"-0\"", Value::Str("e-0\"-0".into()), "s"),
             ("[-0,-1,\"-0\"]", Value::Array([Value::Int(0), Value::Int(-1), Value::Str("-0".into())].into()), "av"),
             ("5.0", Value::Double(5.0), "d"),
             ("5e0", Value::Double(5.0), "d"),
@@ -250,7 +283,7 @@ mod tests {
             ("{\"a\":1}", Value::Dict([("a".into(), Value::Int(1))].into()), "a{sv}"),
         ];
         for (json, value, signature) in table {
-            let payload = format!(" {{\"x\": [1, {{}}], \"value\": {json} }} ");
+            let payload = format!(" {{\"x\": [1e-0, -0, {{}}], \"value\": {json} }} ");
             assert_eq!(parse_payload(payload.as_bytes()), Ok(value.clone()), "{json}");
             assert_eq!(value.signature(), signature, "{json}");
         }
@@ -289,6 +322,9 @@ mod tests {
             b"{\"value\":\"\\u0000\"}",
             b"{\"value\":\xff}",
             b"{\"value\":NaN}",
+            b"{\"value\":18446744073709551616}",
+            b"{\"value\":[-9223372036854775809]}",
+            b"{\"x\":123456789012345678901234567890,\"value\":1}",
         ] {
             assert!(matches!(parse_payload(bad), Err(PayloadError::Json(_))), "{bad:?}");
         }
@@ -327,9 +363,15 @@ mod tests {
             assert_eq!((missing, &entries[2].1), (vec![true, false, false], &Value::Str(json.into())));
         }
         assert_eq!(read_payload(b"{\"value\": null}"), Ok(Value::Invalid));
-        for bad in
-            ["{\"value\": nan} x", "{\"value\": nan, }", "{nan: 1, \"value\": 5}", "{\"value\": [nan, \"\\u0000\"]}", "{\"value\": 1e999}"]
-        {
+        let words = read_json(b"{\"a\": 1e999, \"b\": 18446744073709551616, \"c\": on, \"d\": 007, \"e\": [ovf, 1 2]}");
+        let word = |word: &str| Value::Word(word.into());
+        let Ok(Value::Dict(entries)) = words else { panic!("{words:?}") };
+        let [a, b, c, d, (_, Value::Array(e))] = &*entries else { panic!("{entries:?}") };
+        assert_eq!([&a.1, &b.1, &c.1, &d.1], [&word("1e999"), &word("18446744073709551616"), &word("on"), &Int(7)]);
+        assert!(e[0].has_missing() && e[1] == word("1 2"), "{e:?}");
+        assert_eq!(b.1.clone().read_words(), Ok(Double(18_446_744_073_709_551_616.0)));
+        assert!(c.1.clone().read_words().is_err() && b.1.check_words().is_err() && d.1.check_words().is_ok());
+        for bad in ["{\"value\": nan} x", "{\"value\": nan, }", "{nan: 1, \"value\": 5}", "{\"value\": [nan, \"\\u0000\"]}"] {
             assert_eq!(read_payload(bad.as_bytes()), parse_payload(bad.as_bytes()), "{bad}");
             assert!(read_json(bad.as_bytes()).is_err(), "{bad}");
         }

@@ -233,7 +233,8 @@ impl Bridge {
         match (purpose, service) {
             (Purpose::Names, _) => self.take_names(now, reply.unwrap_or_else(late)),
             (Purpose::Owner(name), _) => self.take_owner(now, name, reply.unwrap_or_else(late)),
-            (Purpose::Read(path), Some(id)) => self.take_read(now, id, path, reply),
+            (Purpose::Read(path, dictionary), Some(id)) => self.take_read(now, id, path, dictionary, reply),
+            (Purpose::ReadNode(path), Some(id)) => self.take_read_node(now, id, &path, reply),
             (Purpose::Write(path), Some(id)) => self.take_write(now, id, path, reply),
             (purpose, Some(id)) => self.take_scan(now, id, purpose, reply),
             (_, None) => {}

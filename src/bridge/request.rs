@@ -5,15 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use log::Level;
 
 use super::Bridge;
-use super::calls::{Purpose, Reply, Request};
+use super::calls::{Dictionary, Purpose, Reply, Request};
 use super::items::{Change, Origin, Secrecy, Service, ServiceId};
 use super::limits;
 use super::name::{is_item_path, to_item_path};
 use super::notes::Kind;
 use super::outgoing::Method;
+use super::scan::read_node;
 use super::time::Time;
 use super::topic::Address;
-use super::value::{Value, read_payload};
+use super::value::{PayloadError, Value, read_payload};
 use crate::text::escape;
 
 /// Reads and writes that are under way, by service and path.
@@ -32,6 +33,11 @@ struct Writing {
     call: u32,
     /// What is written then.
     next: Option<Value>,
+}
+
+/// What is said of a payload whose value is none.
+fn not_valid(why: String) -> String {
+    PayloadError::Json(why).to_string()
 }
 
 impl Pending {
@@ -77,21 +83,30 @@ impl Bridge {
                 format!("a read of {} is ignored: {most} calls are waiting for their answers", escape(&format!("{topic}{path}")))
             });
         }
-        self.calls.ask(now, id, &service.owner, path, Method::GetValue, Purpose::Read(path.into()));
+        self.calls.ask(now, id, &service.owner, path, Method::GetValue, Purpose::Read(path.into(), Dictionary::Unknown));
         self.pending.reads.insert(key);
     }
 
-    pub(super) fn take_read(&mut self, now: Time, id: ServiceId, path: Box<str>, reply: Option<Reply>) {
+    pub(super) fn take_read(&mut self, now: Time, id: ServiceId, path: Box<str>, dictionary: Dictionary, reply: Option<Reply>) {
+        let Some(service) = self.services.get(id) else { return };
+        let known = service.items.get(&path).is_some_and(|item| !item.gone);
+        if let (Dictionary::Unknown, false, Some(Reply::Value(Value::Dict(_)))) = (dictionary, known, &reply)
+            && is_item_path(&path)
+            && service.items_below(&path).next().is_none()
+        {
+            // an item or an inner path, of which nothing is known yet: the value is asked for again once that is clear
+            self.calls.ask(now, id, &service.owner, &path, Method::Introspect, Purpose::ReadNode(path.clone()));
+            return;
+        }
         self.pending.reads.remove(&(id, path.clone()));
-        let known = self.services.get(id).is_some_and(|service| service.items.get(&path).is_some_and(|item| !item.gone));
         match reply {
-            Some(Reply::Value(Value::Dict(items))) if !known => {
+            Some(Reply::Value(Value::Dict(items))) if !known && dictionary != Dictionary::OfItem => {
                 for (key, value) in items {
                     self.answer(now, id, &to_item_path(&format!("{path}/{key}")), value);
                 }
                 self.take_instance_change(now, id);
             }
-            Some(Reply::Value(value)) => {
+            Some(Reply::Value(value) | Reply::Item(value)) => {
                 self.answer(now, id, &path, value);
                 self.take_instance_change(now, id);
             }
@@ -110,6 +125,16 @@ impl Bridge {
             }
             None => self.read_failed(now, id, &path, &Reply::Unreadable("no answer in time".into())),
         }
+    }
+
+    /// What the service says of an object that gives a dictionary; without a word of it, the keys are paths below it.
+    pub(super) fn take_read_node(&mut self, now: Time, id: ServiceId, path: &str, reply: Option<Reply>) {
+        let Some(service) = self.services.get(id) else { return };
+        let dictionary = match reply {
+            Some(Reply::Text(xml)) => read_node(&xml).dictionary(),
+            _ => Dictionary::OfTree,
+        };
+        self.calls.ask(now, id, &service.owner, path, Method::GetValue, Purpose::Read(path.into(), dictionary));
     }
 
     /// A fresh value, which goes out whether or not anybody keeps it awake.
@@ -168,9 +193,17 @@ impl Bridge {
             return Err("not the path of an item".into());
         }
         // an item of a device has no value then; what another program would make of it nobody knows
-        if value.has_missing() && self.services.get(id).is_some_and(|service| !service.own) {
-            return Err("a bare nan, inf or unknown is taken for registered devices only; send null for no value".into());
-        }
+        let value = if self.services.get(id).is_some_and(|service| service.own) {
+            value.read_words().map_err(not_valid)?
+        } else {
+            value.check_words().map_err(not_valid)?;
+            if value.has_missing() {
+                return Err(
+                    "a bare nan, inf, unknown or nothing at all is taken for registered devices only; send null for no value".into()
+                );
+            }
+            value
+        };
         let bytes = value.heap();
         if self.calls.bytes() + self.pending.bytes + bytes > limits::CALLS_BYTES {
             return Err(format!("{} MiB of values are waiting to be written", limits::CALLS_BYTES / (1024 * 1024)));

@@ -7,7 +7,7 @@ use log::Level;
 use quick_xml::events::Event;
 
 use super::Bridge;
-use super::calls::{Purpose, Reply};
+use super::calls::{Dictionary, Purpose, Reply};
 use super::items::{Change, Origin, Scan, ServiceId, State, Touched, Walk};
 use super::limits;
 use super::name::{NAMESPACE, ServiceName, is_item_path, to_item_path};
@@ -147,7 +147,7 @@ impl Bridge {
             (Purpose::ScanRoot, other) => {
                 self.note_fallback(id, "GetValue", &other);
                 if let Some(walk) = self.walk(id) {
-                    walk.queue.push_back(("/".into(), false));
+                    walk.queue.push_back(("/".into(), None));
                     walk.nodes = 1;
                 }
                 self.step_walk(now, id);
@@ -156,12 +156,12 @@ impl Bridge {
                 self.take_node(id, &path, reply);
                 self.step_walk(now, id);
             }
-            (Purpose::WalkValue(path), reply) => {
+            (Purpose::WalkValue(path, dictionary), reply) => {
                 self.finished_one(id);
                 match reply {
                     // a node that has the interface and no value of its own is a group
-                    Reply::Value(Value::Dict(_)) => {}
-                    Reply::Value(value) => self.take_scanned(now, id, &path, Change::of(value)),
+                    Reply::Value(Value::Dict(_)) if dictionary == Dictionary::OfTree => {}
+                    Reply::Value(value) | Reply::Item(value) => self.take_scanned(now, id, &path, Change::of(value)),
                     _ => {}
                 }
                 self.step_walk(now, id);
@@ -256,14 +256,14 @@ impl Bridge {
         let mut room = limits::WALK_NODES_ALL.saturating_sub(waiting.sum());
         let Some(walk) = self.walk(id) else { return };
         if node.is_item && is_item_path(path) {
-            walk.queue.push_back((path.into(), true));
+            walk.queue.push_back((path.into(), Some(node.dictionary())));
         }
         let parent = path.trim_end_matches('/');
         for child in node.children {
             let child = to_item_path(&format!("{parent}/{child}")).into_owned();
             if walk.nodes < limits::WALK_NODES && room > 0 && is_item_path(&child) {
                 (walk.nodes, room) = (walk.nodes + 1, room - 1);
-                walk.queue.push_back((child.into(), false));
+                walk.queue.push_back((child.into(), None));
             }
         }
     }
@@ -277,10 +277,9 @@ impl Bridge {
         {
             walk.in_flight += 1;
             let Some(service) = self.services.get(id) else { return };
-            let (method, purpose) = if value {
-                (Method::GetValue, Purpose::WalkValue(path.clone()))
-            } else {
-                (Method::Introspect, Purpose::WalkNode(path.clone()))
+            let (method, purpose) = match value {
+                Some(dictionary) => (Method::GetValue, Purpose::WalkValue(path.clone(), dictionary)),
+                None => (Method::Introspect, Purpose::WalkNode(path.clone())),
             };
             self.calls.ask(now, id, &service.owner, &path, method, purpose);
             crowded = self.calls.is_crowded_by_scans();
@@ -310,13 +309,20 @@ impl Bridge {
 
 /// What one node of introspection data says.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Node {
+pub(super) struct Node {
     is_item: bool,
     children: Vec<String>,
 }
 
+impl Node {
+    /// What a dictionary is that the node gives as its value.
+    pub(super) fn dictionary(&self) -> Dictionary {
+        if self.is_item && self.children.is_empty() { Dictionary::OfItem } else { Dictionary::OfTree }
+    }
+}
+
 /// Reads what is well-formed, up to the first mistake.
-fn read_node(xml: &str) -> Node {
+pub(super) fn read_node(xml: &str) -> Node {
     let mut node = Node::default();
     let mut reader = quick_xml::Reader::from_str(xml);
     let mut depth = 0_u32;

@@ -5,7 +5,9 @@
 
 use std::fmt;
 
+use super::json::why_not;
 pub use super::json::{PayloadError, parse_json, parse_payload, read_json, read_payload};
+pub use super::lenient::read_word;
 use super::topic::to_level;
 
 /// Containers that D-Bus lets a value be in, of all signatures together (the specification's). A variant, an array and a dictionary
@@ -37,6 +39,9 @@ pub enum Value {
     Dict(Box<[(Box<str>, Value)]>),
     /// What was larger than [`VALUE_MAX`] when it was decoded. Never kept: [`Value::cut`] decides what is shown.
     TooLarge,
+    /// A bare word that a client wrote where JSON has a value, and an integer beyond 64 bits. Never kept or sent:
+    /// [`Value::read_words`] says what it means, [`Value::check_words`] why it is refused.
+    Word(Box<str>),
 }
 
 impl Value {
@@ -45,8 +50,8 @@ impl Value {
         match self {
             Self::Int(n) => Some(n.to_string()),
             Self::UInt(n) => Some(n.to_string()),
-            // some services have their integers as doubles
-            Self::Double(d) if d.fract() == 0.0 && d.abs() < 1e15 => Some(format!("{d:.0}")),
+            // some services have their integers as doubles; -0.0 plus 0.0 is 0.0
+            Self::Double(d) if d.fract() == 0.0 && d.abs() < 1e15 => Some(format!("{:.0}", d + 0.0)),
             Self::Str(s) if !s.is_empty() => Some(to_level(s, INSTANCE_MAX)),
             _ => None,
         }
@@ -55,7 +60,7 @@ impl Value {
     /// Appends the value as JSON.
     pub fn write_json(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Invalid | Self::TooLarge => out.extend_from_slice(b"null"),
+            Self::Invalid | Self::TooLarge | Self::Word(_) => out.extend_from_slice(b"null"),
             Self::Bool(b) => out.extend_from_slice(if *b { b"true" } else { b"false" }),
             Self::Int(n) => json(out, n),
             Self::UInt(n) => json(out, n),
@@ -71,10 +76,34 @@ impl Value {
         }
     }
 
+    /// Reads each [`Value::Word`] in the value as a text of a number is read. The error names one that is no number.
+    pub fn read_words(self) -> Result<Self, String> {
+        match self {
+            Self::Word(word) => read_word(&word).ok_or_else(|| why_not(&word)),
+            Self::Array(values) => Ok(Self::Array(values.into_iter().map(Self::read_words).collect::<Result<_, _>>()?)),
+            Self::Dict(entries) => {
+                let read = |(key, value): (Box<str>, Self)| value.read_words().map(|value| (key, value));
+                Ok(Self::Dict(entries.into_iter().map(read).collect::<Result<_, _>>()?))
+            }
+            value => Ok(value),
+        }
+    }
+
+    /// Fails when there is a [`Value::Word`] in the value, with the reason why D-Bus does not carry it.
+    pub fn check_words(&self) -> Result<(), String> {
+        match self {
+            Self::Word(word) => Err(why_not(word)),
+            Self::Array(values) => values.iter().try_for_each(Self::check_words),
+            Self::Dict(entries) => entries.iter().try_for_each(|(_, value)| value.check_words()),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether a number that is none, as a client has written it, is somewhere in the value.
     pub fn has_missing(&self) -> bool {
         match self {
             Self::Double(d) => !d.is_finite(),
+            Self::Word(_) => true,
             Self::Array(values) => values.iter().any(Self::has_missing),
             Self::Dict(entries) => entries.iter().any(|(_, value)| value.has_missing()),
             _ => false,
@@ -85,7 +114,7 @@ impl Value {
     pub fn heap(&self) -> usize {
         match self {
             Self::Invalid | Self::Bool(_) | Self::Int(_) | Self::UInt(_) | Self::Double(_) | Self::TooLarge => 0,
-            Self::Str(s) => s.len(),
+            Self::Str(s) | Self::Word(s) => s.len(),
             Self::Array(values) => values.iter().fold(size_of_val(&**values), |sum, value| sum.saturating_add(value.heap())),
             Self::Dict(entries) => {
                 entries.iter().fold(size_of_val(&**entries), |sum, (key, value)| sum.saturating_add(key.len()).saturating_add(value.heap()))
@@ -129,7 +158,7 @@ impl Value {
                 json(&mut printed, d);
                 take(printed.len())
             }
-            Self::Bool(_) | Self::Invalid | Self::TooLarge => take(5),
+            Self::Bool(_) | Self::Invalid | Self::TooLarge | Self::Word(_) => take(5),
         }
     }
 
@@ -148,7 +177,7 @@ impl Value {
     pub(crate) fn layout(&self) -> Layout {
         let plain = |code| Layout { signature: Signature { arrays: 0, code }, inner: 0, too_many_arrays: false };
         match self {
-            Self::Invalid | Self::TooLarge => Layout { signature: Signature { arrays: 1, code: 'i' }, ..plain('i') },
+            Self::Invalid | Self::TooLarge | Self::Word(_) => Layout { signature: Signature { arrays: 1, code: 'i' }, ..plain('i') },
             Self::Bool(_) => plain('b'),
             Self::Int(n) if i32::try_from(*n).is_ok() => plain('i'),
             Self::Int(_) => plain('x'),
@@ -310,6 +339,8 @@ mod tests {
         for (value, expected) in [
             (Value::Int(512), Some("512")),
             (Value::Double(3.0), Some("3")),
+            (Value::Double(-3.0), Some("-3")),
+            (Value::Double(-0.0), Some("0")),
             (Value::Str("can0/2".into()), Some("can0_2")),
             (Value::Str("a\u{fffe}\u{85}$".into()), Some("a___")),
             (Value::Str("".into()), None),

@@ -56,7 +56,11 @@ pub fn read_reply(body: &Body) -> (Reply, usize) {
                 }
             };
             let value = cursor::read_values(data, endian, each);
-            value.map(|value| Reply::Value(value.unwrap_or_else(|| Value::Dict(values.into()))))
+            value.map(|value| match value {
+                None => Reply::Value(Value::Dict(values.into())),
+                Some(value @ Value::Dict(_)) => Reply::Item(value),
+                Some(value) => Reply::Value(value),
+            })
         }
         Signature::Str => match body.deserialize::<&str>() {
             Ok(text) if text.len() > TEXT => return (Reply::Unreadable(format!("a text of {} bytes", text.len())), 0),
@@ -139,7 +143,7 @@ pub fn to_variant(value: &Value) -> zbus::Result<Variant<'static>> {
 /// A value whose signature is known.
 fn to_typed(value: &Value, signature: value::Signature) -> zbus::Result<Variant<'static>> {
     Ok(match value {
-        Value::Invalid | Value::TooLarge => Variant::Array(Array::new(&Signature::I32)),
+        Value::Invalid | Value::TooLarge | Value::Word(_) => Variant::Array(Array::new(&Signature::I32)),
         Value::Bool(b) => Variant::Bool(*b),
         Value::Int(n) => i32::try_from(*n).map_or(Variant::I64(*n), Variant::I32),
         Value::UInt(n) => Variant::U64(*n),
@@ -412,6 +416,16 @@ mod tests {
         ] {
             assert_eq!(json(variant), expected);
         }
+    }
+
+    /// The values of an inner path have texts as keys; other dictionaries are those of an item.
+    #[test]
+    fn dictionaries() {
+        let tree = Variant::from(HashMap::from([("a", Variant::I32(1))]));
+        let entry = |value| Value::Dict([("1".into(), value)].into());
+        assert!(matches!(read_reply(&body(&tree)).0, Reply::Value(Value::Dict(_))));
+        assert_eq!(read_reply(&body(&Variant::from(HashMap::from([(1, 2)])))).0, Reply::Item(entry(Value::Int(2))));
+        assert_eq!(read_reply(&body(&Variant::from(HashMap::from([("1", "x")])))).0, Reply::Item(entry(Value::Str("x".into()))));
     }
 
     #[test]

@@ -65,7 +65,8 @@ impl Devices {
         if values > limits::PROXY_VALUES {
             return Err(format!("the Proxy message has {values} values; at most {} are taken", limits::PROXY_VALUES));
         }
-        let field = |name: &str| fields.iter().find(|(key, _)| **key == *name).map(|(_, value)| value);
+        // of a key that is there twice, the last one counts, as everywhere
+        let field = |name: &str| fields.iter().rfind(|(key, _)| **key == *name).map(|(_, value)| value);
         match (field("topicPath"), field("values")) {
             (Some(Value::Str(path)), Some(Value::Dict(values))) => {
                 let target = self.target(path, sender)?;
@@ -177,7 +178,8 @@ impl Devices {
             } else if let Err(error) = value.fits_bus() {
                 Err(error.to_string())
             } else if let Some(place) = target.place {
-                self.write_any(now, place, &path, value.clone(), !own).map_err(|refusal: Refusal| refusal.text())
+                let value = value.clone().read_words();
+                value.and_then(|value| self.write_any(now, place, &path, value, !own).map_err(|refusal: Refusal| refusal.text()))
             } else if self.writes.len() < limits::WAITING && self.write_bytes + value.heap() <= limits::WAITING_BYTES {
                 self.write_bytes += value.heap();
                 self.writes.push_back(ForeignWrite {

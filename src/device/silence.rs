@@ -139,7 +139,10 @@ impl Devices {
             return false;
         }
         let written = match read_payload(payload) {
-            Ok(value) => self.write_any(now, place, address.path, value, false).map_err(|refusal| (refusal.text(), true)),
+            Ok(value) => value
+                .read_words()
+                .and_then(|value| self.write_any(now, place, address.path, value, false).map_err(|refusal| refusal.text()))
+                .map_err(|why| (why, true)),
             Err(error) => Err((error.to_string(), false)),
         };
         match written {

@@ -52,7 +52,7 @@ impl Status {
         if payload.len() > limits::STATUS_PAYLOAD {
             return Err(refuse(format!("the Status has {} bytes; at most {} are taken", payload.len(), limits::STATUS_PAYLOAD)));
         }
-        let fields = match read_json(payload) {
+        let fields = match read_json(payload).and_then(Value::read_words) {
             Ok(Value::Dict(fields)) => fields,
             Ok(_) => {
                 return Err(refuse("the Status is no JSON object; send {\"clientId\": …, \"connected\": 1, \"services\": {…}}".into()));
@@ -72,9 +72,9 @@ impl Status {
     }
 }
 
-/// A bare `None` or `nan` is as good as nothing.
+/// Of a key that is there twice, the last one counts. A bare `None` or `nan` is as good as nothing.
 fn field<'a>(fields: &'a [(Box<str>, Value)], name: &str) -> Option<&'a Value> {
-    let found = fields.iter().find(|(key, _)| **key == *name).map(|(_, value)| value);
+    let found = fields.iter().rfind(|(key, _)| **key == *name).map(|(_, value)| value);
     found.filter(|value| !matches!(value, Value::Double(number) if !number.is_finite()))
 }
 

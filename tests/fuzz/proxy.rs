@@ -59,7 +59,7 @@ fn check(room: &Room, payload: &[u8]) {
     for write in &room.writes {
         assert!(write.service_type.len() <= 64 && write.instance.len() <= 64);
         let Ok(Value::Dict(fields)) = &json else { panic!("a write out of nothing") };
-        let path = fields.iter().find(|(key, _)| **key == *"topicPath").map(|(_, path)| path);
+        let path = fields.iter().rfind(|(key, _)| **key == *"topicPath").map(|(_, path)| path);
         assert!(matches!(path, Some(Value::Str(path)) if path.contains(PORTAL)));
     }
 }

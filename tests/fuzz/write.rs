@@ -29,6 +29,8 @@ pub fn target(data: &[u8]) {
     match (&read, &lenient) {
         // what is JSON means what it says
         (Ok(_), _) => assert_eq!(read, lenient),
+        // an integer beyond 64 bits, which may stand beside the value
+        (Err(_), Ok(_)) if data.chunk_by(|a, b| a.is_ascii_digit() == b.is_ascii_digit()).any(|run| run.len() >= 19) => {}
         (Err(_), Ok(value)) => assert!(value.has_missing() || reference.is_err(), "it is JSON, and was refused"),
         (Err(why), Err(lenient)) => assert_eq!(why, lenient),
     }

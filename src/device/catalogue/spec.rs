@@ -4,7 +4,7 @@
 //! that send it (`"unknown"`, `"nan"`) is none for a number. What does not fit is refused, with the reason in words for the person at the
 //! device.
 
-use crate::bridge::value::Value;
+use crate::bridge::value::{Value, read_word};
 use crate::device::format::Format;
 use crate::text::escape_to;
 
@@ -185,23 +185,9 @@ fn elements(value: Value, kind: Kind) -> Result<Value, String> {
     Ok(if brought.is_empty() { Value::Invalid } else { Value::Array(brought.into()) })
 }
 
-/// What Home Assistant, ESPHome, Python and JavaScript send for no value; a number that is none may have a sign.
-const NOTHING: [&str; 6] = ["", "null", "none", "undefined", "unknown", "unavailable"];
-const NOT_FINITE: [&str; 3] = ["nan", "inf", "infinity"];
-
-/// A text that reads as a number, or as the absence of one.
+/// A text that reads as a number, or as the absence of one, as a bare word does.
 fn written(text: &str) -> Option<Value> {
-    let text = text.trim();
-    let is_one_of = |words: &[&str], text: &str| words.iter().any(|word| text.eq_ignore_ascii_case(word));
-    if is_one_of(&NOTHING, text) || is_one_of(&NOT_FINITE, text.strip_prefix(['+', '-']).unwrap_or(text)) {
-        return Some(Value::Invalid);
-    }
-    // the standard library takes "inf" as well
-    if !text.bytes().all(|b| b.is_ascii_digit() || b"+-.eE".contains(&b)) {
-        return None;
-    }
-    let double: f64 = text.parse().ok()?;
-    Some(text.parse().map_or(Value::Double(double), Value::Int)).filter(|_| double.is_finite())
+    read_word(text).map(|value| if value.has_missing() { Value::Invalid } else { value })
 }
 
 fn json(value: &Value) -> String {
@@ -310,7 +296,7 @@ mod tests {
     #[test]
     fn no_value() {
         let words = ["", "  ", "null", "None", "NaN", "nan", "-nan", "inf", "-inf", "+Inf", "Infinity", "-INFINITY", "undefined"];
-        for word in words.into_iter().chain(["unknown", "Unavailable", " none\n"]) {
+        for word in words.into_iter().chain(["ovf", "unknown", "Unavailable", " none\n"]) {
             for kind in [Kind::Int, Kind::Double, Kind::Number] {
                 assert_eq!(spec(kind).bring(text(word)), Ok(Value::Invalid), "{kind:?} {word:?}");
             }
@@ -332,6 +318,10 @@ mod tests {
             ("1E3", 1000.0),
             ("1e+3", 1000.0),
             ("5.0e-1", 0.5),
+            ("1e-0", 1.0),
+            ("007", 7.0),
+            ("023.4", 23.4),
+            ("-05.5", -5.5),
         ] {
             assert_eq!(spec(Kind::Double).bring(text(word)), Ok(Value::Double(double)), "{word}");
             let whole = double == f64::trunc(double);
