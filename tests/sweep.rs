@@ -303,3 +303,46 @@ fn a_hopeless_limit_is_named_once() {
     assert_eq!(world.lines_with("WARN"), 1, "{:?}", world.lines);
     assert_eq!(world.lines_with("max_queued_messages"), 1, "{:?}", world.lines);
 }
+
+/// A broker that has lost what it retained: whatever the link carries and what was published before, the constants are there before the
+/// first subscription to notifications, so that it is not taken for one without replay.
+#[test]
+fn the_constants_are_published_before_the_first_subscription() {
+    for is_slow in [false, true] {
+        for reads in [0, 9] {
+            let mut world = World::new(Replay::All, false);
+            world.connect();
+            // the connection is lost while answers are published one after the other
+            for n in 0..reads {
+                let day = format!("R/{PORTAL}/battery/0/History/Daily/{n}/Yield");
+                world.bridge.message(world.now(), &day, b"", false);
+                while let Some(call) = world.bridge.poll_call(world.now()) {
+                    world.bridge.reply(world.now(), call.id, Reply::Value(Value::Int(1)));
+                }
+                assert!(world.bridge.poll_publish(world.now(), 1000).is_some());
+            }
+            world.disconnect();
+            world.retained.clear();
+            world.bridge.set_slow_link(is_slow);
+            world.bridge.link_up(world.now());
+            let mut is_subscribed = false;
+            while !is_subscribed {
+                // the link has no room yet when the timers are looked at
+                world.elapsed += Duration::from_secs(1);
+                world.bridge.handle_timeout(world.now());
+                while let Some(command) = world.bridge.poll_link() {
+                    is_subscribed |=
+                        matches!(&command, LinkCommand::Subscribe(filters) if filters.iter().any(|filter| filter.starts_with("N/")));
+                    world.obey(command);
+                }
+                if !is_subscribed && let Some(publish) = world.bridge.poll_publish(world.now(), 1000) {
+                    world.take(publish);
+                }
+            }
+            let constants = ["system/0/Serial", "keepalive"].map(|rest| world.retained.contains_key(&format!("N/{PORTAL}/{rest}")));
+            assert_eq!(constants, [true, true], "slow: {is_slow}, {reads} reads");
+            world.pump();
+            assert_eq!(world.lines_with("WARN"), 0, "{:?}", world.lines);
+        }
+    }
+}

@@ -19,6 +19,7 @@ use log::Level;
 
 use super::items::{Service, ServiceId};
 use super::notes::Kind;
+use super::outbox::Special;
 use super::session::{KEEPALIVE, LinkCommand, Mode, SERIAL};
 use super::time::Time;
 use super::topic::check_topic;
@@ -109,17 +110,24 @@ impl Bridge {
 
     /// `before`: what earlier passes have found.
     fn begin_pass(&mut self, pass: u32, before: usize) {
-        let parts = if self.pace.is_slow { by_depth() } else { VecDeque::from([vec!["#".into()]]) };
-        let step = if self.pace.is_slow { Step::Waiting { since: None, until: Time::default() } } else { Step::Publishing };
-        self.sweep = Some(Sweep { pass, before, found: 0, is_cut: false, parts, part: Vec::new(), replay: Replay::default(), step });
-        if step == Step::Publishing {
-            self.outbox.push_sweep();
-        }
+        let (parts, part, replay) = (VecDeque::new(), Vec::new(), Replay::default());
+        self.sweep = Some(Sweep { pass, before, found: 0, is_cut: false, parts, part, replay, step: Step::Publishing });
+        self.outbox.push_sweep();
     }
 
-    /// Everything that stood in the outbox when the pass began has been published.
+    /// Everything that stood in the queue when the pass began has been published.
     pub(super) fn sweep_published(&mut self) {
-        if self.sweep.as_ref().is_some_and(|sweep| sweep.step == Step::Publishing) {
+        let Some(sweep) = self.sweep.as_mut().filter(|sweep| sweep.step == Step::Publishing) else { return };
+        if self.outbox.has_special(Special::Serial) || self.outbox.has_special(Special::KeepAlive) {
+            // the queue has its turn now and then before what goes first
+            self.outbox.push_sweep();
+            return;
+        }
+        if self.pace.is_slow {
+            sweep.parts = by_depth();
+            sweep.step = Step::Waiting { since: None, until: Time::default() };
+        } else {
+            sweep.parts = VecDeque::from([vec!["#".into()]]);
             self.begin_part();
         }
     }
