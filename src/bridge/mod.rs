@@ -409,6 +409,8 @@ impl Bridge {
     fn fall_asleep(&mut self, now: Time) {
         if !self.keepalives.any(now) {
             self.heartbeat = None;
+            // nothing that is awake fills the broker's queue any more
+            self.unswept |= std::mem::take(&mut self.history.may_stay);
             self.notes.add_caused(now, Level::Info, Kind::Awake, || "asleep: the last keep-alive has run out".into());
         }
         if self.keepalives.everything(now) || self.mode != Mode::Bridge {

@@ -103,10 +103,14 @@ impl Outbox {
 
     /// Once, however often it is asked for.
     pub fn push_special(&mut self, special: Special) {
-        let entry = Express::Special(special);
-        if !self.express.contains(&entry) {
-            self.express.push_back(entry);
+        if !self.has_special(special) {
+            self.express.push_back(Express::Special(special));
         }
+    }
+
+    /// Whether it waits to be published.
+    pub fn has_special(&self, special: Special) -> bool {
+        self.express.contains(&Express::Special(special))
     }
 
     pub fn pop_express(&mut self) -> Option<Express> {

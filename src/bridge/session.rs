@@ -59,6 +59,8 @@ pub struct History {
     /// The log says that the broker does not replay to wildcards, or not everything.
     pub(super) has_no_replay: bool,
     pub(super) cuts_replay: bool,
+    /// The last sweep may have left something: it begins again once nothing is awake.
+    pub(super) may_stay: bool,
 }
 
 /// Requests that came before it was known whom to ask.
@@ -236,6 +238,7 @@ impl Bridge {
 
     pub(super) fn drain_waiting(&mut self, now: Time) {
         if self.is_settled() {
+            self.await_published();
             let waiting = std::mem::take(&mut self.waiting);
             for (topic, payload) in &waiting.messages {
                 self.request(now, self.topics.parse(topic), payload);

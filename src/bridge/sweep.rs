@@ -6,8 +6,10 @@
 //! (`max_queued_messages`), FlashMQ mixes the replay with live messages, amqtt sends it before the SUBACK, RabbitMQ sends nothing for a
 //! filter with a wildcard. So a sweep begins when everything awake has been published on this connection, and what is known to be retained has to
 //! come back: the two constants, and every value that is published. If some of it is missing, the replay was cut. Then what was found is cleared
-//! and the part asked for again; and when nothing was found, because the values that are awake fill the queue, the part is divided: by the
-//! depth of the topics, then by the names that are known of their levels, one level after the other.
+//! and the part asked for again; and when most of it is awake, because such values fill the queue, the part is divided: by the depth of the
+//! topics, then by the names that are known of each of their levels. A stale topic with an unknown name at one level is found by its names at
+//! the others, or by its number: numbers that no known topic has at a level are asked for as well, as their replay brings nothing else.
+//! Names do not cover a filter: the log says that values may stay, and the sweep begins again once nothing is awake.
 //!
 //! On a slow link the replay of everything would hold up requests for minutes. There the sweep asks in parts from the beginning, by the depth of
 //! the topics, so that each topic is replayed once and unknown types are covered, too; and only while the link has nothing else to do.
@@ -19,6 +21,7 @@ use log::Level;
 
 use super::items::{Service, ServiceId};
 use super::notes::Kind;
+use super::outbox::Special;
 use super::session::{KEEPALIVE, LinkCommand, Mode, SERIAL};
 use super::time::Time;
 use super::topic::check_topic;
@@ -32,17 +35,41 @@ pub struct Sweep {
     found: usize,
     /// A replay of this pass was cut and could not be divided: it may have had more.
     is_cut: bool,
-    /// The parts to come, and the one under way: filters, each what stands behind the portal ID.
-    parts: VecDeque<Vec<String>>,
+    /// A part of this pass was divided by names: topics with others may be left.
+    is_partial: bool,
+    /// Parts of this pass that were asked for.
+    asked: usize,
+    /// The parts to come.
+    parts: VecDeque<Part>,
+    /// The filters under way, each what stands behind the portal ID, and the numbers that come next should these bring something.
     part: Vec<String>,
+    next: Option<Numbers>,
     replay: Replay,
     step: Step,
+}
+
+/// What is asked for at once.
+#[derive(Debug)]
+enum Part {
+    /// Each what stands behind the portal ID.
+    Filters(Vec<String>),
+    Numbers(Numbers),
+}
+
+/// The numbers from `first` on that no known topic has at this level of the filter.
+#[derive(Debug)]
+struct Numbers {
+    filter: String,
+    level: usize,
+    first: u32,
 }
 
 /// What has come of the part under way.
 #[derive(Clone, Copy, Debug, Default)]
 struct Replay {
     messages: usize,
+    /// So many of them are to be cleared.
+    found: usize,
     /// Of the values that are published, and the constants, so many have not come: see [`super::items::Item::expected`].
     missing: usize,
     keepalive: bool,
@@ -109,23 +136,52 @@ impl Bridge {
 
     /// `before`: what earlier passes have found.
     fn begin_pass(&mut self, pass: u32, before: usize) {
-        let parts = if self.pace.is_slow { by_depth() } else { VecDeque::from([vec!["#".into()]]) };
-        let step = if self.pace.is_slow { Step::Waiting { since: None, until: Time::default() } } else { Step::Publishing };
-        self.sweep = Some(Sweep { pass, before, found: 0, is_cut: false, parts, part: Vec::new(), replay: Replay::default(), step });
-        if step == Step::Publishing {
+        self.sweep = Some(Sweep {
+            pass,
+            before,
+            found: 0,
+            is_cut: false,
+            is_partial: false,
+            asked: 0,
+            parts: VecDeque::new(),
+            part: Vec::new(),
+            next: None,
+            replay: Replay::default(),
+            step: Step::Publishing,
+        });
+        self.await_published();
+    }
+
+    /// The services that are there at the start are published first. To be called again when they have been scanned.
+    pub(super) fn await_published(&mut self) {
+        if self.first_scan.is_none() && self.sweep.as_ref().is_some_and(|sweep| sweep.step == Step::Publishing) {
             self.outbox.push_sweep();
         }
     }
 
-    /// Everything that stood in the outbox when the pass began has been published.
+    /// Everything that stood in the queue when the pass began has been published.
     pub(super) fn sweep_published(&mut self) {
-        if self.sweep.as_ref().is_some_and(|sweep| sweep.step == Step::Publishing) {
+        let Some(sweep) = self.sweep.as_mut().filter(|sweep| sweep.step == Step::Publishing) else { return };
+        if self.outbox.has_special(Special::Serial) || self.outbox.has_special(Special::KeepAlive) {
+            // the queue has its turn now and then before what goes first
+            self.outbox.push_sweep();
+            return;
+        }
+        if self.pace.is_slow {
+            sweep.parts = by_depth();
+            sweep.step = Step::Waiting { since: None, until: Time::default() };
+        } else {
+            sweep.parts = VecDeque::from([Part::Filters(vec!["#".into()])]);
             self.begin_part();
         }
     }
 
     fn begin_part(&mut self) {
         let Some(part) = self.sweep.as_mut().and_then(|sweep| sweep.parts.pop_front()) else { return };
+        let (part, next) = match part {
+            Part::Filters(filters) => (filters, None),
+            Part::Numbers(numbers) => self.number(numbers),
+        };
         let constants = [KEEPALIVE, SERIAL].map(|rest| part.iter().any(|filter| matches(filter, rest.split('/'))));
         let missing = self.expect(&part) + constants.iter().filter(|expected| **expected).count();
         let filters = part.iter().map(|rest| self.topics.notification(rest)).collect();
@@ -133,6 +189,8 @@ impl Bridge {
             sweep.step = Step::Subscribing;
             sweep.replay = Replay { missing, keepalive: constants[0], serial: constants[1], ..Replay::default() };
             sweep.part = part;
+            sweep.next = next;
+            sweep.asked += 1;
             self.link_commands.push_back(LinkCommand::Subscribe(filters));
         }
     }
@@ -167,43 +225,59 @@ impl Bridge {
     }
 
     /// Smaller parts for one whose replay was cut; none if there is nothing to divide it by.
-    fn divide(&self, part: &[String]) -> Vec<Vec<String>> {
-        match part.last().map(String::as_str) {
-            None => Vec::new(),
-            Some("#") => by_depth().into(),
-            Some(filter) => {
-                let levels: Vec<&str> = filter.split('/').collect();
-                let mut names: Vec<BTreeSet<&str>> = vec![BTreeSet::new(); levels.len()];
-                for service in self.services.ids().into_iter().filter_map(|id: ServiceId| self.services.get(id)) {
-                    for path in service.items.keys() {
-                        let topic = || [service.name.service_type(), &*service.instance].into_iter().chain(path.split('/').skip(1));
-                        if matches(filter, topic()) {
-                            names.iter_mut().zip(topic()).for_each(|(names, name)| names.extend([name]));
-                        }
-                    }
+    fn divide(&self, part: &[String]) -> Vec<Part> {
+        let Some((filter, others)) = part.split_last() else { return Vec::new() };
+        if filter == "#" {
+            return by_depth().into();
+        }
+        // the shallow topics that were part of it
+        let others: Vec<String> = others.iter().filter(|other| *other != KEEPALIVE).cloned().collect();
+        let levels: Vec<&str> = filter.split('/').collect();
+        let names = self.names(filter);
+        // one combination of levels in one order only: those before the last that is named have parts of their own
+        let named = levels.iter().rposition(|level| !matches!(*level, "+" | "#")).map_or(0, |at| at + 1);
+        let open = || names.iter().enumerate().skip(named).filter(|(at, _)| levels.get(*at) == Some(&"+"));
+        let numbers = open().flat_map(|(level, names)| {
+            let known: BTreeSet<u32> = names.iter().filter_map(|name| name.parse().ok()).collect();
+            let above = known.last().map(|last| last.saturating_add(1));
+            let between = above.filter(|above| known.len() < *above as usize).map(|_| 0);
+            let numbers = move |first| Part::Numbers(Numbers { filter: filter.clone(), level, first });
+            between.into_iter().chain(above).map(numbers)
+        });
+        let by_name = open().filter(|(_, names)| names.len() > 1).flat_map(|(level, names)| {
+            let name = move |name: &&str| Part::Filters(vec![KEEPALIVE.to_owned(), with_name(filter, level, name)]);
+            names.iter().map(name)
+        });
+        let mut parts: Vec<Part> = numbers.chain(by_name).collect();
+        if !parts.is_empty() && !others.is_empty() {
+            parts.insert(0, Part::Filters(others));
+        }
+        parts
+    }
+
+    /// The names that known topics have at each level of the filter, as far as it matches them.
+    fn names(&self, filter: &str) -> Vec<BTreeSet<&str>> {
+        let mut names = vec![BTreeSet::new(); filter.split('/').count()];
+        for service in self.services.ids().into_iter().filter_map(|id: ServiceId| self.services.get(id)) {
+            for path in service.items.keys() {
+                let topic = || [service.name.service_type(), &*service.instance].into_iter().chain(path.split('/').skip(1));
+                if matches(filter, topic()) {
+                    names.iter_mut().zip(topic()).for_each(|(names, name)| names.extend([name]));
                 }
-                let open = |at: &usize| levels.get(*at) == Some(&"+") && names.get(*at).is_some_and(|names| names.len() > 1);
-                // by the type, and by a level of the path as well: so topics of a type that is not known any more are found
-                let by_type = levels.iter().all(|level| matches!(*level, "+" | "#")).then_some(0).filter(open);
-                let by_path = (2..levels.len()).find(open).filter(|_| levels.first() == Some(&"+"));
-                let places = if by_type.or(by_path).is_some() { [by_type, by_path] } else { [(0..levels.len()).find(open), None] };
-                let by_name = places.into_iter().flatten().flat_map(|at| {
-                    let names = names.get(at).into_iter().flatten();
-                    names.map(move |name| (at, *name))
-                });
-                let filters = by_name.map(|(place, name)| {
-                    let named = levels.iter().enumerate().map(|(at, level)| if at == place { name } else { level });
-                    vec![KEEPALIVE.to_owned(), named.collect::<Vec<_>>().join("/")]
-                });
-                // the shallow topics that were part of it
-                let others: Vec<String> = part.iter().rev().skip(1).filter(|other| *other != KEEPALIVE).cloned().collect();
-                let mut parts: Vec<_> = filters.collect();
-                if !parts.is_empty() && !others.is_empty() {
-                    parts.push(others);
-                }
-                parts
             }
         }
+        names
+    }
+
+    /// Filters for the next numbers, and what follows them.
+    fn number(&self, Numbers { filter, level, first }: Numbers) -> (Vec<String>, Option<Numbers>) {
+        let names = self.names(&filter);
+        let is_known = |name: &String| names.get(level).is_some_and(|names| names.contains(name.as_str()));
+        let mut after = None;
+        let numbers = (first..u32::MAX).map(|number| (number, number.to_string())).filter(|(_, name)| !is_known(name));
+        let numbers = numbers.take(limits::SWEEP_NUMBERS).inspect(|(number, _)| after = number.checked_add(1));
+        let filters = [KEEPALIVE.to_owned()].into_iter().chain(numbers.map(|(_, name)| with_name(&filter, level, &name))).collect();
+        (filters, after.map(|first| Numbers { filter, level, first }))
     }
 
     /// Whether a replay would hold up nothing. A part that seems small comes soon after the last request, and in the end in any case;
@@ -221,7 +295,8 @@ impl Bridge {
 
     /// As far as the items that are there tell.
     fn next_part_is_small(&self) -> bool {
-        let Some(filter) = self.sweep.as_ref().and_then(|sweep| sweep.parts.front()?.last()) else { return true };
+        let Some(Part::Filters(part)) = self.sweep.as_ref().and_then(|sweep| sweep.parts.front()) else { return true };
+        let Some(filter) = part.last() else { return true };
         let services = self.services.ids().into_iter().filter_map(|id: ServiceId| self.services.get(id));
         let items = services.flat_map(|service| service.items.keys().map(move |path| (service, path)));
         let topics =
@@ -278,6 +353,7 @@ impl Bridge {
         sweep.found += usize::from(is_new);
         let replay = &mut sweep.replay;
         replay.messages += 1;
+        replay.found += usize::from(is_new);
         replay.missing -= usize::from(was_expected && replay.missing > 0);
         replay.goes_on = true;
         if let Step::Listening { quiet, .. } = &mut sweep.step {
@@ -317,7 +393,7 @@ impl Bridge {
     fn end_part(&mut self, now: Time) {
         let missing = self.missing();
         let Some(sweep) = &mut self.sweep else { return };
-        let (part, replay) = (std::mem::take(&mut sweep.part), sweep.replay);
+        let (part, next, replay) = (std::mem::take(&mut sweep.part), sweep.next.take(), sweep.replay);
         let constants = usize::from(replay.keepalive) + usize::from(replay.serial);
         self.link_commands.push_back(LinkCommand::Unsubscribe(part.iter().map(|rest| self.topics.notification(rest)).collect()));
         if replay.messages == 0 && constants > 0 {
@@ -328,16 +404,21 @@ impl Bridge {
             self.sweep = None;
             return;
         }
-        // a few that do not come are not retained: the broker may have refused them
-        let is_cut = !replay.is_marked || (missing + constants > 0 && replay.messages + missing > limits::SWEEP_SURE);
-        if is_cut && sweep.found == 0 {
-            let parts = self.divide(&part);
+        // a few values that do not come are not retained: the broker may have refused them
+        let is_cut = !replay.is_marked || constants > 0 || (missing > 0 && replay.messages + missing > limits::SWEEP_SURE);
+        let room = limits::SWEEP_PARTS.saturating_sub(sweep.parts.len());
+        if let Some(next) = next.filter(|_| replay.found > 0) {
+            sweep.parts.push_front(Part::Numbers(next));
+            sweep.is_cut |= is_cut;
+        } else if is_cut && replay.found * 2 <= replay.messages && sweep.asked < limits::SWEEP_ASKED {
+            // what is awake fills the queue
+            let mut parts = self.divide(&part);
             let Some(sweep) = &mut self.sweep else { return };
-            if parts.is_empty() || sweep.parts.len() + parts.len() > limits::SWEEP_PARTS {
-                sweep.is_cut = true;
-            } else {
-                parts.into_iter().rev().for_each(|part| sweep.parts.push_front(part));
-            }
+            // only a marker that got lost may come the next time
+            sweep.is_cut |= parts.is_empty() && !replay.is_marked;
+            sweep.is_partial |= part.last().is_none_or(|filter| filter != "#") || parts.len() > room;
+            parts.truncate(room);
+            parts.into_iter().rev().for_each(|part| sweep.parts.push_front(part));
         } else {
             sweep.is_cut |= is_cut;
         }
@@ -357,6 +438,7 @@ impl Bridge {
     fn end_pass(&mut self) {
         let Some(sweep) = &mut self.sweep else { return };
         let (pass, before, found, is_cut) = (sweep.pass, sweep.before, sweep.found, sweep.is_cut);
+        let may_stay = is_cut || sweep.is_partial;
         if found > 0 {
             // a broker that cuts replays takes hundreds of passes
             let level = if pass == 1 { Level::Info } else { Level::Debug };
@@ -372,8 +454,16 @@ impl Bridge {
                 self.notes
                     .add(Level::Info, || format!("{} retained values that nobody stands for are cleared in {pass} passes", before + found));
             }
-            if is_cut {
+            self.history.may_stay = may_stay || found > 0;
+            if may_stay {
                 self.say_cut();
+            } else if found > 0 {
+                self.notes.add(Level::Warn, || {
+                    format!(
+                        "retained values that nobody stands for are still found after {pass} passes: the broker does not take the empty messages that clear them, or another client publishes below {}",
+                        self.topics.notification("#")
+                    )
+                });
             }
         }
     }
@@ -436,8 +526,14 @@ impl Bridge {
     }
 }
 
+/// The filter with a name at one of its levels.
+fn with_name(filter: &str, level: usize, name: &str) -> String {
+    let levels: Vec<&str> = filter.split('/').enumerate().map(|(at, kept)| if at == level { name } else { kept }).collect();
+    levels.join("/")
+}
+
 /// All notifications, by the depth of their topics. The marker comes on the topic of the keep-alive, which the first part has by its depth.
-fn by_depth() -> VecDeque<Vec<String>> {
+fn by_depth() -> VecDeque<Part> {
     let parts = [
         &["+", "+/+", "+/+/+"][..],
         &[KEEPALIVE, "+/+/+/+"],
@@ -445,7 +541,7 @@ fn by_depth() -> VecDeque<Vec<String>> {
         &[KEEPALIVE, "+/+/+/+/+/+"],
         &[KEEPALIVE, "+/+/+/+/+/+/+/#"],
     ];
-    parts.map(|part| part.iter().map(|&filter| filter.to_owned()).collect()).into()
+    parts.map(|part| Part::Filters(part.iter().map(|&filter| filter.to_owned()).collect())).into()
 }
 
 fn matches<'a>(filter: &str, mut levels: impl Iterator<Item = &'a str>) -> bool {
