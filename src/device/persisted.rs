@@ -112,7 +112,8 @@ impl Devices {
     /// The values of settings, as localsettings has them: those of a service that is not on the bus yet are the service's.
     pub(super) fn take_kept(&mut self, now: Time, place: Place, added: &Value) {
         let Some(service) = self.service(place) else { return };
-        let (slug, name, shown_already) = (service.slug.clone(), service.bus_name(), service.is_shown());
+        let (slug, name) = (service.slug.clone(), service.bus_name());
+        let shown_already = service.is_shown() || service.has_left();
         let mut changed = Changed { told: true, ..Changed::default() };
         let mut behind = Vec::new();
         for (setting, error, value) in results(added) {

@@ -151,7 +151,8 @@ impl Devices {
     }
 
     pub(super) fn wait_again(&mut self, now: Time, place: Place) {
-        let Some((key, state)) = self.service(place).map(|service| (service.key, service.state)) else { return };
+        let Some(service) = self.service(place) else { return };
+        let (key, state, has_left) = (service.key, service.state, service.has_left());
         // once is enough, however much has gone unanswered
         let asks = self.settings.is_there() && !self.settings.asks_settings(key);
         match state {
@@ -162,7 +163,9 @@ impl Devices {
                 self.drive_all(now, place.0);
                 self.finish_forgetting(now, place.0);
             }
-            State::Opening | State::Up if asks => self.add_settings(now, place, Purpose::Add { key, again: false }),
+            _ if asks && (has_left || matches!(state, State::Opening | State::Up)) => {
+                self.add_settings(now, place, Purpose::Add { key, again: false })
+            }
             _ => {}
         }
     }
@@ -177,7 +180,8 @@ impl Devices {
             let is_known = match service.state {
                 State::Opening | State::Up => true,
                 State::Asking => service.check.is_some_and(|check| check.is_due),
-                _ => false,
+                // it comes back under the number that it has then
+                _ => service.has_left(),
             };
             let asked = self.settings.asks_number(service.key);
             match instance_of(value, &kind) {
@@ -249,8 +253,10 @@ impl Devices {
                 }
                 let key = service.key;
                 match service.state {
-                    State::Up | State::Opening => self.add_settings(now, place, Purpose::Add { key, again: false }),
                     State::Asking => service.state = State::Waiting,
+                    state if service.has_left() || matches!(state, State::Opening | State::Up) => {
+                        self.add_settings(now, place, Purpose::Add { key, again: false });
+                    }
                     _ => {}
                 }
             }
