@@ -29,7 +29,7 @@ impl Devices {
         let mut room = limits::REGISTRY_BYTES.saturating_sub(text.len()).min(limits::RESTORED_BYTES);
         for (device, entry) in self.devices.iter().zip(&mut entries).filter(|(device, _)| device.online) {
             let services = device.services.iter().zip(&mut entry.services);
-            for (service, entry) in services.filter(|(service, _)| service.wanted && !service.is_away() && is_meant(service)) {
+            for (service, entry) in services.filter(|(service, _)| service.wanted && is_meant(service)) {
                 entry.values = registry::Values::of(service, now, unix).filter(|values| {
                     let size = values.size();
                     let fits = size <= room;
@@ -144,13 +144,25 @@ impl Devices {
     }
 
     /// The values of before the restart, and for how long they are shown. Without a time of day nobody knows how old they are.
-    fn restorable(&self, device: &Device, service: &Service, values: registry::Values, unix: u64) -> Option<(registry::Values, Duration)> {
+    /// Of a service that was silent for too long, what it measured is none of them.
+    fn restorable(
+        &self,
+        device: &Device,
+        service: &Service,
+        mut values: registry::Values,
+        unix: u64,
+    ) -> Option<(registry::Values, Duration)> {
         let age = |at: u64| unix.checked_sub(at).filter(|_| at >= registry::CLOCK_IS_SET).map(Duration::from_secs);
         let left = self.options.restore_values?.checked_sub(age(values.at)?)?;
+        let seen = age(values.seen)?;
         let left = match device.stale_after(service, &self.options) {
-            Some(after) => left.min(after.checked_sub(age(values.seen)?)?),
+            Some(after) if after > seen => left.min(after - seen),
+            Some(_) => {
+                values.items.retain(|(path, _)| !self.is_measured(service, path));
+                left
+            }
             None => left,
         };
-        (!left.is_zero()).then_some((values, left))
+        (!left.is_zero() && !values.items.is_empty()).then_some((values, left))
     }
 }
