@@ -130,6 +130,8 @@ pub struct Devices {
     unknown: bool,
     /// The numbers of some services are to be looked up on the bus.
     unchecked: bool,
+    /// Some values could not be given to localsettings, although it is there.
+    unkept: bool,
     /// The registry on disk is behind.
     unsaved: bool,
     /// It is made anew no earlier.
@@ -171,6 +173,7 @@ impl Devices {
             due: None,
             unknown: false,
             unchecked: false,
+            unkept: false,
             unsaved: false,
             save_after: Time::default(),
             bus: VecDeque::new(),

@@ -49,7 +49,11 @@ impl Devices {
             Purpose::Add { key, .. } | Purpose::Old(key, _) | Purpose::ReadInstance(key) | Purpose::Grown(key) => self.place_of(key),
             _ => None,
         };
+        let answers = matches!(reply, Some(Reply::Value(_) | Reply::Code(_)));
         self.take_answer(now, purpose, reply);
+        if answers {
+            self.keep_failed(now);
+        }
         // what was taken over is told, once it is known which services move
         if let Some((index, _)) = asked {
             let mut services = self.devices.get(index).into_iter().flat_map(|device| &device.services);
@@ -211,6 +215,7 @@ impl Devices {
             } else if kept.busy {
                 kept.seen = Some(value.clone());
             } else if kept.exists {
+                kept.newer = false;
                 self.adopt(now, place, path, value.clone());
             }
         }
