@@ -144,6 +144,8 @@ pub struct Devices {
     publishes: VecDeque<Publish>,
     /// Bytes of the payloads of `publishes`.
     publish_bytes: usize,
+    /// What the restart has left out, for the devices to be told once they can be.
+    unanswered: Vec<(Vec<Box<str>>, String)>,
     answers: VecDeque<(Token, Result<String, String>)>,
     forgetting: BTreeMap<Box<str>, Token>,
     notes: Notes,
@@ -182,6 +184,7 @@ impl Devices {
             write_bytes: 0,
             publishes: VecDeque::new(),
             publish_bytes: 0,
+            unanswered: Vec::new(),
             answers: VecDeque::new(),
             forgetting: BTreeMap::new(),
             notes: Notes::new(verbosity),
