@@ -11,6 +11,7 @@ use log::Level;
 use super::Devices;
 use super::dialogue::Purpose;
 use super::model::{Device, Key, NumberCheck, Place, Service, Silence, State};
+use crate::bridge::name::NAMESPACE;
 use crate::bridge::notes::Kind;
 use crate::bridge::value::Value;
 use crate::bridge::{Conflict, Method, Occupant, Reply, Time, limits};
@@ -313,7 +314,7 @@ impl Devices {
 
     /// How a device's service stands that has this name on the bus, whichever type it had.
     fn own_state(&self, name: &str) -> Option<State> {
-        let slug = name.rsplit('.').next().unwrap_or_default();
+        let (_, slug) = name.strip_prefix(NAMESPACE)?.strip_prefix('.')?.split_once('.')?;
         let services = || self.devices.iter().flat_map(|device| &device.services).filter(|service| *service.slug == *slug);
         services().find(|service| service.state != State::Off).or_else(|| services().next()).map(|service| service.state)
     }
