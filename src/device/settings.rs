@@ -188,6 +188,12 @@ impl Devices {
                 _ => service.has_left(),
             };
             let asked = self.settings.asks_number(service.key);
+            // a setting that is there already does not change by being asked for
+            if self.settings.asks_settings(service.key) && service.instance.is_some() && service.instance == instance_of(value, &kind) {
+                let (name, once) = (service.bus_name(), service.is_new_or_shown() || service.has_left());
+                self.note_setting(now, Level::Info, once, || format!("{path} was missing: {} of {name} is written back", shown(value)));
+                return;
+            }
             match instance_of(value, &kind) {
                 // the answer to our own question says what it is
                 _ if asked || !is_known => {}
