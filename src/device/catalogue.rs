@@ -69,20 +69,23 @@ impl Catalogue {
     }
 
     /// Adds what a user's own file has: types, and items of types that exist (an item given again replaces the one before). Each
-    /// mistake costs its type only.
+    /// mistake costs its type only; what is taken, but not as it is written, costs nothing.
     pub fn add_file(&mut self, file: &str, text: &str) -> Vec<Mistake> {
         let mut wrong = Vec::new();
         let (groups, types): (Vec<_>, Vec<_>) = top_level(text, &mut wrong).into_iter().partition(|(key, _)| is_group(&key.text));
-        let groups = self.read_groups(&groups, &mut wrong);
+        let mut remarks = Vec::new();
+        let groups = self.read_groups(&groups, &mut wrong, &mut remarks);
         for (key, node) in &types {
             let mut found = Vec::new();
             let find_group = |name: &str| groups.get(name).cloned().or_else(|| self.group(name));
-            let items = read::items(&key.text, node, &find_group, &mut found);
+            let items = read::items(&key.text, node, &find_group, &mut found, &mut remarks);
             if found.is_empty() {
                 found.extend(self.add_type(key, items).err());
             }
             wrong.append(&mut found);
         }
+        remarks.truncate(MISTAKES_MAX);
+        wrong.append(&mut remarks);
         mistakes(file, wrong)
     }
 
@@ -97,11 +100,11 @@ impl Catalogue {
         Some(entry.built.get_or_init(|| Arc::new(ServiceType::new(self.items_of(name)))).clone())
     }
 
-    fn read_groups(&self, groups: &[(Key, Node)], wrong: &mut Vec<Wrong>) -> BTreeMap<Box<str>, Arc<Items>> {
+    fn read_groups(&self, groups: &[(Key, Node)], wrong: &mut Vec<Wrong>, remarks: &mut Vec<Wrong>) -> BTreeMap<Box<str>, Arc<Items>> {
         let mut read = BTreeMap::new();
         for (Key { line, text: name }, node) in groups {
             let mut found = Vec::new();
-            let items = read::items(name, node, &|_| None, &mut found);
+            let items = read::items(name, node, &|_| None, &mut found, remarks);
             if self.groups.contains_key(&**name) {
                 found.push(Wrong { line: *line, text: format!("{name}: there is such a group already; choose another name") });
             }
@@ -143,7 +146,11 @@ impl Catalogue {
         let Some(chunk) = self.shipped.get(name) else { return Items::new() };
         match chunk.parse() {
             Ok(Node { what: What::Map(entries), .. }) => {
-                entries.iter().flat_map(|(_, node)| read::items(name, node, &|group| self.group(group), wrong)).collect()
+                let mut remarks = Vec::new();
+                let read = |(_, node): &(Key, Node)| read::items(name, node, &|group| self.group(group), wrong, &mut remarks);
+                let items = entries.iter().flat_map(read).collect();
+                wrong.append(&mut remarks);
+                items
             }
             Ok(Node { line, .. }) => {
                 wrong.push(Wrong { line, text: "must be a mapping".into() });

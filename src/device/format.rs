@@ -1,7 +1,7 @@
 //! How the text of a value is made: a part of Python's format strings, the part that catalogues use. Pure.
 //!
-//! Literal text around one `{}`, `{:.2f}`, `{:d}`, `{:X}` or `{:x}`; `{{` and `}}` are the braces themselves. Everything else is
-//! refused when the catalogue is read, so that a text can always be made. An integer can have names instead (0 = "off").
+//! Literal text around one `{}`, `{:.2f}`, `{:d}`, `{:X}` or `{:x}`; `{{` and `}}` are the braces themselves. What else Python knows of
+//! one value (`{:5.1f}`, `{:g}`) is taken as `{}`. Everything else is refused when the catalogue is read, so that a text can always be made. An integer can have names instead (0 = "off").
 
 use std::fmt::Write;
 
@@ -11,6 +11,8 @@ use crate::bridge::value::Value;
 const INVALID: &str = "---";
 /// Longest format, in bytes: it holds a unit.
 const FORMAT_MAX: usize = 100;
+/// Digits after the point where none are given.
+const PYTHON_DIGITS: usize = 6;
 /// Most digits after the point: a double has no more.
 const DIGITS_MAX: usize = 17;
 
@@ -40,13 +42,14 @@ pub enum Style {
 }
 
 impl Format {
-    /// Reads a format; the error says what is wrong and what to write.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    /// Reads a format; the error says what is wrong and what to write. A value for which Python has more to say than we do is shown plainly:
+    /// the remark says so.
+    pub fn parse(text: &str) -> Result<(Self, Option<String>), String> {
         const KNOWN: &str = "write {}, {:.2f}, {:d} or {:X}";
         if text.len() > FORMAT_MAX {
             return Err(format!("it is longer than {FORMAT_MAX} bytes; shorten it"));
         }
-        let (mut parts, mut style) = ([String::new(), String::new()], None);
+        let (mut parts, mut style, mut remark) = ([String::new(), String::new()], None, None);
         let [before, after] = &mut parts;
         let mut rest = text;
         while let Some(at) = rest.find(['{', '}']) {
@@ -60,7 +63,14 @@ impl Format {
                 side.push('}');
                 rest
             } else if let Some((inner, rest)) = from.strip_prefix('{').and_then(|from| from.split_once('}')) {
-                let found = Style::parse(inner).ok_or_else(|| format!("{{{inner}}} is not known; {KNOWN}"))?;
+                let found = match Style::parse(inner) {
+                    Some(style) => style,
+                    None if is_python(inner) => {
+                        remark = Some(format!("{{{inner}}} is shown as {{}}; {KNOWN}"));
+                        Style::Plain
+                    }
+                    None => return Err(format!("{{{inner}}} is not known; {KNOWN}")),
+                };
                 if style.replace(found).is_some() {
                     return Err("it has more than one {}; keep one".into());
                 }
@@ -72,7 +82,7 @@ impl Format {
         if style.is_none() { &mut *before } else { &mut *after }.push_str(rest);
         let style = style.ok_or_else(|| format!("it has no {{}}, where the value goes; {KNOWN}"))?;
         let [before, after] = parts;
-        Ok(Self { before: before.into(), after: after.into(), style, names: [].into() })
+        Ok((Self { before: before.into(), after: after.into(), style, names: [].into() }, remark))
     }
 
     /// `0x` and digits: what a product ID looks like.
@@ -125,6 +135,32 @@ impl Format {
     }
 }
 
+/// Whether Python takes this as the format of one value: `[[fill]align][sign][z][#][0][width][grouping][.precision][type]`.
+fn is_python(inner: &str) -> bool {
+    let Some(rest) = inner.strip_prefix('0').unwrap_or(inner).strip_prefix(':') else { return false };
+    let is_align = |c: char| "<>=^".contains(c);
+    let mut letters = rest.chars();
+    let (first, second) = (letters.next(), letters.next());
+    let rest = match (first, second) {
+        (Some(_), Some(second)) if is_align(second) => letters.as_str(),
+        (Some(first), _) if is_align(first) => rest.get(1..).unwrap_or_default(),
+        _ => rest,
+    };
+    let rest = rest.strip_prefix(['+', '-', ' ']).unwrap_or(rest);
+    let rest = rest.strip_prefix('z').unwrap_or(rest);
+    let rest = rest.strip_prefix('#').unwrap_or(rest);
+    let rest = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+    let rest = rest.strip_prefix([',', '_']).unwrap_or(rest);
+    let rest = match rest.strip_prefix('.') {
+        Some(precision) => match precision.trim_start_matches(|c: char| c.is_ascii_digit()) {
+            after if after.len() == precision.len() => return false,
+            after => after,
+        },
+        None => rest,
+    };
+    rest.strip_prefix(['b', 'c', 'd', 'e', 'E', 'f', 'F', 'g', 'G', 'n', 'o', 's', 'x', 'X', '%']).unwrap_or(rest).is_empty()
+}
+
 fn sign(n: i64) -> &'static str {
     if n < 0 { "-" } else { "" }
 }
@@ -137,6 +173,8 @@ impl Style {
                 ":d" => Some(Self::Digits),
                 ":X" => Some(Self::UpperHex),
                 ":x" => Some(Self::LowerHex),
+                ":s" => Some(Self::Plain),
+                ":f" => Some(Self::Fixed(PYTHON_DIGITS)),
                 fixed => {
                     let digits = fixed.strip_prefix(":.")?.strip_suffix('f')?;
                     let digits = digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())??;
@@ -172,16 +210,45 @@ mod tests {
             ("{:d} s", Value::Int(90), "90 s"),
             ("0x{:X}", Value::Int(0xa163), "0xA163"),
             ("{:x}", Value::Int(-0xbc), "-bc"),
+            ("{:f} V", Value::Double(1.5), "1.500000 V"),
+            ("{:s}!", text("x"), "x!"),
             ("{{{}}} °C", Value::Int(1), "{1} °C"),
         ] {
-            assert_eq!(Format::parse(format).unwrap().text(&value), expected, "{format}");
+            assert_eq!(Format::parse(format).unwrap().0.text(&value), expected, "{format}");
         }
         assert_eq!(Format::hex().text(&Value::Int(0)), "0x0");
     }
 
+    /// What only Python knows costs the look of the value, and is said.
+    #[test]
+    fn plain_where_python_knows_more() {
+        for spec in [
+            ":g",
+            ":5.1f",
+            ":+.1f",
+            ":,.0f",
+            ":.1%",
+            ":02X",
+            ":,",
+            "0:g",
+            ":.18f",
+            ":.99999999999999999999f",
+            ":*>8",
+            ":<",
+            ":#x",
+            ": d",
+            ":_d",
+        ] {
+            let (format, remark) = Format::parse(&format!("{{{spec}}} W")).unwrap();
+            assert_eq!(format.text(&Value::Double(23.25)), "23.25 W", "{spec}");
+            assert_eq!(remark, Some(format!("{{{spec}}} is shown as {{}}; write {{}}, {{:.2f}}, {{:d}} or {{:X}}")));
+        }
+        assert_eq!(Format::parse("{:.2f}").unwrap().1, None);
+    }
+
     #[test]
     fn names() {
-        let format = Format::parse("{} ?").unwrap().with_names([(6, "open".into()), (7, "closed".into())].into());
+        let format = Format::parse("{} ?").unwrap().0.with_names([(6, "open".into()), (7, "closed".into())].into());
         for (value, expected) in [(Value::Int(7), "closed"), (Value::Int(8), "8 ?"), (Value::Invalid, "---")] {
             assert_eq!(format.text(&value), expected);
         }
@@ -190,7 +257,7 @@ mod tests {
     #[test]
     fn units() {
         for (format, unit) in [("{}", false), (" {:.2f} ", false), ("{} W", true), ("£{}", true)] {
-            assert_eq!(Format::parse(format).unwrap().has_unit(), unit, "{format}");
+            assert_eq!(Format::parse(format).unwrap().0.has_unit(), unit, "{format}");
         }
     }
 
@@ -203,12 +270,10 @@ mod tests {
             ("{} {}", "it has more than one {}; keep one"),
             ("{} }", "a brace stands alone; write {{ or }} for the brace itself"),
             ("{", "a brace stands alone; write {{ or }} for the brace itself"),
-            ("{:g}", "{:g} is not known; write {}, {:.2f}, {:d} or {:X}"),
-            ("{:,}", "{:,} is not known; write {}, {:.2f}, {:d} or {:X}"),
+            ("{:q}", "{:q} is not known; write {}, {:.2f}, {:d} or {:X}"),
+            ("{:5.1f.}", "{:5.1f.} is not known; write {}, {:.2f}, {:d} or {:X}"),
             ("{1}", "{1} is not known; write {}, {:.2f}, {:d} or {:X}"),
             ("{:.f}", "{:.f} is not known; write {}, {:.2f}, {:d} or {:X}"),
-            ("{:.18f}", "{:.18f} is not known; write {}, {:.2f}, {:d} or {:X}"),
-            ("{:.99999999999999999999f}", "{:.99999999999999999999f} is not known; write {}, {:.2f}, {:d} or {:X}"),
             (&"x".repeat(101), "it is longer than 100 bytes; shorten it"),
         ] {
             assert_eq!(Format::parse(format), Err(why.into()), "{format}");

@@ -130,6 +130,8 @@ pub struct Devices {
     unknown: bool,
     /// The numbers of some services are to be looked up on the bus.
     unchecked: bool,
+    /// Some values could not be given to localsettings, although it is there.
+    unkept: bool,
     /// The registry on disk is behind.
     unsaved: bool,
     /// It is made anew no earlier.
@@ -142,6 +144,8 @@ pub struct Devices {
     publishes: VecDeque<Publish>,
     /// Bytes of the payloads of `publishes`.
     publish_bytes: usize,
+    /// What the restart has left out, for the devices to be told once they can be.
+    unanswered: Vec<(Vec<Box<str>>, String)>,
     answers: VecDeque<(Token, Result<String, String>)>,
     forgetting: BTreeMap<Box<str>, Token>,
     notes: Notes,
@@ -171,6 +175,7 @@ impl Devices {
             due: None,
             unknown: false,
             unchecked: false,
+            unkept: false,
             unsaved: false,
             save_after: Time::default(),
             bus: VecDeque::new(),
@@ -179,6 +184,7 @@ impl Devices {
             write_bytes: 0,
             publishes: VecDeque::new(),
             publish_bytes: 0,
+            unanswered: Vec::new(),
             answers: VecDeque::new(),
             forgetting: BTreeMap::new(),
             notes: Notes::new(verbosity),

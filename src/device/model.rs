@@ -304,6 +304,11 @@ impl Service {
         *self.kind == *kind && self.instance.is_some_and(|number| number.to_string() == instance)
     }
 
+    /// It is off the bus for its silence, and nobody has asked localsettings for its settings since.
+    pub fn has_left(&self) -> bool {
+        self.wanted && self.silence == Silence::Left
+    }
+
     /// It is off the bus for its silence, or on its way back.
     pub fn is_away(&self) -> bool {
         self.wanted && matches!(self.silence, Silence::Left | Silence::Returning)

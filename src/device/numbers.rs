@@ -3,13 +3,15 @@
 //! Before a service is put on the bus, the bridge is asked who has its type and instance. If that is another service, the next number
 //! that is free on the bus is claimed from localsettings, which may answer with yet another one, and that is looked at again. A service
 //! that is on the bus keeps its number, whoever comes later; one that is off the bus for its silence loses it to a service that comes with
-//! it, and another number is claimed at once: what is written to the old one is for the other service.
+//! it, and another number is claimed at once, unless localsettings has another one for it already: what is written to the old one is for
+//! the other service.
 
 use log::Level;
 
 use super::Devices;
 use super::dialogue::Purpose;
 use super::model::{Device, Key, NumberCheck, Place, Service, Silence, State};
+use crate::bridge::name::NAMESPACE;
 use crate::bridge::notes::Kind;
 use crate::bridge::value::Value;
 use crate::bridge::{Conflict, Method, Occupant, Reply, Time, limits};
@@ -57,14 +59,18 @@ impl Devices {
         let online = device.online;
         let Some(service) = device.services.get_mut(place.1) else { return };
         // a number that is set while localsettings is on the bus can change at any rate: those lines stay limited
-        let once = is_answer && service.is_new_or_shown();
+        let once = is_answer && (service.is_new_or_shown() || (service.has_left() && service.check.is_none()));
         let known = service.instance.replace(instance).filter(|known| *known != instance);
         let (state, name) = (service.state, service.bus_name());
         let claimed = service.check.is_some_and(|check| check.claims > 0);
-        if service.silence == Silence::Left
-            && let Some(check) = &mut service.check
-        {
-            check.is_due = true;
+        if service.silence == Silence::Left {
+            // its device is told of another number once that is known to be free
+            if known.is_some() {
+                service.check.get_or_insert(NumberCheck { until: now, claims: 0, is_due: true });
+            }
+            if let Some(check) = &mut service.check {
+                check.is_due = true;
+            }
             self.unchecked = true;
         } else if state == State::Asking {
             let check = service.check.get_or_insert(NumberCheck { until: now + limits::NUMBER_PATIENCE, claims: 0, is_due: true });
@@ -115,11 +121,23 @@ impl Devices {
             return;
         }
         let claims = service.silence == Silence::Left && self.settings.is_there();
+        let (key, unread) = (service.key, service.check.is_none());
         match self.verdict(place, instance, false, occupants) {
-            Verdict::Taken(by) if claims => {
+            // the answer says whether it still has that number
+            Verdict::Taken(by) if claims && unread => {
+                let is_asked = self.settings.asks_number(key);
                 if let Some(service) = self.service_mut(place) {
-                    service.check.get_or_insert(NumberCheck { until: now, claims: 0, is_due: false });
+                    // until then, or should there be none, nothing that is written to it is for this service
+                    service.taken.get_or_insert((instance, by));
+                    if is_asked {
+                        return;
+                    }
+                    service.check = Some(NumberCheck { until: now, claims: 0, is_due: false });
+                    let path = instance_path(&service.slug);
+                    self.settings.ask(now, &path, Method::GetValue, Purpose::ReadInstance(key));
                 }
+            }
+            Verdict::Taken(by) if claims => {
                 self.claim_next(now, place, instance, &by, occupants);
                 // no other number is to be had
                 if let Some(service) = self.service_mut(place).filter(|service| service.check.is_none()) {
@@ -296,7 +314,7 @@ impl Devices {
 
     /// How a device's service stands that has this name on the bus, whichever type it had.
     fn own_state(&self, name: &str) -> Option<State> {
-        let slug = name.rsplit('.').next().unwrap_or_default();
+        let (_, slug) = name.strip_prefix(NAMESPACE)?.strip_prefix('.')?.split_once('.')?;
         let services = || self.devices.iter().flat_map(|device| &device.services).filter(|service| *service.slug == *slug);
         services().find(|service| service.state != State::Off).or_else(|| services().next()).map(|service| service.state)
     }

@@ -18,6 +18,9 @@ use crate::text::{escape, escape_to};
 /// Longest value in a log line, in characters.
 const SHOWN_MAX: usize = 80;
 
+/// What `SetValue` of a setting that does not exist gives.
+const NOT_THERE: [&str; 2] = ["org.freedesktop.DBus.Error.UnknownObject", "org.freedesktop.DBus.Error.UnknownMethod"];
+
 /// The type of an existing setting differs (`AddSettings`).
 pub(super) const OTHER_TYPE: i64 = -5;
 
@@ -112,7 +115,8 @@ impl Devices {
     /// The values of settings, as localsettings has them: those of a service that is not on the bus yet are the service's.
     pub(super) fn take_kept(&mut self, now: Time, place: Place, added: &Value) {
         let Some(service) = self.service(place) else { return };
-        let (slug, name, shown_already) = (service.slug.clone(), service.bus_name(), service.is_shown());
+        let (slug, name) = (service.slug.clone(), service.bus_name());
+        let shown_already = service.is_shown() || service.has_left();
         let mut changed = Changed { told: true, ..Changed::default() };
         let mut behind = Vec::new();
         for (setting, error, value) in results(added) {
@@ -262,22 +266,44 @@ impl Devices {
             return self.keep(now, place, path);
         }
         match reply {
-            Some(Reply::Code(0)) => {
-                kept.newer = false;
-                if let Some(seen) = seen {
-                    self.adopt(now, place, path, seen);
-                }
+            // it is written when localsettings is back
+            Some(reply) if reply.is_from_nobody() => return,
+            // somebody has removed it
+            Some(Reply::Error { name, .. }) if NOT_THERE.contains(&&*name) => {
+                kept.exists = false;
+                return self.keep(now, place, path);
             }
             Some(Reply::Code(code)) => {
                 kept.newer = false;
-                self.not_kept(now, place, path, code);
+                if code != 0 {
+                    self.not_kept(now, place, path, code);
+                }
             }
-            // it is written when localsettings is back
-            Some(reply) if reply.is_from_nobody() => {}
-            // somebody has removed it
-            Some(Reply::Error { .. }) => kept.exists = false,
-            Some(reply) => self.not_stored(now, place, &reply),
-            None => self.keep(now, place, path),
+            Some(reply) => {
+                // what others have set meanwhile is newer
+                kept.newer = seen.is_none();
+                self.not_stored(now, place, &reply);
+            }
+            None => return self.keep(now, place, path),
+        }
+        if let Some(seen) = seen {
+            self.adopt(now, place, path, seen);
+        }
+    }
+
+    /// localsettings answers: what it was not given before is written now.
+    pub(super) fn keep_failed(&mut self, now: Time) {
+        if !std::mem::take(&mut self.unkept) {
+            return;
+        }
+        let mut failed = Vec::new();
+        for place in self.places() {
+            let Some(service) = self.service(place).filter(|service| !self.settings.asks_settings(service.key)) else { continue };
+            let paths = service.kept.iter().filter(|(_, kept)| kept.newer && !kept.busy);
+            failed.extend(paths.map(|(path, _)| (place, path.clone())));
+        }
+        for (place, path) in failed {
+            self.keep(now, place, &path);
         }
     }
 
@@ -294,11 +320,13 @@ impl Devices {
         });
     }
 
-    /// localsettings could not be asked, or its answer not be read. When it has left, that is known already.
+    /// localsettings could not be asked, gives an error, or its answer cannot be read: what was to be written is written once it answers
+    /// again. When it has left, that is known already.
     pub(super) fn not_stored(&mut self, now: Time, place: Place, reply: &Reply) {
         if reply.is_from_nobody() {
             return;
         }
+        self.unkept = true;
         let name = self.service(place).map(|service| service.bus_name()).unwrap_or_default();
         self.caused(now, Level::Warn, Kind::Settings, || format!("a setting of {name} is not persisted: {}", escape(&reply.reason())));
     }

@@ -133,7 +133,7 @@ impl Devices {
         };
         let is_senders = |place: &Place| Some(place.0) == sender;
         let place = self.places().filter(is_senders).find(is_meant).or_else(|| self.places().find(is_meant));
-        if place.is_none() {
+        if !place.is_some_and(|place| is_senders(&place)) {
             self.check_not_own(sender, service_type, instance)?;
         }
         Ok(Target { service_type, instance, place })

@@ -7,11 +7,35 @@ use log::Level;
 
 use super::id::Id;
 use super::model::{Device, Service, State};
+use super::options::Options;
 use super::status::{Will, check_topic_id};
 use super::{Devices, registry};
 use crate::bridge::name::{is_bus_text, is_item_path};
 use crate::bridge::{Time, limits};
 use crate::text::escape;
+
+/// Services of a device for which there is no place any more.
+#[derive(Default)]
+struct Beyond {
+    of_device: Vec<String>,
+    of_all: Vec<String>,
+}
+
+impl Beyond {
+    fn reasons(&self, options: &Options) -> Vec<String> {
+        let caps =
+            [(&self.of_device, "max_services", options.max_services), (&self.of_all, "max_services_total", options.max_services_total)];
+        let caps = caps.into_iter().filter(|(ids, ..)| !ids.is_empty());
+        caps.map(|(ids, key, most)| format!("services {} are beyond `{key}` = {most} in [devices]", list(ids))).collect()
+    }
+}
+
+/// The first few of many.
+fn list(ids: &[String]) -> String {
+    let (told, rest) = ids.split_at(ids.len().min(limits::PROXY_REFUSALS));
+    let told = told.iter().map(|id| format!("\"{id}\"")).collect::<Vec<_>>().join(", ");
+    if rest.is_empty() { told } else { format!("{told} and {} more", rest.len()) }
+}
 
 impl Devices {
     /// The registry as the daemon leaves it when it ends: with the values of now, if the next start is to show them.
@@ -29,7 +53,7 @@ impl Devices {
         let mut room = limits::REGISTRY_BYTES.saturating_sub(text.len()).min(limits::RESTORED_BYTES);
         for (device, entry) in self.devices.iter().zip(&mut entries).filter(|(device, _)| device.online) {
             let services = device.services.iter().zip(&mut entry.services);
-            for (service, entry) in services.filter(|(service, _)| service.wanted && !service.is_away() && is_meant(service)) {
+            for (service, entry) in services.filter(|(service, _)| service.wanted && is_meant(service)) {
                 entry.values = registry::Values::of(service, now, unix).filter(|values| {
                     let size = values.size();
                     let fits = size <= room;
@@ -68,10 +92,21 @@ impl Devices {
             device.heard_unix = entry.last_heard;
             device.timeout = entry.timeout;
             device.online = entry.connected && online < self.options.max_devices;
+            let has_no_place = entry.connected && !device.online;
             device.provisional = device.online.then(|| Time::default() + limits::PROVISIONAL);
             self.recall_texts(&mut device, entry.topics, entry.version, entry.will);
+            let mut beyond = Beyond::default();
             for remembered in entry.services {
-                self.recall_service(&mut device, remembered, &mut room, unix);
+                self.recall_service(&mut device, remembered, &mut room, &mut beyond, unix);
+            }
+            let why = match has_no_place {
+                true => vec![format!("it is beyond the {} devices of `max_devices` in [devices]", self.options.max_devices)],
+                false => beyond.reasons(&self.options),
+            };
+            if entry.connected && !why.is_empty() {
+                let why = why.join("; ");
+                self.leave_out(&device, &why);
+                self.unanswered.push((device.clients.clone(), format!("left out at the restart of the daemon: {why}")));
             }
             self.devices.push(device);
         }
@@ -106,7 +141,14 @@ impl Devices {
     }
 
     /// `room` is how many more services all devices may have.
-    fn recall_service(&mut self, device: &mut Device, remembered: registry::ServiceEntry, room: &mut usize, unix: u64) {
+    fn recall_service(
+        &mut self,
+        device: &mut Device,
+        remembered: registry::ServiceEntry,
+        room: &mut usize,
+        beyond: &mut Beyond,
+        unix: u64,
+    ) {
         let id = match Id::parse(&remembered.id) {
             Ok(id) if device.services.iter().all(|service| service.id.name() != id.name()) => id,
             Ok(id) => return self.leave_out(device, &format!("its service \"{id}\" is there twice")),
@@ -128,9 +170,12 @@ impl Devices {
         }
         let most = self.options.max_services;
         service.wanted = remembered.wanted && device.services.iter().filter(|service| service.wanted).count() < most;
+        if remembered.wanted && !service.wanted {
+            beyond.of_device.push(service.id.to_string());
+        }
         if device.online && service.wanted && *room == 0 {
             service.wanted = false;
-            self.leave_out(device, &format!("service \"{}\" is beyond `max_services_total` in [devices]", service.id));
+            beyond.of_all.push(service.id.to_string());
         }
         if device.online && service.wanted {
             *room -= 1;
@@ -144,13 +189,25 @@ impl Devices {
     }
 
     /// The values of before the restart, and for how long they are shown. Without a time of day nobody knows how old they are.
-    fn restorable(&self, device: &Device, service: &Service, values: registry::Values, unix: u64) -> Option<(registry::Values, Duration)> {
+    /// Of a service that was silent for too long, what it measured is none of them.
+    fn restorable(
+        &self,
+        device: &Device,
+        service: &Service,
+        mut values: registry::Values,
+        unix: u64,
+    ) -> Option<(registry::Values, Duration)> {
         let age = |at: u64| unix.checked_sub(at).filter(|_| at >= registry::CLOCK_IS_SET).map(Duration::from_secs);
         let left = self.options.restore_values?.checked_sub(age(values.at)?)?;
+        let seen = age(values.seen)?;
         let left = match device.stale_after(service, &self.options) {
-            Some(after) => left.min(after.checked_sub(age(values.seen)?)?),
+            Some(after) if after > seen => left.min(after - seen),
+            Some(_) => {
+                values.items.retain(|(path, _)| !self.is_measured(service, path));
+                left
+            }
             None => left,
         };
-        (!left.is_zero()).then_some((values, left))
+        (!left.is_zero() && !values.items.is_empty()).then_some((values, left))
     }
 }

@@ -83,6 +83,11 @@ impl Devices {
         if is_new {
             self.settle_all(now);
         }
+        if is_online {
+            for (clients, text) in std::mem::take(&mut self.unanswered) {
+                self.complain(&clients, &text);
+            }
+        }
         is_new
     }
 

@@ -359,7 +359,7 @@ impl Item<'_> {
 }
 
 /// Whether an item holds what a device measures, which is nothing any more once it is old.
-fn is_measured(path: &str, spec: &ItemSpec) -> bool {
+pub(super) fn is_measured(path: &str, spec: &ItemSpec) -> bool {
     let is_number = matches!(spec.kind, Kind::Int | Kind::Double | Kind::Doubles);
     let last = path.rsplit('/').next().unwrap_or_default();
     let describes = DESCRIBING.contains(&last) || last.ends_with("IsAdjustable") || path.contains("/Settings/");

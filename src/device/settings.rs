@@ -49,7 +49,11 @@ impl Devices {
             Purpose::Add { key, .. } | Purpose::Old(key, _) | Purpose::ReadInstance(key) | Purpose::Grown(key) => self.place_of(key),
             _ => None,
         };
+        let answers = matches!(reply, Some(Reply::Value(_) | Reply::Code(_)));
         self.take_answer(now, purpose, reply);
+        if answers {
+            self.keep_failed(now);
+        }
         // what was taken over is told, once it is known which services move
         if let Some((index, _)) = asked {
             let mut services = self.devices.get(index).into_iter().flat_map(|device| &device.services);
@@ -151,7 +155,8 @@ impl Devices {
     }
 
     pub(super) fn wait_again(&mut self, now: Time, place: Place) {
-        let Some((key, state)) = self.service(place).map(|service| (service.key, service.state)) else { return };
+        let Some(service) = self.service(place) else { return };
+        let (key, state, has_left) = (service.key, service.state, service.has_left());
         // once is enough, however much has gone unanswered
         let asks = self.settings.is_there() && !self.settings.asks_settings(key);
         match state {
@@ -162,7 +167,9 @@ impl Devices {
                 self.drive_all(now, place.0);
                 self.finish_forgetting(now, place.0);
             }
-            State::Opening | State::Up if asks => self.add_settings(now, place, Purpose::Add { key, again: false }),
+            _ if asks && (has_left || matches!(state, State::Opening | State::Up)) => {
+                self.add_settings(now, place, Purpose::Add { key, again: false })
+            }
             _ => {}
         }
     }
@@ -177,9 +184,16 @@ impl Devices {
             let is_known = match service.state {
                 State::Opening | State::Up => true,
                 State::Asking => service.check.is_some_and(|check| check.is_due),
-                _ => false,
+                // it comes back under the number that it has then
+                _ => service.has_left(),
             };
             let asked = self.settings.asks_number(service.key);
+            // a setting that is there already does not change by being asked for
+            if self.settings.asks_settings(service.key) && service.instance.is_some() && service.instance == instance_of(value, &kind) {
+                let (name, once) = (service.bus_name(), service.is_new_or_shown() || service.has_left());
+                self.note_setting(now, Level::Info, once, || format!("{path} was missing: {} of {name} is written back", shown(value)));
+                return;
+            }
             match instance_of(value, &kind) {
                 // the answer to our own question says what it is
                 _ if asked || !is_known => {}
@@ -207,6 +221,7 @@ impl Devices {
             } else if kept.busy {
                 kept.seen = Some(value.clone());
             } else if kept.exists {
+                kept.newer = false;
                 self.adopt(now, place, path, value.clone());
             }
         }
@@ -249,8 +264,10 @@ impl Devices {
                 }
                 let key = service.key;
                 match service.state {
-                    State::Up | State::Opening => self.add_settings(now, place, Purpose::Add { key, again: false }),
                     State::Asking => service.state = State::Waiting,
+                    state if service.has_left() || matches!(state, State::Opening | State::Up) => {
+                        self.add_settings(now, place, Purpose::Add { key, again: false });
+                    }
                     _ => {}
                 }
             }

@@ -5,12 +5,15 @@
 //! renews measured values is a write of one of them, a Proxy message of the device for the service, or its Status. A write of a setting or a
 //! command, which may be anybody's, only shows that the service is there; a write that is not the device's does not even show that.
 
+use std::sync::Arc;
+
 use log::Level;
 
 use super::Devices;
+use super::catalogue::ItemSpec;
 use super::model::{Device, Place, Service, Silence, State};
 use super::options::Stale;
-use super::service::Exported;
+use super::service::{Exported, is_measured};
 use super::steps::{Changed, Refusal};
 use crate::bridge::notes::Kind;
 use crate::bridge::topic::Incoming;
@@ -116,8 +119,10 @@ impl Devices {
     fn expire(&mut self, place: Place) -> Vec<Box<str>> {
         let mut pending = self.service_mut(place).map(|service| std::mem::take(&mut service.pending)).unwrap_or_default();
         pending.retain(|(path, _)| self.is_by_hand(place, path));
+        let mut restored = self.service_mut(place).map(|service| std::mem::take(&mut service.restored)).unwrap_or_default();
+        restored.retain(|(path, _)| self.service(place).is_some_and(|service| !self.is_measured(service, path)));
         let Some(service) = self.service_mut(place) else { return Vec::new() };
-        (service.pending, service.restored) = (pending, Vec::new());
+        (service.pending, service.restored) = (pending, restored);
         (service.expired, service.restored_until, service.restored_from) = (true, None, None);
         service.exported.as_mut().map(Exported::expire).unwrap_or_default()
     }
@@ -168,14 +173,23 @@ impl Devices {
     /// Whether people and programs write this item too, and not only the device.
     pub(super) fn is_by_hand(&self, place: Place, path: &str) -> bool {
         let Some(service) = self.service(place) else { return true };
-        let spec = match &service.exported {
+        self.spec_of(service, path).is_none_or(|spec| spec.kept || spec.command)
+    }
+
+    /// Whether an item of a service holds what its device measures.
+    pub(super) fn is_measured(&self, service: &Service, path: &str) -> bool {
+        self.spec_of(service, path).is_some_and(|spec| is_measured(path, &spec))
+    }
+
+    /// What is known of an item that can be written, whether or not the service has its items yet.
+    fn spec_of(&self, service: &Service, path: &str) -> Option<Arc<ItemSpec>> {
+        match &service.exported {
             Some(exported) => exported.spec_to_be(path),
             None => self.catalogue.service_type(&service.kind).and_then(|kind| {
                 let typed = kind.items.iter().find(|(known, _)| **known == *path).map(|(_, spec)| spec.clone());
                 typed.or_else(|| kind.family_of(path).into_iter().find(|(known, _)| **known == *path).map(|(_, spec)| spec))
             }),
-        };
-        spec.is_none_or(|spec| spec.kept || spec.command)
+        }
     }
 
     /// Writes an item, or has a value that it can have wait while the service is away for its silence.
@@ -222,12 +236,12 @@ impl Devices {
 
     /// Shows the values of before the restart.
     pub(super) fn apply_restored(&mut self, now: Time, place: Place) {
+        // without an end its device has vouched for them already, or what it measured is not among them
+        if self.service(place).is_some_and(|service| service.restored_until.is_some_and(|until| until <= now)) {
+            self.expire(place);
+        }
         let Some(service) = self.service_mut(place) else { return };
         let restored = std::mem::take(&mut service.restored);
-        // without an end its device has vouched for them already
-        if service.restored_until.is_some_and(|until| until <= now) {
-            return;
-        }
         let name = service.bus_name();
         let Some(exported) = &mut service.exported else { return };
         let mut wrong = Vec::new();

@@ -91,6 +91,8 @@ fn parse_request(topics: &Topics, fields: &[(Box<str>, Value)]) -> Result<Reques
         Some(Value::Bool(connected)) => *connected,
         Some(Value::Int(1)) => true,
         Some(Value::Int(0)) => false,
+        Some(Value::Double(number)) if *number == 1.0 => true,
+        Some(Value::Double(number)) if *number == 0.0 => false,
         Some(_) => return Err("connected is neither 1 nor 0".into()),
         None => return Err("connected is missing; send 1 to register, 0 to leave".into()),
     };
@@ -262,6 +264,10 @@ mod tests {
         {
             let payload = format!(r#"{{"connected":true,"version":{version},"services":{{"t":"tank"}}}}"#);
             assert_eq!(&*registration(&payload).version, expected);
+        }
+        for (connected, leaves) in [("1.0", false), ("1.", false), ("1e0", false), ("0.0", true), ("0.", true), ("0e0", true)] {
+            let request = parse(&format!(r#"{{"connected":{connected},"services":{{"t":"tank"}}}}"#)).unwrap().request;
+            assert_eq!(request == Request::Leave, leaves, "{connected}");
         }
         let with_will = |will: &str| registration(&format!(r#"{{"connected":1,"services":{{"t":"tank"}},{will}}}"#)).will;
         let will = |value: &str| Some(Will { topic: "tele/plug/LWT".into(), value: value.into() });

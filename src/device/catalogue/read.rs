@@ -1,6 +1,6 @@
 //! What stands below a type's name becomes its items. Every mistake is told, each with its line; an item with one is left out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use indexmap::IndexMap;
@@ -35,8 +35,8 @@ const NAME_MAX: usize = 100;
 /// What a path ends in that holds a text although nothing says so.
 const TEXTS: [&str; 5] = ["Name", "Serial", "Version", "Model", "Role"];
 
-/// Reads a type or a group.
-pub fn items(name: &str, node: &Node, find_group: FindGroup<'_>, wrong: &mut Vec<Wrong>) -> Items {
+/// Reads a type or a group. What is taken, but not as it is written, is among the `remarks`.
+pub fn items(name: &str, node: &Node, find_group: FindGroup<'_>, wrong: &mut Vec<Wrong>, remarks: &mut Vec<Wrong>) -> Items {
     let empty = Vec::new();
     let entries = match &node.what {
         What::Map(entries) => entries,
@@ -62,7 +62,7 @@ pub fn items(name: &str, node: &Node, find_group: FindGroup<'_>, wrong: &mut Vec
             Err(Wrong { line, text }) => wrong.push(Wrong { line, text: format!("{}/{INCLUDE}: {text}", escape(name)) }),
         }
     }
-    let own = own_items(name, &entries, wrong);
+    let own = own_items(name, &entries, wrong, remarks);
     all.extend(own);
     all
 }
@@ -81,13 +81,24 @@ fn include(value: &Node, find_group: FindGroup<'_>) -> Result<Items, Wrong> {
     Ok(all)
 }
 
-fn own_items(name: &str, entries: &[&(Key, Node)], wrong: &mut Vec<Wrong>) -> Items {
+fn own_items(name: &str, entries: &[&(Key, Node)], wrong: &mut Vec<Wrong>, remarks: &mut Vec<Wrong>) -> Items {
     let mut own = Items::new();
-    for (key, value) in entries {
+    let at = |key: &Key| format!("{}/{}", escape(name), escape_to(key.text.trim_start_matches('/'), 100));
+    // the place of the last entry of each key
+    let last: HashMap<&str, usize> = entries.iter().enumerate().map(|(n, (key, _))| (&*key.text, n)).collect();
+    for (n, (key, value)) in entries.iter().enumerate() {
         if wrong.len() > MISTAKES_MAX {
             break;
         }
-        let read = read_item(key, value).and_then(|read| {
+        if last.get(&*key.text).is_some_and(|last| *last != n) {
+            remarks.push(Wrong {
+                line: key.line,
+                text: format!("{}: it is there again below, and the last one counts; remove this", at(key)),
+            });
+            continue;
+        }
+        let mut found = Vec::new();
+        let read = read_item(key, value, &mut found).and_then(|read| {
             let known = read.iter().find(|(path, _)| own.contains_key(path.as_str()));
             match known {
                 Some((path, _)) => Err(Wrong { line: key.line, text: format!("{path} is there already; remove the one or the other") }),
@@ -96,11 +107,9 @@ fn own_items(name: &str, entries: &[&(Key, Node)], wrong: &mut Vec<Wrong>) -> It
         });
         match read {
             Ok(read) => own.extend(read.into_iter().map(|(path, spec)| (path.into(), spec))),
-            Err(Wrong { line, text }) => {
-                let text = format!("{}/{}: {text}", escape(name), escape_to(key.text.trim_start_matches('/'), 100));
-                wrong.push(Wrong { line, text });
-            }
+            Err(Wrong { line, text }) => wrong.push(Wrong { line, text: format!("{}: {text}", at(key)) }),
         }
+        remarks.extend(found.into_iter().map(|Wrong { line, text }| Wrong { line, text: format!("{}: {text}", at(key)) }));
         if own.len() > PATHS_MAX {
             let text = format!("{}: it has more than {PATHS_MAX} items; write fewer", escape(name));
             wrong.push(Wrong { line: key.line, text });
@@ -110,13 +119,19 @@ fn own_items(name: &str, entries: &[&(Key, Node)], wrong: &mut Vec<Wrong>) -> It
     own
 }
 
-/// The paths of one entry, each with its item; entries that differ in nothing share one.
-fn read_item(key: &Key, value: &Node) -> Result<Vec<(String, Arc<ItemSpec>)>, Wrong> {
-    let given = given(value)?;
+/// The paths of one entry, each with its item; entries that differ in nothing share one. What is taken, but not as it is written, is among
+/// the `remarks`.
+fn read_item(key: &Key, value: &Node, remarks: &mut Vec<Wrong>) -> Result<Vec<(String, Arc<ItemSpec>)>, Wrong> {
+    let given = given(value, remarks)?;
     let paths = pattern::expand(&key.text).map_err(|text| Wrong { line: key.line, text })?;
     let mut items: Vec<(String, Arc<ItemSpec>)> = Vec::with_capacity(paths.len());
     for path in paths {
-        let spec = spec(&path, &given)?;
+        let mut found = Vec::new();
+        let spec = spec(&path, &given, &mut found)?;
+        // once, however many paths the entry stands for
+        if items.is_empty() {
+            remarks.append(&mut found);
+        }
         if spec.kept {
             let node = given.get("persist").or(given.get("setting"));
             pattern::check_kept(&path).map_err(|text| Wrong { line: node.map_or(key.line, |node| node.line), text })?;
@@ -129,7 +144,7 @@ fn read_item(key: &Key, value: &Node) -> Result<Vec<(String, Arc<ItemSpec>)>, Wr
 
 type Given<'n> = BTreeMap<&'static str, &'n Node>;
 
-fn given(value: &Node) -> Result<Given<'_>, Wrong> {
+fn given<'n>(value: &'n Node, remarks: &mut Vec<Wrong>) -> Result<Given<'n>, Wrong> {
     let mut given = Given::new();
     let entries = match &value.what {
         What::Map(entries) => entries,
@@ -146,16 +161,22 @@ fn given(value: &Node) -> Result<Given<'_>, Wrong> {
             return Err(Wrong { line: key.line, text });
         };
         if given.insert(known, node).is_some() {
-            return Err(Wrong { line: key.line, text: format!("`{known}` is there already; remove the one or the other") });
+            remarks.push(Wrong { line: key.line, text: format!("`{known}` is there already; the last one counts; remove the other") });
         }
     }
+    // no format is as good as none
+    given.retain(|key, node| *key != "format" || !(node.is_nothing() || node.text() == Some("")));
     Ok(given)
 }
 
-fn spec(path: &str, given: &Given<'_>) -> Result<ItemSpec, Wrong> {
+fn spec(path: &str, given: &Given<'_>, remarks: &mut Vec<Wrong>) -> Result<ItemSpec, Wrong> {
     let default = given.get("default").map_or(Ok(Value::Invalid), |node| node.value())?;
     let format = match given.get("format") {
-        Some(node) => Format::parse(text(node, "format")?).map_err(|text| wrong(node, format!("`format`: {text}")))?,
+        Some(node) => {
+            let (format, remark) = Format::parse(text(node, "format")?).map_err(|text| wrong(node, format!("`format`: {text}")))?;
+            remarks.extend(remark.map(|text| wrong(node, format!("`format`: {text}"))));
+            format
+        }
         None if path == "/ProductId" => Format::hex(),
         None => Format::default(),
     };
@@ -245,9 +266,15 @@ fn suits(style: Style, kind: Kind) -> bool {
 }
 
 fn limits(given: &Given<'_>, spec: &ItemSpec) -> Result<(Value, Value), Wrong> {
+    let has_limits = is_number(spec.kind) || spec.kind == Kind::TextOrNumber;
+    // dbus-mqtt-devices has them as the defaults of every setting
+    let is_none = |key| given.get(key).is_none_or(|node| matches!(node.value(), Ok(Value::Invalid | Value::Int(0))));
+    if !has_limits && is_none("min") && is_none("max") {
+        return Ok((Value::Invalid, Value::Invalid));
+    }
     let limit = |key: &str| {
         let Some(node) = given.get(key) else { return Ok(Value::Invalid) };
-        if !is_number(spec.kind) && spec.kind != Kind::TextOrNumber {
+        if !has_limits {
             return Err(wrong(node, format!("`{key}`: only a number has limits; remove it, or correct `type`")));
         }
         // a text among numbers has no limits

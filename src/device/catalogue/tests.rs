@@ -302,6 +302,30 @@ fn services_yml_as_it_is() {
     assert_eq!((cups.kept, &cups.min, &cups.max), (true, &Value::Invalid, &Value::Invalid), "0 and 0 are no limits");
 }
 
+/// What Python takes, and what would cost more than it is worth.
+#[test]
+fn services_yml_of_others() {
+    let (catalogue, mistakes) = added(
+        "kettle:\n  Name: {default: Tea, persist: true, min: 0, max: 0}\n  Room: {type: s, min: 0, max: null}\n  Roles: {type: as, min: 0, max: 0}\n  \
+         A: {default: 1.5, format: ''}\n  B: {default: 2, format: null}\n  \
+         C: {default: 1, default: 2}\n  D: {default: 1}\n  D: {default: 3}\n  E[1..2]: {default: 1.5, format: '{:5.1f} W'}\n",
+    );
+    assert_eq!(
+        mistakes,
+        [
+            "my.yml:7: kettle/C: `default` is there already; the last one counts; remove the other",
+            "my.yml:8: kettle/D: it is there again below, and the last one counts; remove this",
+            "my.yml:10: kettle/E[1..2]: `format`: {:5.1f} is shown as {}; write {}, {:.2f}, {:d} or {:X}",
+        ]
+    );
+    let name = spec_of(&catalogue, "kettle", "/Name");
+    assert_eq!((name.kind, &name.min, &name.max), (Kind::Text, &Value::Invalid, &Value::Invalid));
+    for (path, default) in [("/A", Value::Double(1.5)), ("/B", Value::Int(2)), ("/C", Value::Int(2)), ("/D", Value::Int(3))] {
+        assert_eq!(spec_of(&catalogue, "kettle", path).default, default, "{path}");
+    }
+    assert_eq!(spec_of(&catalogue, "kettle", "/E2").text(&Value::Double(1.5)), "1.5 W");
+}
+
 #[test]
 fn limits_of_a_text_or_number() {
     let (catalogue, mistakes) = added("grid:\n  DeviceType: {default: 0, min: 0, max: 2, persist: true}\n");
@@ -378,7 +402,6 @@ fn paths_and_keys_that_are_not_known() {
             "bad:\n  A: {colour: 1}",
             "2: bad/A: unknown key `colour`; known: default, description, format, persist, setting, min, max, type, command, writable, names",
         ),
-        ("bad:\n  A: {min: 1, min: 2}", "2: bad/A: `min` is there already; remove the one or the other"),
         ("bad:\n  A:\n  B: 5", "3: bad/B: must be a mapping; write `default:` and what else it has as keys below it"),
         ("bad:\n  A:\n  /A: {type: i}", "3: bad/A: /A is there already; remove the one or the other"),
         (
@@ -401,7 +424,7 @@ fn values_that_cannot_be() {
             "bad:\n  A:\n    type: bool",
             "3: bad/A: `type`: must be i (integer), d (double), n (either), s (text), sn (text or number), as (texts) or ad (doubles)",
         ),
-        ("bad:\n  A:\n    default: 5\n    format: '{:g}'", "4: bad/A: `format`: {:g} is not known; write {}, {:.2f}, {:d} or {:X}"),
+        ("bad:\n  A:\n    default: 5\n    format: '{:q}'", "4: bad/A: `format`: {:q} is not known; write {}, {:.2f}, {:d} or {:X}"),
         ("bad:\n  A: {format: W}", "2: bad/A: `format`: it has no {}, where the value goes; write {}, {:.2f}, {:d} or {:X}"),
         ("bad:\n  A: {format: [1]}", "2: bad/A: `format`: must be a text"),
         ("bad:\n  A: {type: s, format: '{:.1f}'}", "2: bad/A: `format`: it does not suit the item's type; write {} or correct `type`"),

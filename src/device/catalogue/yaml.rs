@@ -2,7 +2,7 @@
 //! nobody asks for is never parsed.
 //!
 //! Refused: anchors, aliases, tags, control characters, and nesting deeper than a catalogue's. A plain scalar means what it means to
-//! Python's YAML (`yes` is true, `0xA163` a number).
+//! Python's YAML (`yes` is true, `0xA163` and `017` are numbers, `1e3` is a text).
 
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle};
 
@@ -137,36 +137,79 @@ fn is_null(text: &str) -> bool {
 }
 
 fn plain(text: &str) -> Value {
-    let is = |words: [&str; 3]| words.iter().any(|word| text.eq_ignore_ascii_case(word));
-    if is(["true", "yes", "on"]) {
-        return Value::Bool(true);
+    match text {
+        "true" | "True" | "TRUE" | "yes" | "Yes" | "YES" | "on" | "On" | "ON" => Value::Bool(true),
+        "false" | "False" | "FALSE" | "no" | "No" | "NO" | "off" | "Off" | "OFF" => Value::Bool(false),
+        _ => number(text).unwrap_or_else(|| Value::Str(text.into())),
     }
-    if is(["false", "no", "off"]) {
-        return Value::Bool(false);
-    }
-    number(text).unwrap_or_else(|| Value::Str(text.into()))
 }
 
+/// The number that a scalar is to PyYAML: as in YAML 1.1 (octal with a leading zero, binary, base 60), but an exponent needs a point before
+/// it and a sign, and a number that begins with its point has no sign.
 fn number(text: &str) -> Option<Value> {
-    let (negative, digits) = match text.strip_prefix('-') {
-        Some(digits) => (true, digits),
-        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let (is_signed, negative) = (unsigned.len() < text.len(), text.starts_with('-'));
+    if let Some(n) = integer(unsigned) {
+        return Some(Value::Int(if negative { -n } else { n }));
+    }
+    let double = match unsigned {
+        ".inf" | ".Inf" | ".INF" => f64::INFINITY,
+        ".nan" | ".NaN" | ".NAN" if !is_signed => f64::NAN,
+        _ if is_signed && unsigned.starts_with('.') => return None,
+        _ => double(unsigned)?,
     };
-    if !digits.starts_with(|c: char| c.is_ascii_digit() || c == '.') {
-        return None;
+    Some(Value::Double(if negative { -double } else { double }))
+}
+
+fn integer(text: &str) -> Option<i64> {
+    if text.contains(':') {
+        return base_60(text).filter(|_| !text.starts_with('0'));
     }
-    let digits = digits.replace('_', "");
-    if let Some(hex) = digits.strip_prefix("0x") {
-        let n = i64::from_str_radix(hex, 16).ok()?;
-        return Some(Value::Int(if negative { -n } else { n }));
+    let (digits, radix) = match (text.strip_prefix("0b"), text.strip_prefix("0x"), text.strip_prefix('0')) {
+        (Some(digits), ..) => (digits, 2),
+        (_, Some(digits), _) => (digits, 16),
+        (.., Some("")) => return Some(0),
+        (.., Some(digits)) => (digits, 8),
+        _ if text.starts_with('_') => return None,
+        _ => (text, 10),
+    };
+    let digits = digits.chars().filter(|c| *c != '_');
+    let digits: String = digits.map(|c| c.is_digit(radix).then_some(c)).collect::<Option<_>>()?;
+    // a zero and `_` alone
+    if digits.is_empty() && radix == 8 { Some(0) } else { i64::from_str_radix(&digits, radix).ok() }
+}
+
+/// `1:30`: minutes and seconds, or more.
+fn base_60(text: &str) -> Option<i64> {
+    let mut parts = text.split(':');
+    let first = parts.next().filter(|first| first.starts_with(|c: char| c.is_ascii_digit()) && is_digits(first))?;
+    let mut sum: i64 = first.replace('_', "").parse().ok()?;
+    for part in parts {
+        let is_part = (1..=2).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_digit());
+        let part: i64 = part.parse().ok().filter(|part| is_part && *part < 60)?;
+        sum = sum.checked_mul(60)?.checked_add(part)?;
     }
-    if digits.bytes().all(|b| b.is_ascii_digit()) {
-        // 017 is octal to some and not to others: it stays a text
-        let n: i64 = digits.parse().ok().filter(|_| digits.len() == 1 || !digits.starts_with('0'))?;
-        return Some(Value::Int(if negative { -n } else { n }));
+    Some(sum)
+}
+
+fn double(text: &str) -> Option<f64> {
+    let (mantissa, exponent) = text.split_once(['e', 'E']).map_or((text, None), |(mantissa, exponent)| (mantissa, Some(exponent)));
+    let (whole, fraction) = mantissa.split_once('.').filter(|(_, fraction)| is_digits(fraction))?;
+    if whole.contains(':') {
+        let fraction: f64 = format!("0.{}", fraction.replace('_', "")).parse().ok()?;
+        return base_60(whole).filter(|_| exponent.is_none()).map(|whole| whole as f64 + fraction);
     }
-    let double: f64 = digits.parse().ok()?;
-    double.is_finite().then_some(Value::Double(if negative { -double } else { double }))
+    let begins = if whole.is_empty() { fraction } else { whole };
+    let is_exponent = exponent.is_none_or(|exponent| {
+        let digits = exponent.strip_prefix(['+', '-']).unwrap_or_default();
+        !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
+    });
+    let is_number = begins.starts_with(|c: char| c.is_ascii_digit()) && is_digits(whole) && is_exponent;
+    if is_number { text.replace('_', "").parse().ok() } else { None }
+}
+
+fn is_digits(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_digit() || b == b'_')
 }
 
 /// The tree so far: what is finished, and what is still open around it.
@@ -300,17 +343,47 @@ mod tests {
             ("0xA163", Value::Int(0xa163)),
             ("0", Value::Int(0)),
             ("0.1", Value::Double(0.1)),
-            ("-.5", Value::Double(-0.5)),
-            ("1e3", Value::Double(1000.0)),
-            ("017", Value::Str("017".into())),
-            ("12:30", Value::Str("12:30".into())),
-            (".inf", Value::Str(".inf".into())),
+            // as PyYAML 6 has them
+            (".5", Value::Double(0.5)),
+            ("-.5", Value::Str("-.5".into())),
+            ("._5", Value::Str("._5".into())),
+            ("5.", Value::Double(5.0)),
+            ("0.1_2", Value::Double(0.12)),
+            ("1e3", Value::Str("1e3".into())),
+            ("1.5e3", Value::Str("1.5e3".into())),
+            ("1.5e+3", Value::Double(1500.0)),
+            ("1.E-1", Value::Double(0.1)),
+            (".5e+1", Value::Double(5.0)),
             ("1e999", Value::Str("1e999".into())),
+            ("1.0e+999", Value::Double(f64::INFINITY)),
+            ("017", Value::Int(15)),
+            ("-017", Value::Int(-15)),
+            ("0_", Value::Int(0)),
+            ("-0", Value::Int(0)),
+            ("08", Value::Str("08".into())),
+            ("0o17", Value::Str("0o17".into())),
+            ("0b101", Value::Int(5)),
+            ("0b-1", Value::Str("0b-1".into())),
+            ("0x", Value::Str("0x".into())),
+            ("_1", Value::Str("_1".into())),
+            ("1__0", Value::Int(10)),
+            ("1:30", Value::Int(90)),
+            ("-1:30", Value::Int(-90)),
+            ("1:2:3", Value::Int(3723)),
+            ("01:30", Value::Str("01:30".into())),
+            ("1:90", Value::Str("1:90".into())),
+            ("1:+3", Value::Str("1:+3".into())),
+            ("01:30.5", Value::Double(90.5)),
+            (".inf", Value::Double(f64::INFINITY)),
+            ("-.INF", Value::Double(f64::NEG_INFINITY)),
+            ("-.nan", Value::Str("-.nan".into())),
+            ("yEs", Value::Str("yEs".into())),
             ("y", Value::Str("y".into())),
             ("'5'", Value::Str("5".into())),
             ("\"yes\"", Value::Str("yes".into())),
         ] {
             assert_eq!(Chunk { text, line: 1 }.parse().unwrap().value().unwrap(), value, "{text}");
         }
+        assert!(matches!(number(".nan"), Some(Value::Double(nan)) if nan.is_nan()));
     }
 }
