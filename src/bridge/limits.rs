@@ -47,7 +47,7 @@ pub const SWEEP_SURE: usize = 16;
 /// Parts that wait to be asked for.
 pub const SWEEP_PARTS: usize = 512;
 /// Parts of one pass, beyond which none is divided any more: each takes a round trip.
-pub const SWEEP_ASKED: usize = 4096;
+pub const SWEEP_ASKED: usize = 2048;
 /// Numbers that a part asks for beside the known ones: as many filters, in a packet of a few kilobytes.
 pub const SWEEP_NUMBERS: usize = 64;
 
