@@ -1,7 +1,5 @@
 //! Section 1: how services are found, followed and forgotten.
 
-use std::time::Duration;
-
 use venus_mqtt_integration::{Part, Rig, Setup, empty_array, invalid, item, items, items::Item};
 
 use crate::{BATTERY, TANK, battery, tank};
@@ -112,7 +110,7 @@ fn a_mute_service_that_comes_to_life_is_found() {
     rig.fake().await_call(BATTERY, "GetItems /");
     rig.fake().behave(BATTERY, "*", "answer");
     let topic = mqtt.topic('N', "battery/512/Soc");
-    mqtt.wait_within("the battery", Duration::from_secs(90), |messages| {
+    mqtt.wait_within("the battery", venus_mqtt_integration::DEADLINE * 3, |messages| {
         messages.iter().any(|message| message.topic == topic).then_some(())
     });
 }

@@ -407,7 +407,7 @@ fn refuse(mut stream: TcpStream) -> Option<()> {
 }
 
 fn serves_again(mqtt: &Client) {
-    eventually("it serves again", Duration::from_secs(90), || {
+    eventually("it serves again", DEADLINE * 3, || {
         mqtt.keepalive("");
         mqtt.barrier();
         mqtt.since().iter().any(|message| message.topic.ends_with("full_publish_completed")).then_some(())
@@ -464,7 +464,7 @@ fn a_refused_message_is_found_beside_a_takeover() {
         let other = rival(&rig);
         eventually("the bridge is back", Duration::from_secs(60), || other.is_closed().then_some(()));
     }
-    let line = eventually("the message", Duration::from_secs(90), || {
+    let line = eventually("the message", DEADLINE * 3, || {
         mqtt.keepalive("");
         rig.log(Part::Bridge).lines().find(|line| line.contains("is left out")).map(str::to_owned)
     });

@@ -87,19 +87,21 @@ fn a_broker_that_stops_is_noticed_within_35_s() {
 /// end, and the connection stays.
 #[test]
 fn a_slow_link_settles_with_the_latest_values() {
-    let (mut rig, proxy, paths) = proxied(Setup::default(), 200);
+    // awake however long it takes on this machine
+    let (mut rig, proxy, paths) = proxied(Setup::default().bridge("always_on = true"), 200);
     proxy.limit(2000);
     let mqtt = rig.awake();
     rig.fake().flood(TANK, &paths, 2000, Duration::from_millis(10));
     for n in 0..3 {
-        let began = Instant::now();
         mqtt.write("battery/512/Soc", format!(r#"{{"value":{n}}}"#));
         eventually("the write is carried out", DEADLINE, || (rig.fake().calls_of(BATTERY, "SetValue").len() > n).then_some(()));
         mqtt.mark();
         mqtt.read("battery/512/Dc/0/Voltage");
         let answer = mqtt.topic('N', "battery/512/Dc/0/Voltage");
         mqtt.wait_within("the answer", DEADLINE, |messages| messages.iter().any(|message| message.topic == answer).then_some(()));
-        assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+        // behind what was on the link, which is a window, and not behind all that waits
+        let before = mqtt.since().iter().position(|message| message.topic == answer);
+        assert!(before.is_some_and(|before| before < 150), "{before:?}");
     }
     let last = eventually("the flood is over", Duration::from_secs(60), || {
         let last = f64::try_from(&rig.fake().value(TANK, "/Flood/199").ok()?).ok()?;
@@ -108,7 +110,7 @@ fn a_slow_link_settles_with_the_latest_values() {
     let wanted = format!(r#"{{"value":{last:?}}}"#);
     for path in &paths {
         let topic = mqtt.topic('N', &format!("tank/3{path}"));
-        mqtt.wait_within(path, Duration::from_secs(60), |messages| {
+        mqtt.wait_within(path, DEADLINE, |messages| {
             messages.iter().any(|message| message.topic == topic && message.text() == wanted).then_some(())
         });
     }
@@ -131,7 +133,7 @@ fn a_sweep_on_a_slow_link_holds_up_no_request() {
         eventually("the write is carried out", DEADLINE, || (rig.fake().calls_of(BATTERY, "SetValue").len() > n).then_some(()));
     }
     let gone = mqtt.topic('N', "gone/0/X");
-    mqtt.wait_within("the stale topic is cleared", Duration::from_secs(90), |messages| {
+    mqtt.wait_within("the stale topic is cleared", DEADLINE * 3, |messages| {
         messages.iter().any(|message| message.topic == gone && message.payload.is_empty()).then_some(())
     });
 }
@@ -162,7 +164,7 @@ fn a_broker_that_answers_no_subscribe_is_left() {
     });
     rig.start(Part::Bridge);
     for _ in 0..2 {
-        connections.recv_timeout(Duration::from_secs(90)).expect("another connection");
+        connections.recv_timeout(DEADLINE * 3).expect("another connection");
     }
     rig.await_log(Part::Bridge, "it does not answer a SUBSCRIBE");
 }
