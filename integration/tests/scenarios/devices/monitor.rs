@@ -5,6 +5,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     thread,
+    time::{Duration, Instant},
 };
 
 use venus_mqtt_integration::{DEADLINE, Rig, eventually};
@@ -38,7 +39,11 @@ impl Monitor {
     }
 
     pub fn await_line(&self, line: &str) {
-        eventually(&format!("{line:?} of the monitor"), DEADLINE, || self.lines().iter().any(|said| said == line).then_some(()));
+        let end = Instant::now() + DEADLINE;
+        while !self.lines().iter().any(|said| said == line) {
+            assert!(Instant::now() < end, "not within {DEADLINE:?}: {line:?} of the monitor, which said {:?}", self.lines());
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// The sum it has said last.
