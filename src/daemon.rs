@@ -10,6 +10,7 @@ mod turn;
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
+use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -50,7 +51,7 @@ const SERVICE_BUDGET: usize = 64;
 /// The good-bye takes no longer than this; the whole end has two seconds.
 const GOODBYE: Duration = Duration::from_millis(1700);
 
-/// The registry on disk is given this long at the end.
+/// The registry on disk is given this long at the end, and what is left of [`GOODBYE`]: an fsync on a worn card takes its time.
 const REMEMBER: Duration = Duration::from_millis(250);
 
 /// The queues of measurements, when another configuration goes on with them: an fsync on a worn card takes its time.
@@ -147,6 +148,7 @@ async fn set_up(config: &Config, unwritten: &mut Unwritten, supervisor: Supervis
         next_token: 0,
         supervisor,
         unfinished: false,
+        end_by: Instant::now(),
         longest_turn: None,
         turn: None,
         began: Instant::now(),
@@ -217,6 +219,8 @@ struct Daemon {
     supervisor: Supervisor,
     /// Calls or messages wait to be sent: the last turn's time was up.
     unfinished: bool,
+    /// Once the end has begun: what takes longer is given up then.
+    end_by: Instant,
     /// Since the last summary.
     longest_turn: Option<Turn>,
     turn: Option<Turn>,
@@ -588,6 +592,7 @@ impl Daemon {
         self.devices.shut_down();
         self.measures.shut_down();
         let deadline = Instant::now() + GOODBYE;
+        self.end_by = deadline;
         let last_answer = Instant::now() + LAST_ANSWER;
         let (mut said, mut linked) = (false, true);
         let mut reconnecting = self.bridge.left_retained() > 0;
@@ -665,7 +670,17 @@ impl Daemon {
         let unwritten = self.http.finish(over).await;
         if let Some(mut store) = self.store.take() {
             store.save(self.devices.last_registry(now, unix()));
-            let _ = tokio::time::timeout(REMEMBER, store.finish()).await;
+            let mut finished = pin!(store.finish());
+            let is_written = tokio::time::timeout(REMEMBER, &mut finished).await.is_ok()
+                || tokio::select! {
+                    () = finished => true,
+                    () = tokio::time::sleep_until(self.end_by.into()) => false,
+                    // the second stop
+                    _ = signals.stop() => false,
+                };
+            if !is_written {
+                log::warn!("the disk is too slow: the registry of devices is as it was written last, without the values of this stop");
+            }
         }
         unwritten
     }
