@@ -1,6 +1,7 @@
 //! A device that dies: nobody goes on with its last value, however it died, and a restart of the daemon loses none that is wanted.
 
 use std::{
+    process::Command,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -180,6 +181,27 @@ fn a_genset_runs_through_a_restart() {
     rig.kill(Part::Bridge);
     rig.start_bridge();
     monitor.await_line(&format!("there {genset} 0"));
+}
+
+/// Each write to disk takes 0.8 s, as on a worn card: the last one is waited for.
+#[test]
+fn a_slow_disk_takes_the_values_of_a_stop() {
+    const SLOW: &str =
+        "#include <sys/syscall.h>\n#include <unistd.h>\nint fsync(int file) { usleep(400000); return syscall(SYS_fsync, file); }\n";
+    let mut rig = Rig::new(Setup::devices().device("restore_values = 60").env("LD_PRELOAD", "{dir}/slow.so"));
+    let [source, library] = ["slow.c", "slow.so"].map(|name| rig.dir().join(name));
+    std::fs::write(&source, SLOW).expect("the rig's folder takes files");
+    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-D_GNU_SOURCE", "-o"]).args([&library, &source]).status();
+    assert!(compiled.expect("cc").success());
+    rig.start_bridge();
+    let device = Device::connect(&rig, "g");
+    device.register(r#"{"g1": "genset"}"#);
+    let genset = name("genset", "g", "g1");
+    device.proxy(r#"{"g1": {"StatusCode": 8}}"#);
+    rig.fake().await_shown(&genset, "/StatusCode", "i 8");
+    assert_eq!(rig.stop(Part::Bridge), Ended::Code(0));
+    rig.start_bridge();
+    rig.fake().await_shown(&genset, "/StatusCode", "i 8");
 }
 
 /// The bus crashes, and the bridge ends with it: its supervisor starts it again, and the values are there.
