@@ -51,7 +51,7 @@ const SERVICE_BUDGET: usize = 64;
 /// The good-bye takes no longer than this; the whole end has two seconds.
 const GOODBYE: Duration = Duration::from_millis(1700);
 
-/// The registry on disk is given this long at the end, and what is left of [`GOODBYE`]: an fsync on a worn card takes its time.
+/// Least time to write the registry at shutdown; it also gets what is left of [`GOODBYE`]. An fsync on a worn card is slow.
 const REMEMBER: Duration = Duration::from_millis(250);
 
 /// The queues of measurements, when another configuration goes on with them: an fsync on a worn card takes its time.
@@ -219,7 +219,7 @@ struct Daemon {
     supervisor: Supervisor,
     /// Calls or messages wait to be sent: the last turn's time was up.
     unfinished: bool,
-    /// Once the end has begun: what takes longer is given up then.
+    /// During shutdown, when the daemon stops waiting for the broker and the disk.
     end_by: Instant,
     /// Since the last summary.
     longest_turn: Option<Turn>,
@@ -679,7 +679,9 @@ impl Daemon {
                     _ = signals.stop() => false,
                 };
             if !is_written {
-                log::warn!("the disk is too slow: the registry of devices is as it was written last, without the values of this stop");
+                log::warn!(
+                    "the registry of devices was not written in time at this stop: devices return as of the last write, and values for `restore_values` are lost; check the disk of `state_dir`"
+                );
             }
         }
         unwritten

@@ -460,7 +460,7 @@ impl Bridge {
             } else if found > 0 {
                 self.notes.add(Level::Warn, || {
                     format!(
-                        "retained values that nobody stands for are still found after {pass} passes: the broker does not take the empty messages that clear them, or another client publishes below {}",
+                        "stale retained values are still found after {pass} passes: the broker does not accept the empty messages that clear them, or another client publishes below {}",
                         self.topics.notification("#")
                     )
                 });

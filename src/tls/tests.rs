@@ -236,7 +236,7 @@ fn certificates_that_are_refused_are_explained() {
         ),
         (
             signed(as_it_is, |params| params.subject_alt_names.clear()),
-            "the certificate is not for broker.test, but for nobody: subjectAltName has no DNS name and no IP address; to accept this very certificate under any name, put it into `ca_file`",
+            "the certificate is not for broker.test, and names no host: subjectAltName has no DNS name and no IP address; to accept this very certificate under any name, put it into `ca_file`",
         ),
         (
             signed(as_it_is, |params| params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained)),
@@ -327,7 +327,7 @@ fn names_of_other_kinds() {
         ),
         ("127.0.0.1", vec![dns("127.0.0.2"), SanType::IpAddress([127, 0, 0, 3].into())], "127.0.0.1, but for 127.0.0.2, 127.0.0.3"),
         ("broker.test", [others(), vec![dns("a.test")], others()].concat(), "broker.test, but for a.test"),
-        ("broker.test", others(), "broker.test, but for nobody: subjectAltName has no DNS name and no IP address"),
+        ("broker.test", others(), "broker.test, and names no host: subjectAltName has no DNS name and no IP address"),
     ] {
         let dir = Scratch::new();
         let (chain, key, ca) = signed(|_| {}, |params| params.subject_alt_names = names);

@@ -111,7 +111,7 @@ impl Server<'_> {
                     None => {
                         let names: Vec<_> = presented.iter().filter_map(|name| dns_name(name).or_else(|| ip_address(name))).collect();
                         match names.is_empty() {
-                            true => "but for nobody: subjectAltName has no DNS name and no IP address".into(),
+                            true => "and names no host: subjectAltName has no DNS name and no IP address".into(),
                             false => format!("but for {}", escape_to(&names.join(", "), NAMES_MAX)),
                         }
                     }
