@@ -82,7 +82,6 @@ impl Bridge {
         self.outbox.clear();
         self.is_online = false;
         if self.stopping {
-            self.mode = Mode::Bridge;
             return self.take_back(now);
         }
         self.mode = match self.options.enabled {
@@ -372,7 +371,11 @@ impl Bridge {
         }
     }
 
+    /// Also before it is known whether another bridge is there: what is published is from a connection on which this was the bridge.
     fn take_back(&mut self, now: Time) {
+        if matches!(self.mode, Mode::Down | Mode::Undecided { .. }) {
+            self.mode = Mode::Bridge;
+        }
         self.services.ids().into_iter().for_each(|id| self.enqueue_all(now, id));
         self.outbox.push_special(Special::Mode);
         self.outbox.push_special(Special::Status);
